@@ -1,0 +1,130 @@
+//! What a user writes: the map whose fixed point is the layer's output.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+/// One layer `f(z, context)` whose fixed point `z* = f(z*, context)` is the output of a [`Deq`](crate::Deq).
+///
+/// The state is flattened to `[batch, dim]`; [`StateLayout`](crate::StateLayout) maps tensors of other
+/// shapes to and from it. The context carries everything else that `f` reads and that stays
+/// constant during a solve: the injected input, memories, dropout masks, normalised weights.
+///
+/// `forward` must be a pure function of `z`, the parameters and the context. It is called many times per
+/// solve, again for each vector-Jacobian product of the backward solve and for the Jacobian penalty, and all of
+/// these must see the same function. Randomness and batch statistics therefore belong in the context.
+///
+/// Rows of the batch must not influence one another: the solvers treat every row as a problem of its own.
+pub trait EquilibriumCell: Module + Sync + 'static {
+    /// What `f` reads besides `z`.
+    type Context: CellContext;
+
+    /// Evaluates `f`.
+    ///
+    /// # Shapes
+    ///
+    /// - z: `[batch, dim]`
+    /// - output: `[batch, dim]`
+    fn forward(&self, z: Tensor<2>, context: &Self::Context) -> Tensor<2>;
+
+    /// Linearises `f` at `z` by hand, if the cell knows how.
+    ///
+    /// The returned closure maps a cotangent `u` to `J(z)^T u` (both `[batch, dim]`). It may keep the activations
+    /// of one evaluation and so saves the fresh forward pass that automatic differentiation needs for
+    /// every product (Burn keeps no graph after `backward`). The default, `None`, differentiates
+    /// [`forward`](Self::forward) automatically.
+    fn pullback(&self, _z: &Tensor<2>, _context: &Self::Context) -> Option<Pullback> {
+        None
+    }
+}
+
+/// A hand-written vector-Jacobian product at a fixed point of linearisation: `u -> J^T u`.
+pub type Pullback = Box<dyn Fn(Tensor<2>) -> Tensor<2> + Send + Sync>;
+
+/// The constant inputs of a cell during one solve.
+pub trait CellContext: Clone + Send + Sync + 'static {
+    /// The same values on the plain device: every float tensor through
+    /// [`Tensor::without_autodiff`].
+    ///
+    /// Solves run on this copy, so that they record no tape, and the backward hook's nested
+    /// graph must share no tracked tensor with the outer one.
+    fn without_autodiff(&self) -> Self;
+}
+
+impl CellContext for () {
+    fn without_autodiff(&self) -> Self {}
+}
+
+impl<const D: usize> CellContext for Tensor<D> {
+    fn without_autodiff(&self) -> Self {
+        self.clone().inner()
+    }
+}
+
+/// A cell and its context detached from every tape: the map that solvers iterate and that products differentiate.
+pub struct FrozenCell<C: EquilibriumCell> {
+    cell: C,
+    context: C::Context,
+}
+
+impl<C: EquilibriumCell> FrozenCell<C> {
+    /// Detaches `cell` and `context`. The values are shared, not copied.
+    pub fn new(cell: &C, context: &C::Context) -> Self {
+        Self {
+            cell: cell.valid(),
+            context: context.without_autodiff(),
+        }
+    }
+
+    /// Evaluates `f(z)` without recording a tape.
+    ///
+    /// # Shapes
+    ///
+    /// - z: `[batch, dim]`, on the plain device
+    /// - output: `[batch, dim]`
+    pub fn call(&self, z: Tensor<2>) -> Tensor<2> {
+        self.cell.forward(z.inner(), &self.context)
+    }
+
+    /// Linearises `f` at `z`: the result multiplies cotangents by `J(z)^T`.
+    ///
+    /// Uses the cell's own [`pullback`](EquilibriumCell::pullback) when it has one. Otherwise every product costs one
+    /// forward and one backward pass of `f`.
+    ///
+    /// # Shapes
+    ///
+    /// - z: `[batch, dim]`; the products map `[batch, dim]` to `[batch, dim]`
+    pub fn linearize(&self, z: Tensor<2>) -> impl Fn(Tensor<2>) -> Tensor<2> + '_ {
+        let z = z.inner();
+        let pullback = self.cell.pullback(&z, &self.context);
+        move |cotangent: Tensor<2>| match &pullback {
+            Some(product) => product(cotangent.inner()),
+            None => self.vjp(z.clone(), cotangent),
+        }
+    }
+
+    /// The vector-Jacobian product `J(z)^T u` by automatic differentiation.
+    ///
+    /// # Shapes
+    ///
+    /// - z, cotangent, output: `[batch, dim]`
+    pub fn vjp(&self, z: Tensor<2>, cotangent: Tensor<2>) -> Tensor<2> {
+        let leaf = z.inner().autodiff().require_grad();
+        let image = self.cell.forward(leaf.clone(), &self.context);
+        if !image.is_tracked() {
+            // f does not read z at all, so its Jacobian is zero.
+            return leaf.inner().zeros_like();
+        }
+        let mut grads = (image * cotangent.inner().autodiff()).sum().backward();
+        leaf.grad_remove(&mut grads)
+            .unwrap_or_else(|| leaf.inner().zeros_like())
+    }
+}
+
+impl<C: EquilibriumCell> Clone for FrozenCell<C> {
+    fn clone(&self) -> Self {
+        Self {
+            cell: self.cell.clone(),
+            context: self.context.clone(),
+        }
+    }
+}

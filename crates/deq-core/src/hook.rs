@@ -1,0 +1,125 @@
+//! The only file that knows Burn's autodiff internals: an identity whose backward pass rewrites the cotangent.
+
+use burn::backend::autodiff::{
+    Autodiff,
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind},
+};
+use burn::backend::{
+    Backend, BackendTensor, Dispatch, DispatchKindConversion, DispatchTensor, backend_extension,
+    tensor::FloatTensor,
+};
+use burn::tensor::Tensor;
+use std::sync::Arc;
+
+type Rewrite = dyn Fn(DispatchTensor) -> DispatchTensor + Send + Sync;
+
+/// The cotangent's rewrite, erased so that it can be the state of a backward step.
+#[derive(Clone)]
+pub(crate) struct CotangentMap(Arc<Rewrite>);
+
+impl std::fmt::Debug for CotangentMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CotangentMap")
+    }
+}
+
+// `Cube` stands for every CubeCL runtime: CUDA, ROCm, Metal, Vulkan, WebGPU.
+#[backend_extension(
+    Autodiff,
+    Flex: cfg(feature = "flex"),
+    Cube: cfg(any(
+        feature = "wgpu",
+        feature = "vulkan",
+        feature = "metal",
+        feature = "cuda",
+        feature = "rocm"
+    ))
+)]
+pub(crate) trait HookBackend: Backend {
+    /// The identity forward; backward, the cotangent passes through `map`.
+    fn cotangent_hook(tensor: FloatTensor<Self>, map: CotangentMap) -> FloatTensor<Self>;
+}
+
+#[cfg(feature = "flex")]
+impl HookBackend for burn::backend::Flex {
+    fn cotangent_hook(tensor: FloatTensor<Self>, _map: CotangentMap) -> FloatTensor<Self> {
+        tensor
+    }
+}
+
+#[cfg(any(
+    feature = "wgpu",
+    feature = "vulkan",
+    feature = "metal",
+    feature = "cuda",
+    feature = "rocm"
+))]
+impl HookBackend for burn::backend::Cube {
+    fn cotangent_hook(tensor: FloatTensor<Self>, _map: CotangentMap) -> FloatTensor<Self> {
+        tensor
+    }
+}
+
+impl<B: Backend + HookBackend, C: CheckpointStrategy> HookBackend for Autodiff<B, C>
+where
+    DispatchTensor: DispatchKindConversion<B>,
+{
+    fn cotangent_hook(tensor: FloatTensor<Self>, map: CotangentMap) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Hook;
+
+        impl<B: Backend> Backward<B, 1> for Hook
+        where
+            DispatchTensor: DispatchKindConversion<B>,
+        {
+            type State = CotangentMap;
+
+            fn backward(
+                self,
+                ops: Ops<CotangentMap, 1>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let [parent] = ops.parents;
+                let grad = grads.consume::<B>(&ops.node);
+                if let Some(node) = parent {
+                    let grad = <DispatchTensor as DispatchKindConversion<B>>::from_backend(
+                        BackendTensor::Float(grad),
+                    );
+                    let grad = (ops.state.0)(grad);
+                    let grad =
+                        <DispatchTensor as DispatchKindConversion<B>>::try_into_backend(grad)
+                            .expect("the rewrite keeps the cotangent on its backend")
+                            .float();
+                    grads.register::<B>(node.id, grad);
+                }
+            }
+        }
+
+        let (primitive, guard) = tensor.into_parts();
+        match Hook.prepare::<C>([guard]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(map, primitive),
+            OpsKind::UnTracked(prep) => prep.finish(primitive),
+        }
+    }
+}
+
+/// Returns `tensor` unchanged; in the backward pass its cotangent is replaced by `rewrite(cotangent)`.
+///
+/// `rewrite` may run backward passes of its own on graphs that share no tracked tensor with the outer one. Sharing
+/// one deadlocks: the outer graph is locked while its steps run, and the lock is not reentrant.
+///
+/// # Shapes
+///
+/// `rewrite` maps the shape of `tensor` to itself and receives a tensor without autodiff.
+pub(crate) fn rewrite_cotangent<const D: usize>(
+    tensor: Tensor<D>,
+    rewrite: impl Fn(Tensor<D>) -> Tensor<D> + Send + Sync + 'static,
+) -> Tensor<D> {
+    let map = CotangentMap(Arc::new(move |grad| {
+        rewrite(Tensor::<D>::from_dispatch(grad)).into_dispatch()
+    }));
+    Tensor::from_dispatch(Dispatch::cotangent_hook(tensor.into_dispatch(), map))
+}

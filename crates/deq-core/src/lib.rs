@@ -1,0 +1,67 @@
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+//! Deep equilibrium layers for Burn.
+//!
+//! A deep equilibrium model (DEQ) replaces a deep stack of layers by the fixed point `z* = f(z*, x)` of one layer: found by a root
+//! finder forward, differentiated by the implicit function theorem backward, so that training memory does not grow with depth
+//! (Bai, Kolter, Koltun, "Deep Equilibrium Models", NeurIPS 2019).
+//!
+//! Write `f` as an [`EquilibriumCell`], pick a solver and a gradient in a [`DeqConfig`], and call [`Deq::forward`]:
+//!
+//! ```
+//! use burn::module::Module;
+//! use burn::nn::{Linear, LinearConfig};
+//! use burn::tensor::{Device, Tensor};
+//! use deq_core::{DeqConfig, EquilibriumCell};
+//!
+//! #[derive(Module, Debug)]
+//! struct Cell {
+//!     inner: Linear,
+//! }
+//!
+//! impl EquilibriumCell for Cell {
+//!     type Context = Tensor<2>; // the injected input
+//!     fn forward(&self, z: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
+//!         (self.inner.forward(z).mul_scalar(0.3) + x.clone()).tanh()
+//!     }
+//! }
+//!
+//! let device = Device::flex().autodiff();
+//! let cell = Cell { inner: LinearConfig::new(8, 8).init(&device) };
+//! let x = Tensor::ones([2, 8], &device);
+//!
+//! let deq = DeqConfig::new().build()?;
+//! let out = deq.forward(&cell, &x, Tensor::zeros([2, 8], &device));
+//! assert!(out.solve.expect("an equilibrium was solved for").all_converged());
+//!
+//! let grads = out.z.square().sum().backward();
+//! assert!(cell.inner.weight.val().grad(&grads).is_some());
+//! assert!(out.backward.get().expect("backward ran").all_converged());
+//! # Ok::<(), deq_core::DeqError>(())
+//! ```
+//!
+//! # Contents
+//!
+//! - [`EquilibriumCell`], [`CellContext`]: what a user writes.
+//! - [`Deq`], [`DeqConfig`], [`GradientConfig`]: the layer; [`unroll`]: its explicit counterpart.
+//! - [`StateLayout`]: tensors of any shape, or several at once, as the `[batch, dim]` state of the solvers.
+//! - [`FrozenCell`]: evaluations and vector-Jacobian products without a tape.
+//!
+//! # Feature flags
+//!
+//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn. At
+//! least one is needed to run: the backward hook is implemented per backend.
+
+mod cell;
+mod deq;
+mod error;
+mod gradient;
+mod hook;
+mod layout;
+
+pub use cell::{CellContext, EquilibriumCell, FrozenCell, Pullback};
+pub use deq::{BackwardReport, Deq, DeqConfig, Equilibrium, unroll};
+pub use deq_solvers as solvers;
+pub use error::DeqError;
+pub use gradient::{GradientConfig, ImplicitConfig, UnrolledConfig};
+pub use layout::StateLayout;

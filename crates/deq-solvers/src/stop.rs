@@ -1,0 +1,125 @@
+//! When a solve ends.
+
+use crate::error::{InvalidConfig, require};
+use burn::config::Config;
+
+/// Tolerances and budgets of a solve, the same for every solver.
+///
+/// A sample has converged when `|f(z) - z| <= max(abs_tol, rel_tol * |f(z)|)`, with Euclidean norms over the sample.
+#[derive(Config, Debug, PartialEq)]
+pub struct StopConfig {
+    /// The most steps of a solve. One step is one evaluation of `f` with its test; the evaluation of the start is the
+    /// first step. Default 30, the budget of the DEQ-Transformer without regularisation (Bai et al. 2021, Table 1).
+    #[config(default = 30)]
+    pub max_steps: usize,
+    /// Absolute tolerance on the residual norm of a sample, in the units of the state. Default 0: relative only, since
+    /// the size of a state grows with its dimension.
+    #[config(default = 0.0)]
+    pub abs_tol: f64,
+    /// Tolerance on the residual norm relative to the norm of `f(z)`, dimensionless. Default 1e-3, the forward
+    /// tolerance of Bai et al. 2021, Table 4.
+    #[config(default = 1e-3)]
+    pub rel_tol: f64,
+    /// Steps between reads of the convergence flags from the device. Between reads the loop keeps evaluating `f`, so a
+    /// solve may spend up to `check_every - 1` evaluations more than it needs; converged samples do not change.
+    /// Default 1, which is right on a CPU; 3 to 5 suits a GPU, where a read stalls the queue.
+    #[config(default = 1)]
+    pub check_every: usize,
+    /// A sample ends as stalled when its best residual has not improved for so many steps. Default none: the
+    /// residual of a quasi-Newton solve may rise for many steps before it falls.
+    #[config(default = "None")]
+    pub patience: Option<usize>,
+    /// A sample ends as diverged when its residual exceeds this multiple of the larger of its first residual and
+    /// its tolerance. Default 1e4, above any transient growth seen in a solve that still converged.
+    #[config(default = 1e4)]
+    pub divergence: f64,
+    /// Whether to record the residual norms of every step. Default off: a trace costs two numbers per sample and step.
+    #[config(default = false)]
+    pub trace: bool,
+}
+
+impl StopConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] naming the first field outside its range.
+    pub fn validate(&self) -> Result<(), InvalidConfig> {
+        let at_least_one = "at least 1";
+        require(
+            self.max_steps >= 1,
+            "stop.max_steps",
+            self.max_steps as f64,
+            at_least_one,
+        )?;
+        require(
+            self.check_every >= 1,
+            "stop.check_every",
+            self.check_every as f64,
+            at_least_one,
+        )?;
+        let tolerance = "a finite number of at least 0";
+        let valid = |tol: f64| tol.is_finite() && tol >= 0.0;
+        require(
+            valid(self.abs_tol),
+            "stop.abs_tol",
+            self.abs_tol,
+            tolerance,
+        )?;
+        require(
+            valid(self.rel_tol),
+            "stop.rel_tol",
+            self.rel_tol,
+            tolerance,
+        )?;
+        if self.abs_tol <= 0.0 && self.rel_tol <= 0.0 {
+            return Err(InvalidConfig::NoTolerance);
+        }
+        require(
+            self.divergence > 1.0,
+            "stop.divergence",
+            self.divergence,
+            "above 1",
+        )?;
+        let patience = self.patience.unwrap_or(1);
+        require(
+            patience >= 1,
+            "stop.patience",
+            patience as f64,
+            at_least_one,
+        )
+    }
+}
+
+impl StopConfig {
+    /// Checks the fields and returns the rule that a solve follows.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] naming the first field outside its range.
+    pub fn build(&self) -> Result<StopRule, InvalidConfig> {
+        self.validate()?;
+        Ok(StopRule {
+            config: self.clone(),
+        })
+    }
+}
+
+/// A checked [`StopConfig`].
+#[derive(Clone, Debug)]
+pub struct StopRule {
+    config: StopConfig,
+}
+
+impl StopRule {
+    /// The values it was built from.
+    pub fn config(&self) -> &StopConfig {
+        &self.config
+    }
+
+    /// The same rule with another budget, of at least one step.
+    pub fn with_max_steps(mut self, max_steps: usize) -> Self {
+        self.config.max_steps = max_steps.max(1);
+        self
+    }
+}
