@@ -123,7 +123,8 @@ impl Deq {
     ///
     /// # Panics
     ///
-    /// If the cell changes the shape of the state.
+    /// If the cell changes the shape of the state; with an implicit gradient, if this crate was built without the feature of
+    /// the device's backend (`flex`, `cuda`, ...), since Burn finds custom operations per backend.
     pub fn forward<C: EquilibriumCell>(
         &self,
         cell: &C,
@@ -133,8 +134,7 @@ impl Deq {
         if let Gradient::Unrolled(steps) = self.gradient {
             return unroll(cell, context, z0, steps);
         }
-        let training =
-            z0.is_autodiff() || cell.devices().iter().any(|device| device.is_autodiff());
+        let training = z0.is_autodiff() || cell.devices().iter().any(|device| device.is_autodiff());
         let stop = if training {
             &self.stop
         } else {

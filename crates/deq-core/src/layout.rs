@@ -66,7 +66,12 @@ impl StateLayout {
     /// If there is no such part, if its rank is not `D - 1`, or if `z` is not `[batch, dim]`.
     pub fn part<const D: usize>(&self, z: &Tensor<2>, index: usize) -> Tensor<D> {
         let [batch, dim] = z.dims();
-        assert_eq!(dim, self.dim(), "the state must have {} columns", self.dim());
+        assert_eq!(
+            dim,
+            self.dim(),
+            "the state must have {} columns",
+            self.dim()
+        );
         let shape = self.shape::<D>(index, batch);
         let columns = self.columns(index);
         let part = if columns == (0..dim) {

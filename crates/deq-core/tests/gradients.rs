@@ -117,11 +117,7 @@ fn config(forward: SolverConfig, gradient: GradientConfig) -> DeqConfig {
 }
 
 fn implicit(solver: SolverConfig) -> GradientConfig {
-    GradientConfig::Implicit(
-        ImplicitConfig::new()
-            .with_solver(solver)
-            .with_stop(tight()),
-    )
+    GradientConfig::Implicit(ImplicitConfig::new().with_solver(solver).with_stop(tight()))
 }
 
 fn all_solvers() -> [SolverConfig; 3] {
@@ -222,7 +218,10 @@ fn implicit_gradients_equal_a_long_unroll() {
     let unrolled = unroll(&cell, &inputs, z0.clone(), 150);
     let grads = loss(&unrolled.z, &device).backward();
     let start = values(&z0.grad(&grads).unwrap());
-    assert!(start.iter().all(|g| g.abs() < 1e-8), "the start is forgotten");
+    assert!(
+        start.iter().all(|g| g.abs() < 1e-8),
+        "the start is forgotten"
+    );
 
     let unrolled = unroll(&cell, &inputs, z0.clone(), 150);
     let expected = gradients(&cell, &inputs, loss(&unrolled.z, &device));
@@ -265,7 +264,10 @@ fn the_one_step_gradient_is_that_of_one_transition_at_the_equilibrium() {
     let actual = gradients(&cell, &inputs, loss(&out.z, &device));
     assert_gradients(&actual, &expected, 1e-14, "one step");
     let exact = closed_form(&cell, &inputs);
-    assert!(relative_error(&actual[2], &exact[2]) > 1e-3, "not the gradient");
+    assert!(
+        relative_error(&actual[2], &exact[2]) > 1e-3,
+        "not the gradient"
+    );
     assert!(out.backward.get().is_none());
 }
 
@@ -310,7 +312,9 @@ fn a_hand_written_pullback_replaces_automatic_differentiation() {
     let inputs = inputs(&device);
     let z = numbers([BATCH, DIM], 8, 1.0, &f64_device());
     let u = numbers([BATCH, DIM], 9, 1.0, &f64_device());
-    let auto = values(&FrozenCell::new(&cell, &inputs).linearize(z.clone())(u.clone()));
+    let auto = values(&FrozenCell::new(&cell, &inputs).linearize(z.clone())(
+        u.clone(),
+    ));
     cell.by_hand = true;
     let hand = values(&FrozenCell::new(&cell, &inputs).linearize(z)(u));
     assert_close(&hand, &auto, 1e-14, "pullback");
@@ -432,8 +436,18 @@ fn recorded_gradients_of_the_original_hook_are_reproduced() {
         let actual = gradients(&cell, &inputs, loss);
         let recorded = |name: &str| golden.values(&format!("{prefix}.{name}"));
         assert_close(&actual[0], recorded("x"), tolerance, prefix);
-        assert_close(&transposed(&actual[2], dim), recorded("W"), tolerance, prefix);
-        assert_close(&transposed(&actual[3], input), recorded("U"), tolerance, prefix);
+        assert_close(
+            &transposed(&actual[2], dim),
+            recorded("W"),
+            tolerance,
+            prefix,
+        );
+        assert_close(
+            &transposed(&actual[3], input),
+            recorded("U"),
+            tolerance,
+            prefix,
+        );
         assert_close(&actual[4], recorded("b"), tolerance, prefix);
         if prefix == "grad_exact" {
             assert_close(&actual[1], golden.values("adjoint_u"), tolerance, "u");

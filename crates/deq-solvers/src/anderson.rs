@@ -147,10 +147,7 @@ impl AndersonState {
         if n < history {
             self.points = Tensor::cat(vec![self.points, point], 1);
             self.residuals = Tensor::cat(vec![self.residuals, residual.clone()], 1);
-            let products = self
-                .residuals
-                .clone()
-                .matmul(residual.swap_dims(1, 2)); // [batch, n + 1, 1]
+            let products = self.residuals.clone().matmul(residual.swap_dims(1, 2)); // [batch, n + 1, 1]
             let row = products.clone().narrow(1, 0, n).swap_dims(1, 2);
             let above = Tensor::cat(vec![self.gram, row], 1);
             self.gram = Tensor::cat(vec![above, products], 2);
@@ -158,9 +155,7 @@ impl AndersonState {
             self.next = 0;
         } else {
             let slot = self.next;
-            self.points = self
-                .points
-                .slice_assign([0..batch, slot..slot + 1], point);
+            self.points = self.points.slice_assign([0..batch, slot..slot + 1], point);
             self.residuals = self
                 .residuals
                 .slice_assign([0..batch, slot..slot + 1], residual.clone());

@@ -115,7 +115,10 @@ impl InverseJacobian {
             .bool_and(denominator.clone().is_finite());
         let u = numerator / denominator;
         let usable = usable.expand(u.shape());
-        let u: Tensor<3> = u.zeros_like().mask_where(usable.clone(), u).unsqueeze_dim(1);
+        let u: Tensor<3> = u
+            .zeros_like()
+            .mask_where(usable.clone(), u)
+            .unsqueeze_dim(1);
         let v: Tensor<3> = v.zeros_like().mask_where(usable, v).unsqueeze_dim(1);
         self.factors = Some(match self.factors.take() {
             None => (u, v),

@@ -60,18 +60,8 @@ impl StopConfig {
         )?;
         let tolerance = "a finite number of at least 0";
         let valid = |tol: f64| tol.is_finite() && tol >= 0.0;
-        require(
-            valid(self.abs_tol),
-            "stop.abs_tol",
-            self.abs_tol,
-            tolerance,
-        )?;
-        require(
-            valid(self.rel_tol),
-            "stop.rel_tol",
-            self.rel_tol,
-            tolerance,
-        )?;
+        require(valid(self.abs_tol), "stop.abs_tol", self.abs_tol, tolerance)?;
+        require(valid(self.rel_tol), "stop.rel_tol", self.rel_tol, tolerance)?;
         if self.abs_tol <= 0.0 && self.rel_tol <= 0.0 {
             return Err(InvalidConfig::NoTolerance);
         }

@@ -13,7 +13,10 @@ fn solvers() -> Vec<SolverConfig> {
         PicardConfig::new().into(),
         PicardConfig::new().with_damping(0.7).into(),
         AndersonConfig::new().into(),
-        AndersonConfig::new().with_history(3).with_mixing(0.8).into(),
+        AndersonConfig::new()
+            .with_history(3)
+            .with_mixing(0.8)
+            .into(),
         BroydenConfig::new().into(),
         BroydenConfig::new().with_history(4).into(),
     ]
@@ -44,7 +47,11 @@ fn every_solver_converges_on_every_problem_as_close_as_its_residual_promises() {
         for config in solvers() {
             let solution = solve(&config, &problem.map, &problem.z0, &tight());
             let name = format!("{} with {config}", problem.name);
-            assert!(solution.stats.all_converged(), "{name}: {:?}", solution.stats);
+            assert!(
+                solution.stats.all_converged(),
+                "{name}: {:?}",
+                solution.stats
+            );
             for (distance, residual) in problem
                 .distances(&solution.z)
                 .into_iter()
@@ -70,7 +77,12 @@ fn the_work_of_each_solver_is_what_it_was() {
             SolverConfig::broyden(),
         ]
         .iter()
-        .map(|config| solve(config, &problem.map, &problem.z0, &stop).stats.nfe.to_string())
+        .map(|config| {
+            solve(config, &problem.map, &problem.z0, &stop)
+                .stats
+                .nfe
+                .to_string()
+        })
         .collect();
         table += &format!("{}: {}\n", problem.name, counts.join(" "));
     }
@@ -140,7 +152,11 @@ fn a_nan_ends_only_the_sample_that_met_it() {
             "{config}"
         );
         let z = values(&solution.z);
-        assert_eq!(&z[2..4], &[-1.0, 2.0], "the start is the best finite iterate");
+        assert_eq!(
+            &z[2..4],
+            &[-1.0, 2.0],
+            "the start is the best finite iterate"
+        );
         assert!(values(&solution.fz).iter().all(|v| v.is_finite()));
     }
 }
@@ -148,8 +164,7 @@ fn a_nan_ends_only_the_sample_that_met_it() {
 #[test]
 fn an_expanding_map_ends_diverged_with_a_finite_best_iterate() {
     let device = f64_device();
-    // z -> 3 z + z^2 sign(z): no solver settles, since the only zero of the residual in reach is repelling for Picard
-    // and the cubic growth throws the others out as well when they overshoot.
+    // Slope 3 everywhere: plain iteration moves away from the fixed point -1/2.
     let z0 = Tensor::<2>::from_data([[1.0, 2.0], [0.5, 4.0]], &device);
     let map = |z: Tensor<2>| z * 3.0 + 1.0;
     let stop = tight().with_max_steps(200);
@@ -282,7 +297,8 @@ fn failure_becomes_an_error_only_when_asked_for() {
     let message = solution.into_result().unwrap_err().to_string();
     assert!(
         message.starts_with("4 of 4 samples did not converge (largest relative residual ")
-            && message.ends_with("raise max_steps, loosen the tolerance, or regularise the Jacobian"),
+            && message
+                .ends_with("raise max_steps, loosen the tolerance, or regularise the Jacobian"),
         "{message}"
     );
 }
@@ -345,5 +361,10 @@ fn invalid_configurations_are_rejected_with_what_would_be_right() {
 fn a_map_that_changes_the_shape_panics() {
     let device: Device = f64_device();
     let z0 = Tensor::<2>::zeros([2, 3], &device);
-    let _ = solve(&SolverConfig::picard(), |z| z.narrow(1, 0, 2), &z0, &tight());
+    let _ = solve(
+        &SolverConfig::picard(),
+        |z| z.narrow(1, 0, 2),
+        &z0,
+        &tight(),
+    );
 }

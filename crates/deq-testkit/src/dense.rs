@@ -22,7 +22,9 @@ pub fn solve_dense(matrix: &[f64], rhs: &[f64]) -> Vec<f64> {
         assert!(head[i].abs() > 1e-14, "the matrix is singular");
         for row in &mut rows[i + 1..] {
             let factor = row[i] / head[i];
-            row.iter_mut().zip(&head).for_each(|(a, h)| *a -= factor * h);
+            row.iter_mut()
+                .zip(&head)
+                .for_each(|(a, h)| *a -= factor * h);
         }
     }
     let mut x = vec![0.0; n];

@@ -52,8 +52,8 @@ impl Golden {
     /// [`GoldenError`] with the file that is missing or malformed.
     pub fn open(folder: &Path, name: &str) -> Result<Self, GoldenError> {
         let path = folder.join(format!("{name}.json"));
-        let info =
-            serde_json::from_slice(&read(&path)?).map_err(|source| GoldenError::Json { path, source })?;
+        let info = serde_json::from_slice(&read(&path)?)
+            .map_err(|source| GoldenError::Json { path, source })?;
         let path = folder.join(format!("{name}.safetensors"));
         let bytes = read(&path)?;
         let malformed = |reason: String| GoldenError::Tensors {
@@ -123,7 +123,9 @@ fn read(path: &Path) -> Result<Vec<u8>, GoldenError> {
 }
 
 fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f64>> {
-    let words = bytes.chunks_exact(8).filter_map(|b| <[u8; 8]>::try_from(b).ok());
+    let words = bytes
+        .chunks_exact(8)
+        .filter_map(|b| <[u8; 8]>::try_from(b).ok());
     match dtype {
         Dtype::F64 => Some(words.map(f64::from_le_bytes).collect()),
         Dtype::I64 => Some(words.map(|w| i64::from_le_bytes(w) as f64).collect()),

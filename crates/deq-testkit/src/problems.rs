@@ -28,9 +28,21 @@ impl Problem {
 /// Contractions of different character, deterministic, in the device's float type.
 pub fn problems(device: &Device) -> Vec<Problem> {
     vec![
-        affine("affine, random direction", 12, 0.9, device, random_orthogonal),
+        affine(
+            "affine, random direction",
+            12,
+            0.9,
+            device,
+            random_orthogonal,
+        ),
         affine("affine, rotation", 8, 0.95, device, rotation),
-        affine("affine, symmetric spectrum up to the constant", 10, 0.98, device, spread_diagonal),
+        affine(
+            "affine, symmetric spectrum up to the constant",
+            10,
+            0.98,
+            device,
+            spread_diagonal,
+        ),
         tanh("tanh", 16, 0.9, device),
         cosine(device),
     ]
@@ -59,7 +71,11 @@ fn affine(
 }
 
 fn tanh(name: &'static str, dim: usize, lipschitz: f64, device: &Device) -> Problem {
-    let w = tensor(scaled(random_orthogonal(dim), lipschitz), [dim, dim], device);
+    let w = tensor(
+        scaled(random_orthogonal(dim), lipschitz),
+        [dim, dim],
+        device,
+    );
     let z_star = tensor(scaled(noise(BATCH * dim, 5), 0.5), [BATCH, dim], device);
     // b = atanh(z*) - z* W, and tanh has slope at most 1.
     let b = z_star.clone().atanh() - z_star.clone().matmul(w.clone());
