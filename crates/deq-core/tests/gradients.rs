@@ -421,7 +421,7 @@ fn recorded_gradients_of_the_original_hook_are_reproduced() {
     let transposed = |values: &[f64], rows: usize| -> Vec<f64> {
         let columns = values.len() / rows;
         (0..values.len())
-            .map(|k| values[(k % columns) * rows + k / columns])
+            .map(|k| values[(k % rows) * columns + k / rows])
             .collect()
     };
     let input = inputs.x.dims()[1];
