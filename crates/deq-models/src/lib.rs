@@ -1,1 +1,39 @@
-//! Placeholder.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+//! Deep equilibrium models on Burn.
+//!
+//! [`DeqTransformerLm`] is the DEQ-Transformer of Bai, Kolter and Koltun (NeurIPS 2019): one Transformer-XL layer whose output is
+//! its own input, applied to the equilibrium, with a memory of past equilibria. The layer itself is [`TransformerCell`], usable with any
+//! [`Deq`](deq_core::Deq).
+//!
+//! ```
+//! use burn::tensor::{Device, Int, Tensor};
+//! use deq_core::DeqConfig;
+//! use deq_models::{Depth, DeqTransformerLmConfig, LmMemory};
+//!
+//! let device = Device::flex().autodiff();
+//! let model = DeqTransformerLmConfig::new(50, 16, 2, 32).init(&device)?;
+//! let deq = DeqConfig::new().build()?;
+//!
+//! let tokens = Tensor::<2, Int>::from_data([[3, 1, 4, 1], [5, 9, 2, 6]], &device);
+//! let targets = [1, 4, 1, 5, 9, 2, 6, 5];
+//! let out = model.forward(tokens, &LmMemory::empty(), Depth::Equilibrium(&deq));
+//! let loss = model.nll(out.hidden, &targets).mean();
+//! let grads = loss.backward();
+//! assert!(model.cell.attention.qkv.weight.val().grad(&grads).is_some());
+//! // Feed `out.memory` with the next segment of the same two streams.
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Feature flags
+//!
+//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn.
+
+mod error;
+mod transformer;
+
+pub use error::ModelError;
+pub use transformer::{
+    Attention, Depth, DeqTransformerLm, DeqTransformerLmConfig, DropoutRates, FeedForward,
+    LmMemory, LmOutput, NormedLinear, OutputLayer, TransformerCell, TransformerContext,
+};

@@ -1,0 +1,59 @@
+//! The step of the central differences, and masks over the rows of a batch.
+
+use crate::error::InvalidPenalty;
+use burn::tensor::{Bool, DType, Tensor};
+
+/// The smallest size of a state that a step is scaled by; below it, steps no longer shrink with the state.
+///
+/// At an equilibrium `f(z) = z`, so that rounding in `f` and the range over which `f` bends both scale with `z`, and the
+/// step should too. A state of exactly zero leaves no scale. 1e-2 keeps the step well above the rounding of
+/// intermediate values of size 1 in f32.
+const SMALLEST_SCALE: f64 = 1e-2;
+
+/// Two points on either side of `z` along a direction, one pair per row.
+pub(crate) struct CentralDifference {
+    /// `z + delta * direction / size`, `[batch, dim]`.
+    pub(crate) plus: Tensor<2>,
+    /// `z - delta * direction / size`, `[batch, dim]`.
+    pub(crate) minus: Tensor<2>,
+    /// `size / (2 delta)`, `[batch, 1]`: turns `f(plus) - f(minus)` into the derivative along the direction.
+    pub(crate) factor: Tensor<2>,
+}
+
+impl CentralDifference {
+    /// Places the points, with a step `relative` times the size of the row of `z`.
+    ///
+    /// `z` and `direction` hold finite numbers. A zero direction gives `plus = minus = z` and a factor of 0.
+    pub(crate) fn new(z: &Tensor<2>, direction: &Tensor<2>, relative: f64) -> Self {
+        let size = direction.clone().abs().max_dim(1);
+        let divisor = size.clone().mask_fill(size.clone().equal_elem(0.0), 1.0);
+        let delta = z.clone().abs().mean_dim(1).clamp_min(SMALLEST_SCALE) * relative;
+        let offset = direction.clone() / divisor * delta.clone();
+        Self {
+            plus: z.clone() + offset.clone(),
+            minus: z.clone() - offset,
+            factor: size / (delta * 2.0),
+        }
+    }
+}
+
+/// The step relative to the size of the state: the cube root of the machine epsilon, which balances the difference's
+/// truncation error, of the order of the square of the step, against rounding, of the order of epsilon over the step.
+pub(crate) fn relative_step(dtype: DType) -> Result<f64, InvalidPenalty> {
+    match dtype {
+        DType::F64 => Ok(f64::EPSILON.cbrt()),
+        DType::F32 => Ok(f64::from(f32::EPSILON).cbrt()),
+        dtype => Err(InvalidPenalty::UnsupportedDType { dtype }),
+    }
+}
+
+/// Which rows hold finite numbers only, `[batch, 1]`.
+pub(crate) fn finite_rows(tensor: &Tensor<2>) -> Tensor<2, Bool> {
+    tensor.clone().is_finite().all_dim(1)
+}
+
+/// Selects zero for the rows not kept. Gradients do not flow through the others.
+pub(crate) fn keep_rows(tensor: Tensor<2>, keep: &Tensor<2, Bool>) -> Tensor<2> {
+    let dims = tensor.dims();
+    tensor.mask_fill(keep.clone().bool_not().expand(dims), 0.0)
+}

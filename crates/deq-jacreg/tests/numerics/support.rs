@@ -1,0 +1,161 @@
+//! Cells with known Jacobians, and comparisons.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor, TensorData};
+use deq_core::EquilibriumCell;
+use deq_jacreg::TangentCell;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// The Flex device, set to f64 before the process makes its first tensor.
+pub(crate) fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    DEVICE
+        .get_or_init(|| {
+            let mut device = Device::flex();
+            device.configure(FloatDType::F64).unwrap();
+            device
+        })
+        .clone()
+}
+
+/// Seeds the device's generator and keeps other tests from drawing until the guard is dropped.
+pub(crate) fn seeded(seed: u64) -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    let guard = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    device().seed(seed);
+    guard
+}
+
+/// Normal numbers drawn with a seed of their own.
+pub(crate) fn normal(seed: u64, dims: [usize; 2], scale: f64) -> Tensor<2> {
+    let _guard = seeded(seed);
+    Tensor::random(dims, Distribution::Normal(0.0, scale), &device())
+}
+
+pub(crate) fn tensor<const D: usize>(values: Vec<f64>, dims: [usize; D]) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values, dims), (&device(), DType::F64))
+}
+
+pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    tensor.into_data().iter::<f64>().collect()
+}
+
+/// Norm of the difference over norm of the expected values.
+pub(crate) fn relative(actual: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(actual.len(), expected.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut actual.iter().zip(expected).map(|(a, e)| a - e));
+    difference / (norm(&mut expected.iter().copied()) + 1e-12)
+}
+
+/// `tanh(z W^T + c)`, with the context `c`.
+#[derive(Module, Debug)]
+pub(crate) struct TanhCell {
+    pub(crate) weight: Param<Tensor<2>>,
+}
+
+impl TanhCell {
+    pub(crate) fn new(weight: Tensor<2>) -> Self {
+        let weight = Param::from_tensor(weight.inner().autodiff());
+        Self { weight }
+    }
+
+    /// `J^T v` in closed form, tracked.
+    pub(crate) fn transposed_product(
+        &self,
+        z: &Tensor<2>,
+        context: &Tensor<2>,
+        v: &Tensor<2>,
+    ) -> Tensor<2> {
+        let image = self.forward(z.clone(), context);
+        (v.clone() * (image.square().neg() + 1.0)).matmul(self.weight.val())
+    }
+}
+
+impl EquilibriumCell for TanhCell {
+    type Context = Tensor<2>;
+
+    fn forward(&self, z: Tensor<2>, context: &Tensor<2>) -> Tensor<2> {
+        (z.matmul(self.weight.val().transpose()) + context.clone()).tanh()
+    }
+}
+
+impl TangentCell for TanhCell {
+    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, context: &Tensor<2>) -> Tensor<2> {
+        let slope = self.forward(z, context).square().neg() + 1.0;
+        direction.matmul(self.weight.val().transpose()) * slope
+    }
+}
+
+/// `relu(z A + c) B`: piecewise linear.
+#[derive(Module, Debug)]
+pub(crate) struct ReluCell {
+    pub(crate) inner: Param<Tensor<2>>,
+    pub(crate) outer: Param<Tensor<2>>,
+}
+
+impl ReluCell {
+    pub(crate) fn new(inner: Tensor<2>, outer: Tensor<2>) -> Self {
+        Self {
+            inner: Param::from_tensor(inner.inner().autodiff()),
+            outer: Param::from_tensor(outer.inner().autodiff()),
+        }
+    }
+
+    /// `J^T v` in closed form, tracked.
+    pub(crate) fn transposed_product(
+        &self,
+        z: &Tensor<2>,
+        context: &Tensor<2>,
+        v: &Tensor<2>,
+    ) -> Tensor<2> {
+        let before = z.clone().matmul(self.inner.val()) + context.clone();
+        let back = v.clone().matmul(self.outer.val().transpose());
+        back.mask_fill(before.inner().lower_elem(0.0), 0.0)
+            .matmul(self.inner.val().transpose())
+    }
+}
+
+impl EquilibriumCell for ReluCell {
+    type Context = Tensor<2>;
+
+    fn forward(&self, z: Tensor<2>, context: &Tensor<2>) -> Tensor<2> {
+        burn::tensor::activation::relu(z.matmul(self.inner.val()) + context.clone())
+            .matmul(self.outer.val())
+    }
+}
+
+impl TangentCell for ReluCell {
+    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, context: &Tensor<2>) -> Tensor<2> {
+        let before = z.matmul(self.inner.val()) + context.clone();
+        direction
+            .matmul(self.inner.val())
+            .mask_fill(before.inner().lower_elem(0.0), 0.0)
+            .matmul(self.outer.val())
+    }
+}
+
+/// `z A`, the same for every sample.
+#[derive(Module, Debug)]
+pub(crate) struct LinearCell {
+    pub(crate) matrix: Param<Tensor<2>>,
+}
+
+impl LinearCell {
+    /// From the rows of `A`.
+    pub(crate) fn new(rows: &[&[f64]]) -> Self {
+        let dim = rows.len();
+        let matrix = tensor(rows.concat(), [dim, dim]);
+        Self {
+            matrix: Param::from_tensor(matrix.autodiff()),
+        }
+    }
+}
+
+impl EquilibriumCell for LinearCell {
+    type Context = ();
+
+    fn forward(&self, z: Tensor<2>, _context: &()) -> Tensor<2> {
+        z.matmul(self.matrix.val())
+    }
+}

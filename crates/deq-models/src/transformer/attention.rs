@@ -1,0 +1,313 @@
+//! Relative positional attention over memory and segment (Transformer-XL, Dai et al. 2019).
+
+use super::linear::{Affine, LinearShape, NormedLinear};
+use super::{dropout_mask, masked, plain};
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Distribution, Tensor, activation::softmax};
+
+/// Multi-head attention with relative positions.
+///
+/// For query position `i` and key position `j` of one head, with `r` the embedded distance:
+///
+/// ```text
+/// score_ij = ((q_i + content_bias) . k_j + (q_i + position_bias) . r_(i-j)) / sqrt(d_head)
+/// ```
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// Queries, keys and values of one position, `[d_model, 3 d_model]`.
+    pub qkv: NormedLinear,
+    /// Embedded distances to keys, `[d_model, d_model]`.
+    pub position: NormedLinear,
+    /// From the heads back to the model width, with a bias.
+    pub output: NormedLinear,
+    /// Added to queries before they meet keys, `[n_heads, d_head]` (`r_w_bias` in the original).
+    pub content_bias: Param<Tensor<2>>,
+    /// Added to queries before they meet distances, `[n_heads, d_head]` (`r_r_bias` in the original).
+    pub position_bias: Param<Tensor<2>>,
+}
+
+/// Everything of an [`Attention`] that does not depend on the segment's state.
+#[derive(Clone, Debug)]
+pub(crate) struct AttentionContext {
+    qkv: Affine,
+    output: Affine,
+    content_bias: Tensor<4>,
+    position_bias: Tensor<4>,
+    /// Injection of the segment, `[batch, time, 3 d_model]`.
+    injection: Tensor<3>,
+    /// Keys and values of the memory, `[batch, heads, memory, d_head]`.
+    memory: Option<(Tensor<4>, Tensor<4>)>,
+    /// Embedded distances of all key positions, `[1, heads, d_head, keys]`.
+    distances: Tensor<4>,
+    /// 0 where a query sees a key, -1e9 where it does not, `[1, 1, time, keys]`.
+    mask: Tensor<4>,
+    /// On attention probabilities, `[batch, heads, time, keys]`.
+    dropout: Option<Tensor<4>>,
+}
+
+/// What [`Attention::context`] reads besides the parameters.
+pub(crate) struct AttentionInputs<'a> {
+    /// Injections of memory and segment, `[batch, keys, 3 d_model]`.
+    pub(crate) injection: Tensor<3>,
+    /// Normalised if the cell is pre-norm, `[batch, memory, d_model]`.
+    pub(crate) memory: Option<Tensor<3>>,
+    pub(crate) window: Option<usize>,
+    pub(crate) dropout: f64,
+    pub(crate) device: &'a Device,
+}
+
+impl Attention {
+    pub(crate) fn new(
+        d_model: usize,
+        n_heads: usize,
+        normed: bool,
+        std: f64,
+        device: &Device,
+    ) -> Self {
+        let linear = |output, bias| {
+            let shape = LinearShape {
+                input: d_model,
+                output,
+                bias,
+            };
+            NormedLinear::new(shape, normed, std, device)
+        };
+        let bias = || {
+            let normal = Distribution::Normal(0.0, std);
+            Param::from_tensor(Tensor::random([n_heads, d_model / n_heads], normal, device))
+        };
+        Self {
+            qkv: linear(3 * d_model, false),
+            position: linear(d_model, false),
+            output: linear(d_model, true),
+            content_bias: bias(),
+            position_bias: bias(),
+        }
+    }
+
+    pub(crate) fn context(&self, inputs: AttentionInputs<'_>) -> AttentionContext {
+        let [n_heads, d_head] = self.content_bias.val().dims();
+        let d_model = n_heads * d_head;
+        let [batch, keys, _] = inputs.injection.dims();
+        let past = inputs.memory.as_ref().map_or(0, |memory| memory.dims()[1]);
+        let time = keys - past;
+
+        let qkv = self.qkv.effective();
+        let memory = inputs.memory.map(|memory| {
+            let kv = qkv.columns(d_model..3 * d_model);
+            let injection = inputs.injection.clone().narrow(1, 0, past);
+            let kv = kv.apply(memory) + injection.narrow(2, d_model, 2 * d_model);
+            (
+                heads(kv.clone().narrow(2, 0, d_model), n_heads),
+                heads(kv.narrow(2, d_model, d_model), n_heads),
+            )
+        });
+        let positions = position_embedding(keys, d_model, inputs.device);
+        let distances = self.position.effective().apply(positions);
+        AttentionContext {
+            qkv,
+            output: self.output.effective(),
+            content_bias: self.content_bias.val().reshape([1, n_heads, 1, d_head]),
+            position_bias: self.position_bias.val().reshape([1, n_heads, 1, d_head]),
+            injection: inputs.injection.narrow(1, past, time),
+            memory,
+            distances: heads(distances, n_heads).swap_dims(2, 3),
+            mask: causal_mask(time, past, inputs.window, inputs.device),
+            dropout: dropout_mask([batch, n_heads, time, keys], inputs.dropout, inputs.device),
+        }
+    }
+}
+
+impl AttentionContext {
+    /// # Shapes
+    ///
+    /// - z: `[batch, time, d_model]`
+    pub(crate) fn evaluate(&self, z: Tensor<3>) -> AttentionValues {
+        let qkv = self.qkv.apply(z) + self.injection.clone();
+        let [query, mut key, mut value] = self.split(qkv);
+        if let Some((past_key, past_value)) = &self.memory {
+            key = Tensor::cat(vec![past_key.clone(), key], 2);
+            value = Tensor::cat(vec![past_value.clone(), value], 2);
+        }
+        // Scaling the queries is cheaper than scaling the scores.
+        let content = (query.clone() + self.content_bias.clone()).mul_scalar(self.scale());
+        let position = (query + self.position_bias.clone()).mul_scalar(self.scale());
+        let scores = content.clone().matmul(key.clone().swap_dims(2, 3))
+            + relative_shift(position.matmul(self.distances.clone()))
+            + self.mask.clone();
+        let probabilities = softmax(scores, 3);
+        let weights = masked(probabilities.clone(), &self.dropout);
+        let output = self.output.apply(merge(weights.matmul(value.clone())));
+        AttentionValues {
+            output,
+            content,
+            key,
+            value,
+            probabilities,
+        }
+    }
+
+    /// How the output moves when the input moves by `dz`; the memory stays.
+    ///
+    /// # Shapes
+    ///
+    /// - dz: `[batch, time, d_model]`
+    /// - output: `[batch, time, d_model]`
+    pub(crate) fn tangent(&self, at: &AttentionValues, dz: Tensor<3>) -> Tensor<3> {
+        let time = dz.dims()[1];
+        let [d_query, d_key, d_value] = self.split(self.qkv.tangent(dz));
+        let d_query = d_query.mul_scalar(self.scale());
+        let probabilities = at.probabilities.clone();
+        let [.., keys] = probabilities.dims();
+        let past = keys - time;
+
+        let by_key = at.content.clone().matmul(d_key.swap_dims(2, 3));
+        let by_key = if past > 0 {
+            let still = probabilities.clone().narrow(3, 0, past).zeros_like();
+            Tensor::cat(vec![still, by_key], 3)
+        } else {
+            by_key
+        };
+        let d_scores = d_query.clone().matmul(at.key.clone().swap_dims(2, 3))
+            + relative_shift(d_query.matmul(self.distances.clone()))
+            + by_key;
+        // d softmax = p (ds - p . ds)
+        let along = (probabilities.clone() * d_scores.clone()).sum_dim(3);
+        let d_weights = masked(probabilities.clone() * (d_scores - along), &self.dropout);
+        let weights = masked(probabilities, &self.dropout).narrow(3, past, time);
+        let d_mixed = d_weights.matmul(at.value.clone()) + weights.matmul(d_value);
+        self.output.tangent(merge(d_mixed))
+    }
+
+    /// Queries, keys and values by head, from their columns.
+    fn split(&self, qkv: Tensor<3>) -> [Tensor<4>; 3] {
+        let [_, n_heads, _, d_head] = self.content_bias.dims();
+        let d_model = n_heads * d_head;
+        [0, 1, 2].map(|part| heads(qkv.clone().narrow(2, part * d_model, d_model), n_heads))
+    }
+
+    fn scale(&self) -> f64 {
+        let [.., d_head] = self.content_bias.dims();
+        1.0 / (d_head as f64).sqrt()
+    }
+
+    pub(crate) fn without_autodiff(&self) -> Self {
+        Self {
+            qkv: self.qkv.without_autodiff(),
+            output: self.output.without_autodiff(),
+            content_bias: self.content_bias.clone().inner(),
+            position_bias: self.position_bias.clone().inner(),
+            injection: self.injection.clone().inner(),
+            memory: self
+                .memory
+                .clone()
+                .map(|(key, value)| (key.inner(), value.inner())),
+            distances: self.distances.clone().inner(),
+            mask: self.mask.clone().inner(),
+            dropout: plain(&self.dropout),
+        }
+    }
+
+    pub(crate) fn time(&self) -> usize {
+        self.injection.dims()[1]
+    }
+}
+
+/// An evaluation of attention with the intermediate values that its tangent needs.
+pub(crate) struct AttentionValues {
+    /// `[batch, time, d_model]`
+    pub(crate) output: Tensor<3>,
+    /// Scaled queries with the content bias, `[batch, heads, time, d_head]`.
+    content: Tensor<4>,
+    /// `[batch, heads, keys, d_head]`
+    key: Tensor<4>,
+    /// `[batch, heads, keys, d_head]`
+    value: Tensor<4>,
+    /// Before dropout, `[batch, heads, time, keys]`.
+    probabilities: Tensor<4>,
+}
+
+/// `[batch, heads, time, d_head]` to `[batch, time, heads * d_head]`.
+fn merge(x: Tensor<4>) -> Tensor<3> {
+    let [batch, n_heads, time, d_head] = x.dims();
+    x.swap_dims(1, 2).reshape([batch, time, n_heads * d_head])
+}
+
+/// `[batch, time, heads * d_head]` to `[batch, heads, time, d_head]`.
+fn heads(x: Tensor<3>, n_heads: usize) -> Tensor<4> {
+    let [batch, time, width] = x.dims();
+    x.reshape([batch, time, n_heads, width / n_heads])
+        .swap_dims(1, 2)
+}
+
+/// Turns scores by distance into scores by key position: row `i` moves left by `time - 1 - i`.
+///
+/// The last key is at distance 0 from the last query. Entries that wrap around belong to keys in the future, which the causal mask hides.
+fn relative_shift(x: Tensor<4>) -> Tensor<4> {
+    let [batch, n_heads, time, keys] = x.dims();
+    let pad = x.clone().narrow(3, 0, 1).zeros_like();
+    Tensor::cat(vec![pad, x], 3)
+        .reshape([batch, n_heads, keys + 1, time])
+        .narrow(2, 1, keys)
+        .reshape([batch, n_heads, time, keys])
+}
+
+/// Sines, then cosines, of the distances `keys - 1, ..., 0`, `[1, keys, d_model]`.
+fn position_embedding(keys: usize, d_model: usize, device: &Device) -> Tensor<3> {
+    let device = device.clone().inner();
+    let half = d_model.div_ceil(2);
+    let values: Vec<f64> = (0..keys)
+        .rev()
+        .flat_map(|distance| {
+            (0..2 * half).map(move |channel| {
+                let exponent = 2.0 * (channel % half) as f64 / d_model as f64;
+                let angle = distance as f64 / 10_000_f64.powf(exponent);
+                if channel < half {
+                    angle.sin()
+                } else {
+                    angle.cos()
+                }
+            })
+        })
+        .collect();
+    let data = burn::tensor::TensorData::new(values, [1, keys, 2 * half]);
+    Tensor::<3>::from_data(data, &device).narrow(2, 0, d_model)
+}
+
+/// Key `j` is hidden from query `i` if it lies in the future, `j > i + past`, or behind the window, `j <= i + past - window`.
+fn causal_mask(time: usize, past: usize, window: Option<usize>, device: &Device) -> Tensor<4> {
+    let device = device.clone().inner();
+    let values: Vec<f64> = (0..time)
+        .flat_map(|i| {
+            (0..past + time).map(move |j| {
+                let behind = window.is_some_and(|window| j + window <= i + past);
+                if j > i + past || behind { -1e9 } else { 0.0 }
+            })
+        })
+        .collect();
+    let data = burn::tensor::TensorData::new(values, [1, 1, time, past + time]);
+    Tensor::from_data(data, &device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_relative_shift_moves_scores_to_the_keys_at_their_distance() {
+        let device = Device::flex();
+        let (time, keys) = (3, 5);
+        let values: Vec<f32> = (0..time * keys).map(|v| v as f32).collect();
+        let data = burn::tensor::TensorData::new(values.clone(), [1, 1, time, keys]);
+        let shifted = relative_shift(Tensor::from_data(data, &device));
+        let shifted: Vec<f32> = shifted.into_data().iter::<f32>().collect();
+        for i in 0..time {
+            // Query i stands at key position i + past; column c holds distance keys - 1 - c.
+            for j in 0..=i + keys - time {
+                let distance = i + keys - time - j;
+                let expected = values[i * keys + keys - 1 - distance];
+                assert!((shifted[i * keys + j] - expected).abs() < 1e-6);
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The layer whose fixed point the model computes.
+
+use super::attention::{Attention, AttentionContext, AttentionInputs};
+use super::linear::{Affine, LinearShape, NormedLinear};
+use super::{dropout_mask, masked, plain};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, activation::relu};
+use deq_core::{CellContext, EquilibriumCell};
+use deq_jacreg::TangentCell;
+
+/// One Transformer-XL layer with input injection, `[batch, time, d_model]` flattened to `[batch, time * d_model]`.
+///
+/// ```text
+/// post-norm:  y = LN(z + attention(memory ++ z, injection))       f(z) = LN(y + ff(y))
+/// pre-norm:   y = z + attention(LN(memory ++ z), injection)       f(z) = LN(y) + ff(LN(y))
+/// ```
+///
+/// Layer norms have no parameters. The injection is added to queries, keys and values. In the pre-norm variant the residual around the
+/// feed-forward layer starts from the normalised input, as in the original code.
+#[derive(Module, Debug)]
+pub struct TransformerCell {
+    /// Relative positional attention.
+    pub attention: Attention,
+    /// The position-wise feed-forward layer.
+    pub feed_forward: FeedForward,
+    #[module(skip)]
+    pre_norm: bool,
+    #[module(skip)]
+    window: Option<usize>,
+}
+
+/// `x -> relu(x W1 + b1) W2 + b2` at every position.
+#[derive(Module, Debug)]
+pub struct FeedForward {
+    /// To the inner width.
+    pub inner: NormedLinear,
+    /// Back to the model width.
+    pub outer: NormedLinear,
+}
+
+/// Rates of variational dropout inside the cell, one mask per solve.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DropoutRates {
+    /// On outputs of attention, inner activations and outputs of the feed-forward layer; masks are shared by all positions.
+    pub hidden: f64,
+    /// On attention probabilities.
+    pub attention: f64,
+}
+
+/// The constants of one solve of a [`TransformerCell`]: normalised weights, injection, keys and values of the memory, positions, masks.
+#[derive(Clone, Debug)]
+pub struct TransformerContext {
+    attention: AttentionContext,
+    inner: Affine,
+    outer: Affine,
+    /// On the output of attention and of the feed-forward layer, `[batch, 1, d_model]`.
+    dropout: [Option<Tensor<3>>; 2],
+    /// On inner activations, `[batch, 1, d_inner]`.
+    inner_dropout: Option<Tensor<3>>,
+}
+
+pub(crate) struct CellShape {
+    pub(crate) d_model: usize,
+    pub(crate) n_heads: usize,
+    pub(crate) d_inner: usize,
+    pub(crate) weight_norm: bool,
+    pub(crate) pre_norm: bool,
+    pub(crate) window: Option<usize>,
+    pub(crate) init_std: f64,
+}
+
+impl TransformerCell {
+    pub(crate) fn new(shape: &CellShape, device: &Device) -> Self {
+        let linear = |input, output| {
+            let layer = LinearShape {
+                input,
+                output,
+                bias: true,
+            };
+            NormedLinear::new(layer, shape.weight_norm, shape.init_std, device)
+        };
+        Self {
+            attention: Attention::new(
+                shape.d_model,
+                shape.n_heads,
+                shape.weight_norm,
+                shape.init_std,
+                device,
+            ),
+            feed_forward: FeedForward {
+                inner: linear(shape.d_model, shape.d_inner),
+                outer: linear(shape.d_inner, shape.d_model),
+            },
+            pre_norm: shape.pre_norm,
+            window: shape.window,
+        }
+    }
+
+    /// Gathers what stays constant during one solve. Gradients flow through it to parameters and injection.
+    ///
+    /// # Shapes
+    ///
+    /// - injection: `[batch, memory + time, 3 d_model]`
+    /// - memory: past equilibria, `[batch, memory, d_model]`
+    ///
+    /// # Panics
+    ///
+    /// If the memory is longer than the injection or has another batch size.
+    pub fn context(
+        &self,
+        injection: Tensor<3>,
+        memory: Option<Tensor<3>>,
+        dropout: DropoutRates,
+    ) -> TransformerContext {
+        let [batch, _, width] = injection.dims();
+        let device = injection.device();
+        let memory = match self.pre_norm {
+            true => memory.map(layer_norm),
+            false => memory,
+        };
+        let attention = self.attention.context(AttentionInputs {
+            injection,
+            memory,
+            window: self.window,
+            dropout: dropout.attention,
+            device: &device,
+        });
+        let inner = self.feed_forward.inner.effective();
+        let mask = |width| dropout_mask([batch, 1, width], dropout.hidden, &device);
+        TransformerContext {
+            attention,
+            dropout: [mask(width / 3), mask(width / 3)],
+            inner_dropout: mask(inner.weight.dims()[1]),
+            inner,
+            outer: self.feed_forward.outer.effective(),
+        }
+    }
+}
+
+impl EquilibriumCell for TransformerCell {
+    type Context = TransformerContext;
+
+    fn forward(&self, z: Tensor<2>, context: &TransformerContext) -> Tensor<2> {
+        let [batch, dim] = z.dims();
+        let z = context.unflatten(z);
+        let [after_attention, after_feed_forward] = &context.dropout;
+
+        let seen = if self.pre_norm {
+            layer_norm(z.clone())
+        } else {
+            z.clone()
+        };
+        let attended = context.attention.evaluate(seen).output;
+        let y = layer_norm(z + masked(attended, after_attention));
+        let inner = relu(context.inner.apply(y.clone()));
+        let fed = context.outer.apply(masked(inner, &context.inner_dropout));
+        let out = y + masked(fed, after_feed_forward);
+        let out = if self.pre_norm { out } else { layer_norm(out) };
+        out.reshape([batch, dim])
+    }
+}
+
+impl TangentCell for TransformerCell {
+    /// Differentiates every sublayer forward. The kink of the ReLU is treated as automatic differentiation treats it.
+    fn tangent(
+        &self,
+        z: Tensor<2>,
+        direction: Tensor<2>,
+        context: &TransformerContext,
+    ) -> Tensor<2> {
+        let [batch, dim] = z.dims();
+        let z = context.unflatten(z);
+        let dz = context.unflatten(direction);
+        let [after_attention, after_feed_forward] = &context.dropout;
+
+        let (seen, d_seen) = if self.pre_norm {
+            layer_norm_tangent(z.clone(), dz.clone())
+        } else {
+            (z.clone(), dz.clone())
+        };
+        let attention = context.attention.evaluate(seen);
+        let d_attended = context.attention.tangent(&attention, d_seen);
+        let (y, dy) = layer_norm_tangent(
+            z + masked(attention.output, after_attention),
+            dz + masked(d_attended, after_attention),
+        );
+        let before = context.inner.apply(y.clone());
+        let off = before.clone().lower_equal_elem(0.0);
+        let d_inner = context.inner.tangent(dy.clone()).mask_fill(off, 0.0);
+        let d_fed = context
+            .outer
+            .tangent(masked(d_inner, &context.inner_dropout));
+        let d_out = dy + masked(d_fed, after_feed_forward);
+        if self.pre_norm {
+            return d_out.reshape([batch, dim]);
+        }
+        let fed = context
+            .outer
+            .apply(masked(relu(before), &context.inner_dropout));
+        let (_, d_out) = layer_norm_tangent(y + masked(fed, after_feed_forward), d_out);
+        d_out.reshape([batch, dim])
+    }
+}
+
+impl TransformerContext {
+    /// `[batch, time * d_model]` to `[batch, time, d_model]`.
+    fn unflatten(&self, z: Tensor<2>) -> Tensor<3> {
+        let [batch, dim] = z.dims();
+        let time = self.attention.time();
+        z.reshape([batch, time, dim / time])
+    }
+}
+
+impl CellContext for TransformerContext {
+    fn without_autodiff(&self) -> Self {
+        Self {
+            attention: self.attention.without_autodiff(),
+            inner: self.inner.without_autodiff(),
+            outer: self.outer.without_autodiff(),
+            dropout: [plain(&self.dropout[0]), plain(&self.dropout[1])],
+            inner_dropout: plain(&self.inner_dropout),
+        }
+    }
+}
+
+/// Layer norm over channels without parameters; epsilon 1e-5 as in PyTorch.
+fn layer_norm(x: Tensor<3>) -> Tensor<3> {
+    let (centered, inverse_deviation) = standardize(x);
+    centered * inverse_deviation
+}
+
+/// Layer norm with its tangent: `dn = (dc - n mean(n dc)) / deviation`, `dc` the centred direction.
+fn layer_norm_tangent(x: Tensor<3>, dx: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+    let (centered, inverse_deviation) = standardize(x);
+    let normed = centered * inverse_deviation.clone();
+    let d_centered = dx.clone() - dx.mean_dim(2);
+    let along = (normed.clone() * d_centered.clone()).mean_dim(2);
+    let d_normed = (d_centered - normed.clone() * along) * inverse_deviation;
+    (normed, d_normed)
+}
+
+fn standardize(x: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+    let centered = x.clone() - x.mean_dim(2);
+    let variance = centered.clone().square().mean_dim(2);
+    (centered, variance.add_scalar(1e-5).sqrt().recip())
+}

@@ -1,0 +1,115 @@
+//! A linear map with optional weight normalisation, evaluated once per solve.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Distribution, Tensor};
+
+/// `y = x W + b` with `W = weight`, or `W = weight * gain / |weight|` with norms over the columns.
+///
+/// Weight normalisation (Salimans and Kingma 2016) separates the length of a column from its direction; the original DEQ-Transformer uses it
+/// on every map inside `f` to keep the equilibrium stable during training.
+#[derive(Module, Debug)]
+pub struct NormedLinear {
+    /// The direction, or the weight itself, `[input, output]`.
+    pub weight: Param<Tensor<2>>,
+    /// The lengths of the columns, `[1, output]`, if the weight is normalised.
+    pub gain: Option<Param<Tensor<2>>>,
+    /// The bias, `[output]`.
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+/// What a [`NormedLinear`] looks like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LinearShape {
+    pub(crate) input: usize,
+    pub(crate) output: usize,
+    pub(crate) bias: bool,
+}
+
+impl NormedLinear {
+    /// Weights from N(0, std), gains equal to the norms they start with, zero biases.
+    pub(crate) fn new(shape: LinearShape, normed: bool, std: f64, device: &Device) -> Self {
+        let LinearShape {
+            input,
+            output,
+            bias,
+        } = shape;
+        let normal = Distribution::Normal(0.0, std);
+        let weight = Tensor::<2>::random([input, output], normal, device);
+        let gain = normed.then(|| Param::from_tensor(column_norms(weight.clone())));
+        Self {
+            weight: Param::from_tensor(weight),
+            gain,
+            bias: bias.then(|| Param::from_tensor(Tensor::zeros([output], device))),
+        }
+    }
+
+    /// The weight and bias to use throughout one solve.
+    pub(crate) fn effective(&self) -> Affine {
+        let weight = self.weight.val();
+        let weight = match &self.gain {
+            Some(gain) => weight.clone() * (gain.val() / column_norms(weight)),
+            None => weight,
+        };
+        Affine {
+            weight,
+            bias: self.bias.as_ref().map(|bias| bias.val().unsqueeze()),
+        }
+    }
+}
+
+fn column_norms(weight: Tensor<2>) -> Tensor<2> {
+    weight.square().sum_dim(0).sqrt()
+}
+
+/// An evaluated [`NormedLinear`].
+#[derive(Clone, Debug)]
+pub(crate) struct Affine {
+    pub(crate) weight: Tensor<2>,
+    bias: Option<Tensor<2>>,
+}
+
+impl Affine {
+    /// # Shapes
+    ///
+    /// - x: `[batch, time, input]`
+    /// - output: `[batch, time, output]`
+    pub(crate) fn apply(&self, x: Tensor<3>) -> Tensor<3> {
+        let [batch, time, _] = x.dims();
+        let y = multiply(x, &self.weight);
+        let [_, output] = y.dims();
+        let y = match &self.bias {
+            Some(bias) => y + bias.clone(),
+            None => y,
+        };
+        y.reshape([batch, time, output])
+    }
+
+    /// The linear part alone: how the output moves with the input.
+    pub(crate) fn tangent(&self, dx: Tensor<3>) -> Tensor<3> {
+        let [batch, time, _] = dx.dims();
+        let dy = multiply(dx, &self.weight);
+        let [_, output] = dy.dims();
+        dy.reshape([batch, time, output])
+    }
+
+    /// The map that reads `columns` of the output only.
+    pub(crate) fn columns(&self, columns: std::ops::Range<usize>) -> Self {
+        let (start, size) = (columns.start, columns.len());
+        Self {
+            weight: self.weight.clone().narrow(1, start, size),
+            bias: self.bias.clone().map(|bias| bias.narrow(1, start, size)),
+        }
+    }
+
+    pub(crate) fn without_autodiff(&self) -> Self {
+        Self {
+            weight: self.weight.clone().inner(),
+            bias: super::plain(&self.bias),
+        }
+    }
+}
+
+fn multiply(x: Tensor<3>, weight: &Tensor<2>) -> Tensor<2> {
+    let [batch, time, input] = x.dims();
+    x.reshape([batch * time, input]).matmul(weight.clone())
+}
