@@ -1,1 +1,32 @@
-//! Placeholder.
+//! Data for deep equilibrium models: text corpora, vocabularies, and batches of contiguous streams.
+//!
+//! A [`Corpus`] holds three splits as token ids with their [`Vocabulary`]; a [`StreamBatcher`] cuts a split into parallel streams and
+//! these into segments, so that a model can carry its memory from one segment to the next.
+//!
+//! ```
+//! use deq_data::{Corpus, Level, StreamBatcher, unigram_perplexity};
+//!
+//! let corpus = Corpus::builtin(Level::Byte)?;
+//! let batches = StreamBatcher::new(&corpus.train, 8, 32)?;
+//! let first = batches.segment(0);
+//! let second = batches.segment(1);
+//! assert_eq!((first.batch, first.len), (8, 32));
+//! // The last target of a segment is the first input of the next one, in every stream.
+//! assert_eq!(first.targets[31], second.inputs[0]);
+//!
+//! let unigram = unigram_perplexity(&corpus.train, &corpus.valid, corpus.vocabulary.len());
+//! assert!(unigram > 10.0 && unigram < 40.0);
+//! # Ok::<(), deq_data::DataError>(())
+//! ```
+//!
+//! # Contents
+//!
+//! - [`Corpus::open`]: folders in the WikiText or Penn Treebank layout, or a single text file, by words or bytes.
+//! - [`Corpus::builtin`]: a small handbook on deep equilibrium models, compiled in, so that nothing needs to be fetched.
+//! - [`unigram_perplexity`]: the yardstick that any language model must beat.
+
+mod error;
+mod text;
+
+pub use error::DataError;
+pub use text::{Corpus, Level, Segment, StreamBatcher, Vocabulary, unigram_perplexity};

@@ -1,0 +1,31 @@
+//! The perplexity of a model that knows nothing but frequencies.
+
+/// The perplexity of `eval` when every token is drawn independently with its frequency in `train`.
+///
+/// Frequencies are smoothed by adding one to every count (Laplace), so that a token absent from `train` does not make it infinite.
+pub fn unigram_perplexity(train: &[u32], eval: &[u32], vocabulary: usize) -> f64 {
+    let mut counts = vec![1.0_f64; vocabulary];
+    for &token in train {
+        counts[token as usize] += 1.0;
+    }
+    let total: f64 = counts.iter().sum();
+    let nats: f64 = eval
+        .iter()
+        .map(|&token| (total / counts[token as usize]).ln())
+        .sum();
+    (nats / eval.len() as f64).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unigram_perplexity;
+
+    #[test]
+    fn a_uniform_text_has_the_perplexity_of_its_vocabulary() {
+        let text: Vec<u32> = (0..40).map(|i| i % 4).collect();
+        assert!((unigram_perplexity(&text, &text, 4) - 4.0).abs() < 1e-12);
+        // Counts 2 and 1 over 3: (3/2)^(1/2) (3/1)^(1/2).
+        let expected = (1.5_f64 * 3.0).sqrt();
+        assert!((unigram_perplexity(&[0], &[0, 1], 2) - expected).abs() < 1e-12);
+    }
+}
