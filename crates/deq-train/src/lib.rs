@@ -1,1 +1,44 @@
-//! Placeholder.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+//! Training recipes for deep equilibrium models.
+//!
+//! [`lm::train`] trains a DEQ-Transformer language model from an [`lm::LmRecipe`]: unrolled pre-training, then the equilibrium with the
+//! Jacobian penalty. A run is a folder:
+//!
+//! - `config.json`: the whole recipe;
+//! - `metrics.jsonl`: one JSON object per training step and evaluation, see [`records::Record`];
+//! - `checkpoints/`: the newest two, each written whole or not at all;
+//! - `report.html`: tables and curves in one self-contained page.
+//!
+//! [`lm::evaluate_run`] measures a run: perplexity, evaluations per solve, residual, spectral radius.
+//!
+//! ```no_run
+//! use deq_train::lm::{LmRecipe, TrainOptions, train};
+//!
+//! let recipe = LmRecipe::preset("tiny")?;
+//! let summary = train(recipe, &TrainOptions::new("flex", "runs/demo".into()))?;
+//! println!("{:.2} against {:.2}", summary.eval.perplexity, summary.unigram_perplexity);
+//! # Ok::<(), deq_train::TrainError>(())
+//! ```
+//!
+//! # Feature flags
+//!
+//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn, and
+//! [`device`] knows which are there.
+
+mod chart;
+mod checkpoint;
+mod clip;
+mod dashboard;
+mod device;
+mod error;
+mod files;
+pub mod lm;
+pub mod records;
+mod report;
+
+pub use checkpoint::{CheckpointStore, Position};
+pub use dashboard::{clock, number, status_text};
+pub use device::device;
+pub use error::TrainError;
+pub use report::{ReportHeader, totals, write_report};

@@ -1,0 +1,364 @@
+//! What burn-train shows while a model trains: its dashboard's metrics, and plain lines where there is no terminal.
+
+use crate::records::StepRecord;
+use burn::tensor::TensorReadError;
+use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
+use burn::train::metric::{
+    Metric, MetricAttributes, MetricDefinition, MetricId, MetricMetadata, MetricName, Numeric,
+    NumericAttributes, NumericEntry, SerializedEntry,
+};
+use burn::train::renderer::{
+    EvaluationName, MetricState, MetricsRenderer, MetricsRendererEvaluation,
+    MetricsRendererTraining,
+};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A number of a step, averaged over a split.
+#[derive(Clone)]
+pub(crate) struct Gauge {
+    name: MetricName,
+    /// The number, if the step has it.
+    value: fn(&StepRecord) -> Option<f64>,
+    /// Applied to means on display: a perplexity is the exponential of a mean, not a mean of exponentials.
+    display: fn(f64) -> f64,
+    sum: f64,
+    count: usize,
+    current: f64,
+}
+
+impl Gauge {
+    fn new(name: &str, value: fn(&StepRecord) -> Option<f64>) -> Self {
+        Self {
+            name: Arc::new(name.to_owned()),
+            value,
+            display: |mean| mean,
+            sum: 0.0,
+            count: 0,
+            current: f64::NAN,
+        }
+    }
+
+    pub(crate) fn loss() -> Self {
+        Self::new("Loss", |step| Some(step.loss))
+    }
+
+    pub(crate) fn perplexity() -> Self {
+        Self {
+            display: f64::exp,
+            ..Self::new("Perplexity", |step| Some(step.loss))
+        }
+    }
+
+    pub(crate) fn steps() -> Self {
+        Self::new("Steps per solve", |step| Some(step.forward.as_ref()?.steps))
+    }
+
+    pub(crate) fn residual() -> Self {
+        Self::new("Residual", |step| Some(step.forward.as_ref()?.residual))
+    }
+
+    fn mean(&self) -> f64 {
+        (self.display)(self.sum / self.count as f64)
+    }
+
+    fn entry(&self) -> SerializedEntry {
+        if self.count == 0 {
+            return SerializedEntry::not_available(None);
+        }
+        let (mean, current) = (self.mean(), (self.display)(self.current));
+        SerializedEntry::new(
+            format!("epoch {} - batch {}", number(mean), number(current)),
+            NumericEntry::Value(current).serialize(),
+        )
+    }
+}
+
+impl Metric for Gauge {
+    type Input = StepRecord;
+
+    fn name(&self) -> MetricName {
+        self.name.clone()
+    }
+
+    fn attributes(&self) -> MetricAttributes {
+        NumericAttributes {
+            unit: None,
+            higher_is_better: false,
+        }
+        .into()
+    }
+
+    fn update(
+        &mut self,
+        step: &StepRecord,
+        _metadata: &MetricMetadata,
+    ) -> Result<SerializedEntry, TensorReadError> {
+        if let Some(value) = (self.value)(step) {
+            self.sum += value;
+            self.count += 1;
+            self.current = value;
+        }
+        Ok(self.entry())
+    }
+
+    fn compute(&mut self) -> Result<SerializedEntry, TensorReadError> {
+        Ok(self.entry())
+    }
+
+    fn clear(&mut self) {
+        (self.sum, self.count) = (0.0, 0);
+    }
+}
+
+impl Numeric for Gauge {
+    fn value(&self) -> Option<NumericEntry> {
+        (self.count > 0).then(|| NumericEntry::Value((self.display)(self.current)))
+    }
+
+    fn running_value(&self) -> Option<NumericEntry> {
+        (self.count > 0).then(|| NumericEntry::Value(self.mean()))
+    }
+
+    fn final_value(&self) -> NumericEntry {
+        NumericEntry::Final(self.mean())
+    }
+}
+
+/// The outcomes of the solves of a split, as text.
+#[derive(Clone, Default)]
+pub(crate) struct StatusText {
+    counts: deq_core::solvers::StatusCounts,
+}
+
+impl Metric for StatusText {
+    type Input = StepRecord;
+
+    fn name(&self) -> MetricName {
+        Arc::new("Solves".to_owned())
+    }
+
+    fn update(
+        &mut self,
+        step: &StepRecord,
+        _metadata: &MetricMetadata,
+    ) -> Result<SerializedEntry, TensorReadError> {
+        if let Some(solve) = &step.forward {
+            self.counts.merge(&solve.status);
+        }
+        self.compute()
+    }
+
+    fn compute(&mut self) -> Result<SerializedEntry, TensorReadError> {
+        let text = status_text(&self.counts);
+        Ok(SerializedEntry::new(text.clone(), text))
+    }
+
+    fn clear(&mut self) {
+        self.counts = Default::default();
+    }
+}
+
+/// `converged 31 of 32, out of steps 1`, naming only what happened.
+pub fn status_text(counts: &deq_core::solvers::StatusCounts) -> String {
+    if counts.total() == 0 {
+        return "none (unrolled)".to_owned();
+    }
+    let mut text = format!("converged {} of {}", counts.converged, counts.total());
+    for (count, name) in [
+        (counts.max_steps, "out of steps"),
+        (counts.stalled, "stalled"),
+        (counts.diverged, "diverged"),
+        (counts.non_finite, "not finite"),
+    ] {
+        if count > 0 {
+            text += &format!(", {name} {count}");
+        }
+    }
+    text
+}
+
+/// Four significant digits, in the shorter of plain and scientific notation.
+pub fn number(value: f64) -> String {
+    match value.abs() {
+        magnitude if magnitude >= 1e5 || (magnitude < 1e-2 && magnitude > 0.0) => format!("{value:.2e}"),
+        magnitude if magnitude >= 100.0 => format!("{value:.1}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+/// `1:05:09` or `4:07`.
+pub fn clock(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 {
+        format!("{hours}:{minutes:02}:{seconds:02}")
+    } else {
+        format!("{minutes}:{seconds:02}")
+    }
+}
+
+/// Progress as lines on standard error, for logs and pipes: at most one every two seconds, and one at the end of a split.
+pub(crate) struct LineRenderer {
+    metrics: Vec<(MetricId, MetricName, String)>,
+    rounds: usize,
+    round: usize,
+    first_round: usize,
+    split: String,
+    done: usize,
+    total: usize,
+    started: Instant,
+    last_line: Option<Instant>,
+}
+
+const LINE_INTERVAL: Duration = Duration::from_secs(2);
+
+impl LineRenderer {
+    pub(crate) fn new() -> Self {
+        Self {
+            metrics: Vec::new(),
+            rounds: 0,
+            round: 1,
+            first_round: 1,
+            split: String::new(),
+            done: 0,
+            total: 1,
+            started: Instant::now(),
+            last_line: None,
+        }
+    }
+
+    fn update(&mut self, state: MetricState) {
+        let entry = match state {
+            MetricState::Generic(entry) => entry,
+            MetricState::Numeric(entry, _) => entry,
+        };
+        if let Some((_, _, text)) = self
+            .metrics
+            .iter_mut()
+            .find(|(id, ..)| *id == entry.metric_id)
+        {
+            *text = entry.serialized_entry.formatted;
+        }
+    }
+
+    fn line(&mut self) {
+        self.last_line = Some(Instant::now());
+        let training = self.split == "train";
+        let mut line = format!(
+            "round {}/{} {} {}/{}",
+            self.round, self.rounds, self.split, self.done, self.total
+        );
+        for (_, name, text) in &self.metrics {
+            let text = text.strip_prefix("epoch ").unwrap_or(text);
+            let (mean, current) = text.split_once(" - batch ").unwrap_or((text, text));
+            let shown = if training { current } else { mean };
+            line += &format!(" | {} {shown}", name.to_lowercase());
+        }
+        if let Some(left) = self.time_left() {
+            line += &format!(" | {} left", clock(left));
+        }
+        eprintln!("{line}");
+    }
+
+    fn time_left(&self) -> Option<Duration> {
+        if self.split != "train" {
+            return None;
+        }
+        let fraction = self.done as f64 / self.total.max(1) as f64;
+        let done = (self.round - self.first_round) as f64 + fraction;
+        let left = (self.rounds + 1 - self.first_round) as f64 - done;
+        (done > 0.0).then(|| self.started.elapsed().mul_f64(left / done))
+    }
+}
+
+impl MetricsRendererTraining for LineRenderer {
+    fn update_train(&mut self, state: MetricState) {
+        self.update(state);
+    }
+
+    fn update_valid(&mut self, state: MetricState) {
+        self.update(state);
+    }
+}
+
+impl TrainingProgressLogger for LineRenderer {
+    fn start(
+        &mut self,
+        total_epochs: usize,
+        starting_epoch: usize,
+        _total_items: Option<usize>,
+        _label: Option<&str>,
+    ) {
+        self.rounds = total_epochs;
+        self.round = starting_epoch;
+        self.first_round = starting_epoch;
+        self.started = Instant::now();
+    }
+
+    fn update_epoch(&mut self, epoch: usize) {
+        self.round = epoch + 1;
+    }
+
+    fn start_split(&mut self, split: &str, total_items: usize) {
+        self.split = split.to_lowercase();
+        self.done = 0;
+        self.total = total_items;
+    }
+
+    fn update_split(&mut self, items_processed: usize) {
+        self.done = items_processed;
+        if self.last_line.is_none_or(|at| at.elapsed() >= LINE_INTERVAL) {
+            self.line();
+        }
+    }
+
+    fn end_split(&mut self) {
+        self.line();
+    }
+
+    fn end(&mut self) {}
+
+    fn log_event_training(&mut self, _event: String) {}
+}
+
+// The traits below belong to burn-train's evaluator, which this renderer does not serve.
+impl EvaluationProgressLogger for LineRenderer {
+    fn start_global_progress(&mut self, _total_tests: usize) {}
+    fn start_test(&mut self, _name: &str, _total_items: usize) {}
+    fn update_test_progress(&mut self, _items_processed: usize) {}
+    fn end_test(&mut self) {}
+    fn end_global_progress(&mut self) {}
+    fn log_event_evaluation(&mut self, _event: String) {}
+}
+
+impl MetricsRendererEvaluation for LineRenderer {
+    fn update_test(&mut self, _name: EvaluationName, state: MetricState) {
+        self.update(state);
+    }
+}
+
+impl MetricsRenderer for LineRenderer {
+    fn manual_close(&mut self) {}
+
+    fn register_metric(&mut self, definition: MetricDefinition) {
+        let unknown = SerializedEntry::NOT_AVAILABLE.to_owned();
+        self.metrics
+            .push((definition.metric_id, definition.name, unknown));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_times_read_well() {
+        assert_eq!(number(3.14159), "3.142");
+        assert_eq!(number(431.26), "431.3");
+        assert_eq!(number(0.000_123), "1.23e-4");
+        assert_eq!(number(0.0), "0.000");
+        assert_eq!(clock(Duration::from_secs(247)), "4:07");
+        assert_eq!(clock(Duration::from_secs(3909)), "1:05:09");
+    }
+}

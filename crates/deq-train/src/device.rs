@@ -1,0 +1,93 @@
+//! Devices by name.
+
+use crate::error::TrainError;
+use burn::tensor::Device;
+
+/// Every device name with the cargo feature that brings it.
+const DEVICES: [(&str, bool); 6] = [
+    ("flex", cfg!(feature = "flex")),
+    ("wgpu", cfg!(feature = "wgpu")),
+    ("vulkan", cfg!(feature = "vulkan")),
+    ("metal", cfg!(feature = "metal")),
+    ("cuda", cfg!(feature = "cuda")),
+    ("rocm", cfg!(feature = "rocm")),
+];
+
+/// The device called `name`: `flex` (the CPU), or `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, the last two with an
+/// optional index as in `cuda:1`.
+///
+/// # Errors
+///
+/// [`TrainError::UnknownDevice`] for a name that does not exist, [`TrainError::DeviceNotCompiled`] for one whose cargo
+/// feature is off.
+pub fn device(name: &str) -> Result<Device, TrainError> {
+    let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
+    let list = |only_compiled: bool| {
+        let names = DEVICES
+            .iter()
+            .filter(|(_, compiled)| *compiled || !only_compiled);
+        names.map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+    };
+    let unknown = || TrainError::UnknownDevice {
+        name: name.to_owned(),
+        known: list(false),
+    };
+    let &(feature, compiled) = DEVICES
+        .iter()
+        .find(|(device, _)| *device == kind)
+        .ok_or_else(unknown)?;
+    let index: usize = index.parse().map_err(|_| unknown())?;
+    if index > 0 && !matches!(feature, "cuda" | "rocm") {
+        return Err(unknown());
+    }
+    if !compiled {
+        return Err(TrainError::DeviceNotCompiled {
+            name: name.to_owned(),
+            feature,
+            compiled: list(true),
+        });
+    }
+    make(feature, index).ok_or_else(unknown)
+}
+
+fn make(kind: &str, index: usize) -> Option<Device> {
+    // Unused when no indexed backend is compiled in.
+    let _ = index;
+    match kind {
+        #[cfg(feature = "flex")]
+        "flex" => Some(Device::flex()),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Some(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Some(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)),
+        #[cfg(feature = "metal")]
+        "metal" => Some(Device::metal(burn::tensor::DeviceKind::DefaultDevice)),
+        #[cfg(feature = "cuda")]
+        "cuda" => Some(Device::cuda(index)),
+        #[cfg(feature = "rocm")]
+        "rocm" => Some(Device::rocm(index)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::device;
+
+    #[test]
+    fn a_device_that_is_not_there_is_named_with_what_would_be_right() {
+        assert!(device("flex").is_ok());
+        let message = device("tpu").unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "there is no device \"tpu\": choose one of flex, wgpu, vulkan, metal, cuda, rocm"
+        );
+        assert!(device("flex:1").is_err());
+        assert!(device("cuda:x").is_err());
+        #[cfg(not(feature = "rocm"))]
+        assert_eq!(
+            device("rocm:1").unwrap_err().to_string(),
+            "the device rocm:1 is not compiled in (there is: flex): rebuild with `--features rocm`"
+        );
+    }
+}

@@ -1,0 +1,174 @@
+//! What can go wrong in a run, each in one sentence that says what to do.
+
+use std::path::{Path, PathBuf};
+
+/// An error of a training or evaluation run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The data cannot be used.
+    #[error(transparent)]
+    Data(#[from] deq_data::DataError),
+    /// The layer is misconfigured.
+    #[error(transparent)]
+    Deq(#[from] deq_core::DeqError),
+    /// The model is misconfigured.
+    #[error(transparent)]
+    Model(#[from] deq_models::ModelError),
+    /// The penalty is misconfigured.
+    #[error(transparent)]
+    Penalty(#[from] deq_jacreg::InvalidPenalty),
+    /// A field of the recipe lies outside its range.
+    #[error("{field} is {value}, but must be {requirement}")]
+    OutOfRange {
+        /// The field.
+        field: &'static str,
+        /// The value given.
+        value: f64,
+        /// What would be right.
+        requirement: &'static str,
+    },
+    /// A loader yields nothing.
+    #[error("the {split} split has no segment to read")]
+    NoSegments {
+        /// The split.
+        split: &'static str,
+    },
+    /// There is no recipe of this name.
+    #[error("there is no preset {name:?}: choose one of {known}")]
+    UnknownPreset {
+        /// The name given.
+        name: String,
+        /// The names there are, separated by commas.
+        known: String,
+    },
+    /// There is no device of this name.
+    #[error("there is no device {name:?}: choose one of {known}")]
+    UnknownDevice {
+        /// The name given.
+        name: String,
+        /// The names there are, separated by commas.
+        known: String,
+    },
+    /// The device exists but this program was built without it.
+    #[error(
+        "the device {name} is not compiled in (there is: {compiled}): rebuild with `--features {feature}`"
+    )]
+    DeviceNotCompiled {
+        /// The name given.
+        name: String,
+        /// The cargo feature that brings it.
+        feature: &'static str,
+        /// The devices compiled in, separated by commas.
+        compiled: String,
+    },
+    /// A file cannot be read or written.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// `read`, `write`, `create`, ...
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The folder holds no run.
+    #[error("{path} is not a run: it has no config.json; give the folder that `deq train` printed")]
+    NotARun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder already holds a run.
+    #[error("{path} already holds a run: add --resume to continue it, or choose another folder with --run")]
+    RunExists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// There is nothing to resume.
+    #[error("there is no run to resume in {path}: start one without --resume")]
+    NothingToResume {
+        /// The folder searched.
+        path: PathBuf,
+    },
+    /// A JSON file of the run is malformed.
+    #[error("{path} is not a valid {what}: {reason}; restore it from a copy or start a new run")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        what: &'static str,
+        /// Where and why parsing failed.
+        reason: String,
+    },
+    /// The run was made with another configuration.
+    #[error(
+        "{path} was started with another configuration: {field} is {there} there and {here} here; \
+         give the same options, or start a new run"
+    )]
+    OtherConfig {
+        /// The run.
+        path: PathBuf,
+        /// The first field that differs.
+        field: String,
+        /// Its value in the run.
+        there: String,
+        /// Its value in this command.
+        here: String,
+    },
+    /// The data are not those the run was started with.
+    #[error("the vocabulary of the data is not that of the run {path}: give the --data it was trained on")]
+    OtherVocabulary {
+        /// The run.
+        path: PathBuf,
+    },
+    /// A checkpoint is damaged.
+    #[error("the checkpoint {path} is damaged ({reason}): delete this folder to go on from the one before it")]
+    CorruptCheckpoint {
+        /// The checkpoint folder.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The run has no checkpoint yet.
+    #[error("{path} has no checkpoint: let it train until the first one is written")]
+    NoCheckpoint {
+        /// The run.
+        path: PathBuf,
+    },
+    /// The loss stopped being a number.
+    #[error(
+        "the loss became {loss} at step {step}: lower the learning rate, raise --penalty, or resume from the last \
+         checkpoint with a smaller one"
+    )]
+    NonFiniteLoss {
+        /// The step.
+        step: usize,
+        /// The value.
+        loss: f64,
+    },
+    /// A chart could not be drawn.
+    #[error("cannot draw the chart {title:?}: {reason}")]
+    Chart {
+        /// Its title.
+        title: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The training loop stopped on an error of its own.
+    #[error("training stopped: {reason}")]
+    Stopped {
+        /// The error.
+        reason: String,
+    },
+}
+
+impl TrainError {
+    /// An input or output error on `path` while trying to `action`.
+    pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        TrainError::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}

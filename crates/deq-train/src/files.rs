@@ -1,0 +1,50 @@
+//! Files that are written whole or not at all.
+
+use crate::error::TrainError;
+use std::io::Write;
+use std::path::Path;
+
+/// Writes `bytes` to a temporary file beside `path` and renames it into place.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(|source| TrainError::io("write", path, source))
+}
+
+/// Creates a folder and its parents.
+pub(crate) fn create_folder(path: &Path) -> Result<(), TrainError> {
+    std::fs::create_dir_all(path).map_err(|source| TrainError::io("create", path, source))
+}
+
+/// Reads a whole file.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, TrainError> {
+    std::fs::read(path).map_err(|source| TrainError::io("read", path, source))
+}
+
+/// Reads a JSON file.
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    what: &'static str,
+) -> Result<T, TrainError> {
+    serde_json::from_slice(&read(path)?).map_err(|error| TrainError::Malformed {
+        path: path.to_owned(),
+        what,
+        reason: error.to_string(),
+    })
+}
+
+/// Writes a value as indented JSON, whole or not at all.
+pub(crate) fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), TrainError> {
+    let json = serde_json::to_vec_pretty(value).map_err(|error| TrainError::Malformed {
+        path: path.to_owned(),
+        what: "JSON value",
+        reason: error.to_string(),
+    })?;
+    write_whole(path, &json)
+}

@@ -1,0 +1,215 @@
+//! One step of training or evaluation.
+
+use super::recipe::{LmRecipe, Network};
+use crate::clip::clip_global_norm;
+use crate::error::TrainError;
+use crate::records::{PenaltyRecord, Phase, SolveRecord, StepRecord};
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::train::metric::Adaptor;
+use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
+use deq_core::Deq;
+use deq_data::Segment;
+use deq_jacreg::JacobianPenalty;
+use deq_models::{Depth, DeqTransformerLm, LmMemory, LmOutput};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The model with what it needs to make a step.
+#[derive(Module, Debug)]
+pub(crate) struct LmLearner {
+    pub(crate) model: DeqTransformerLm,
+    #[module(skip)]
+    plan: Arc<StepPlan>,
+}
+
+/// What a recipe says about single steps.
+#[derive(Debug)]
+struct StepPlan {
+    deq: Deq,
+    network: Network,
+    penalty: Option<JacobianPenalty>,
+    pretrain_steps: usize,
+    pretrain_depth: usize,
+    clip: f64,
+    seed: u64,
+}
+
+/// One segment with the memory of the streams before it.
+#[derive(Clone, Debug)]
+pub(crate) struct LmInput {
+    pub(crate) tokens: Tensor<2, Int>,
+    pub(crate) targets: Vec<i32>,
+    pub(crate) starts_stream: bool,
+    /// The step, counted from 0.
+    pub(crate) step: usize,
+    pub(crate) memory: LmMemory,
+}
+
+impl LmInput {
+    /// The segment on `device`, with an empty memory.
+    pub(crate) fn new(segment: Segment, step: usize, device: &Device) -> Self {
+        let tokens = TensorData::new(segment.inputs, [segment.batch, segment.len]);
+        Self {
+            tokens: Tensor::from_data(tokens, device),
+            targets: segment.targets,
+            starts_stream: segment.starts_stream,
+            step,
+            memory: LmMemory::empty(),
+        }
+    }
+}
+
+/// What a step measured, and the memory for the next one.
+#[derive(Clone, Debug)]
+pub(crate) struct LmStepOutput {
+    pub(crate) record: StepRecord,
+    pub(crate) memory: LmMemory,
+}
+
+impl ItemLazy for LmStepOutput {
+    fn sync(self) -> Result<Self, burn::tensor::ExecutionError> {
+        Ok(self)
+    }
+}
+
+impl Adaptor<StepRecord> for LmStepOutput {
+    fn adapt(&self) -> StepRecord {
+        self.record.clone()
+    }
+}
+
+impl LmLearner {
+    /// A model with fresh weights, which the seed determines.
+    pub(crate) fn new(recipe: &LmRecipe, device: &Device) -> Result<Self, TrainError> {
+        device.seed(recipe.seed);
+        let penalty = recipe.penalty.as_ref();
+        Ok(Self {
+            model: recipe.model.init(device)?,
+            plan: Arc::new(StepPlan {
+                deq: recipe.deq.build()?,
+                network: recipe.network,
+                penalty: penalty.map(|penalty| penalty.build()).transpose()?,
+                pretrain_steps: recipe.pretrain_steps,
+                pretrain_depth: recipe.pretrain_depth,
+                clip: recipe.clip,
+                seed: recipe.seed,
+            }),
+        })
+    }
+
+    /// The phase and depth of training step `step`, counted from 0; `None` means evaluation.
+    fn depth(&self, step: Option<usize>) -> (Phase, Depth<'_>) {
+        let plan = &self.plan;
+        match plan.network {
+            Network::WeightTied { depth } => (Phase::Unrolled, Depth::Unrolled(depth)),
+            Network::Equilibrium => match step {
+                Some(step) if step < plan.pretrain_steps => {
+                    (Phase::Unrolled, Depth::Unrolled(plan.pretrain_depth))
+                }
+                _ => (Phase::Equilibrium, Depth::Equilibrium(&plan.deq)),
+            },
+        }
+    }
+
+    /// Reads a segment in evaluation mode.
+    pub(crate) fn read(&self, input: &LmInput) -> LmOutput {
+        let (_, depth) = self.depth(None);
+        self.model.forward(input.tokens.clone(), &input.memory, depth)
+    }
+
+    /// The numbers of a step, all but the backward solve and the penalty.
+    fn record(&self, input: &LmInput, phase: Phase, out: &LmOutput, loss: f64) -> StepRecord {
+        StepRecord {
+            step: input.step + 1,
+            phase,
+            loss,
+            tokens: input.targets.len(),
+            forward_nfe: out.equilibrium.nfe,
+            forward: out.equilibrium.solve.as_ref().map(SolveRecord::from),
+            backward: None,
+            penalty: None,
+            learning_rate: 0.0,
+            seconds: 0.0,
+        }
+    }
+}
+
+impl TrainStep for LmLearner {
+    type Input = LmInput;
+    type Output = LmStepOutput;
+
+    fn step(&self, input: LmInput) -> TrainOutput<LmStepOutput> {
+        let started = Instant::now();
+        let plan = &self.plan;
+        // Masks and probes depend on seed and step alone, so that a resumed run draws what the first one would have.
+        input.tokens.device().seed(mix(plan.seed, input.step));
+        let (phase, depth) = self.depth(Some(input.step));
+        let out = self.model.forward(input.tokens.clone(), &input.memory, depth);
+        let nll = self.model.nll(out.hidden.clone(), &input.targets).mean();
+
+        let penalty = plan.penalty.as_ref().filter(|penalty| {
+            phase == Phase::Equilibrium && penalty.applies_at(plan.seed, input.step)
+        });
+        let weight = penalty.map_or(0.0, |penalty| penalty.weight_at(input.step));
+        let penalty = penalty.map(|penalty| {
+            let z_star = out.equilibrium.z_star.clone();
+            penalty
+                .estimate_exact(&self.model.cell, &out.context, z_star)
+                .expect("the settings were checked and the state is f32 or f64")
+        });
+        let total = match &penalty {
+            Some(penalty) => nll.clone() + penalty.value.clone() * weight,
+            None => nll.clone(),
+        };
+        let grads = GradientsParams::from_grads(total.backward(), self);
+        let grads = clip_global_norm(self, grads, plan.clip);
+
+        let loss = nll.inner().into_scalar::<f64>();
+        let record = StepRecord {
+            backward: out.equilibrium.backward.get().as_ref().map(SolveRecord::from),
+            penalty: penalty.map(|penalty| PenaltyRecord {
+                value: penalty.value.clone().inner().into_scalar::<f64>(),
+                weight,
+                nfe: penalty.nfe,
+                products: penalty.products,
+            }),
+            seconds: started.elapsed().as_secs_f64(),
+            ..self.record(&input, phase, &out, loss)
+        };
+        let memory = out.memory;
+        TrainOutput {
+            grads,
+            item: LmStepOutput { record, memory },
+        }
+    }
+}
+
+impl InferenceStep for LmLearner {
+    type Input = LmInput;
+    type Output = LmStepOutput;
+
+    fn step(&self, input: LmInput) -> LmStepOutput {
+        let started = Instant::now();
+        let out = self.read(&input);
+        let nll = self.model.nll(out.hidden.clone(), &input.targets).mean();
+        let (phase, _) = self.depth(None);
+        let loss = nll.into_scalar::<f64>();
+        LmStepOutput {
+            record: StepRecord {
+                seconds: started.elapsed().as_secs_f64(),
+                ..self.record(&input, phase, &out, loss)
+            },
+            memory: out.memory,
+        }
+    }
+}
+
+/// A seed for one step (the finaliser of SplitMix64).
+fn mix(seed: u64, step: usize) -> u64 {
+    let mut x = seed.wrapping_add((step as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

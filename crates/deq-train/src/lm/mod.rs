@@ -1,0 +1,12 @@
+//! Training and evaluation of the DEQ-Transformer language model.
+
+mod evaluate;
+mod learner;
+mod loader;
+mod recipe;
+mod run;
+mod strategy;
+
+pub use evaluate::EvalPlan;
+pub use recipe::{DataSource, LmRecipe, Network};
+pub use run::{EvalOptions, LmSummary, RunFolder, TrainOptions, evaluate_run, train};

@@ -1,0 +1,245 @@
+//! The training loop: burn-train's events and checkpoints around steps that carry a memory.
+
+use super::evaluate::{EvalPlan, evaluate};
+use super::learner::{LmInput, LmLearner};
+use super::recipe::LmRecipe;
+use crate::checkpoint::{CheckpointStore, Position};
+use crate::error::TrainError;
+use crate::records::{Record, RunLog};
+use burn::module::{Module, Param};
+use burn::tensor::{Bytes, Device, Tensor};
+use burn::train::{
+    EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
+    SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
+};
+use deq_models::LmMemory;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// Trains round by round. A round is a range of steps, an evaluation, and a checkpoint.
+///
+/// burn-train's own strategies treat batches as independent and checkpoint between passes over the data. A language model carries its memory from
+/// step to step, changes phase at a given step, and must resume in the middle of a pass; hence a strategy of its own.
+pub(crate) struct StreamStrategy {
+    pub(crate) recipe: LmRecipe,
+    pub(crate) device: Device,
+    pub(crate) store: CheckpointStore,
+    /// Where a resumed run stands, and its memory.
+    pub(crate) start: (Position, LmMemory),
+    /// The log, and the error that ended training, if one did.
+    pub(crate) state: Mutex<StrategyState>,
+}
+
+pub(crate) struct StrategyState {
+    pub(crate) log: RunLog,
+    pub(crate) error: Option<TrainError>,
+}
+
+type Events = SupervisedTrainingEventProcessor<LmLearner>;
+
+impl SupervisedLearningStrategy<LmLearner> for StreamStrategy {
+    fn fit(
+        &self,
+        components: TrainingComponents<LmLearner>,
+        mut learner: Learner<LmLearner>,
+        train: TrainLoader<LmLearner>,
+        valid: ValidLoader<LmLearner>,
+        starting_epoch: usize,
+    ) -> (LmLearner, Events) {
+        let train = train.to_device(&self.device);
+        let valid = valid.to_device(&self.device.clone().inner());
+        learner.fork(&self.device);
+        let mut events = components.event_processor;
+        let mut checkpointer = components.checkpointer;
+        let interrupter = components.interrupter;
+        let (mut position, mut memory) = self.start.clone();
+        let session = Instant::now();
+        let before = position.seconds;
+
+        for round in starting_epoch..=components.num_epochs {
+            let steps = self.recipe.steps_after(round - 1)..self.recipe.steps_after(round);
+            let slice = train.slice(steps.start, steps.end);
+            let result = self
+                .train_round(round, &mut learner, slice, &mut memory, &mut events, &interrupter)
+                .and_then(|()| self.validate(round, &learner, &valid, &mut events, &interrupter));
+            if let Err(error) = result {
+                interrupter.stop(Some(&error.to_string()));
+                self.lock().error = Some(error);
+                break;
+            }
+            if interrupter.should_stop() {
+                break;
+            }
+            position = Position {
+                round,
+                step: steps.end,
+                seconds: before + session.elapsed().as_secs_f64(),
+            };
+            if let Some(checkpointer) = &mut checkpointer {
+                self.store.begin(position, memory_to_bytes(&memory));
+                checkpointer.checkpoint(&learner, round, &components.event_store);
+            }
+        }
+        // Waits for the last checkpoint to be written.
+        drop(checkpointer);
+        (learner.model(), events)
+    }
+}
+
+impl StreamStrategy {
+    fn lock(&self) -> std::sync::MutexGuard<'_, StrategyState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn train_round(
+        &self,
+        round: usize,
+        learner: &mut Learner<LmLearner>,
+        loader: TrainLoader<LmLearner>,
+        memory: &mut LmMemory,
+        events: &mut Events,
+        interrupter: &Interrupter,
+    ) -> Result<(), TrainError> {
+        let total_items = loader.num_items();
+        interrupter.fail_on_error(events.process_train(LearnerEvent::StartSplit {
+            epoch_number: round,
+            total_items,
+        }));
+        let mut iterator = loader.iter();
+        while let Some(input) = iterator.next() {
+            let mut input = input.map_err(|error| TrainError::Stopped {
+                reason: error.to_string(),
+            })?;
+            if !input.starts_stream {
+                input.memory = std::mem::take(memory);
+            }
+            let step = input.step;
+            let mut out = learner.train_step(input);
+            *memory = out.item.memory.clone();
+            learner.lr_step();
+            out.item.record.learning_rate = learner.lr_current().base();
+            if !out.item.record.loss.is_finite() {
+                return Err(TrainError::NonFiniteLoss {
+                    step: step + 1,
+                    loss: out.item.record.loss,
+                });
+            }
+            learner.optimizer_step(out.grads);
+            self.lock().log.append(&Record::Step(out.item.record.clone()))?;
+            let item = TrainingItem::new(
+                out.item,
+                iterator.progress(),
+                Some(step + 1),
+                Some(learner.lr_current()),
+            );
+            interrupter.fail_on_error(events.process_train(LearnerEvent::ProcessedItem(item)));
+            if interrupter.should_stop() {
+                return Ok(());
+            }
+        }
+        interrupter.fail_on_error(events.process_train(LearnerEvent::EndSplit(round)));
+        Ok(())
+    }
+
+    fn validate(
+        &self,
+        round: usize,
+        learner: &Learner<LmLearner>,
+        loader: &ValidLoader<LmLearner>,
+        events: &mut Events,
+        interrupter: &Interrupter,
+    ) -> Result<(), TrainError> {
+        if interrupter.should_stop() {
+            return Ok(());
+        }
+        interrupter.fail_on_error(events.process_valid(LearnerEvent::StartSplit {
+            epoch_number: round,
+            total_items: loader.num_items(),
+        }));
+        let plan = EvalPlan {
+            split: "valid",
+            step: self.recipe.steps_after(round),
+            probe: true,
+            solver: self.recipe.deq.solver.clone(),
+        };
+        let model = learner.model().valid();
+        let record = evaluate(&model, loader.as_ref(), &plan, |out, progress| {
+            let iteration = progress.items_processed;
+            let item = TrainingItem::new(out, progress, Some(iteration), None);
+            interrupter.fail_on_error(events.process_valid(LearnerEvent::ProcessedItem(item)));
+            Ok(())
+        })?;
+        if !record.loss.is_finite() {
+            return Err(TrainError::NonFiniteLoss {
+                step: record.step,
+                loss: record.loss,
+            });
+        }
+        self.lock().log.append(&Record::Eval(record))?;
+        interrupter.fail_on_error(events.process_valid(LearnerEvent::EndSplit(round)));
+        interrupter.fail_on_error(events.process_train(LearnerEvent::EndEpoch(round)));
+        Ok(())
+    }
+}
+
+/// The memory as a module, so that it is stored in the format of the model.
+#[derive(Module, Debug)]
+struct MemoryRecord {
+    z: Param<Tensor<3>>,
+    injection: Param<Tensor<3>>,
+}
+
+/// Empty for an empty memory.
+fn memory_to_bytes(memory: &LmMemory) -> Vec<u8> {
+    let Some((z, injection)) = memory.state() else {
+        return Vec::new();
+    };
+    let record = MemoryRecord {
+        z: Param::from_tensor(z.clone()),
+        injection: Param::from_tensor(injection.clone()),
+    };
+    let bytes = record.into_record().into_bytes();
+    bytes.expect("a record in memory can be written").to_vec()
+}
+
+/// The inverse of `memory_to_bytes`, on `device`.
+pub(crate) fn memory_from_bytes(bytes: Bytes, device: &Device) -> Result<LmMemory, String> {
+    if bytes.is_empty() {
+        return Ok(LmMemory::empty());
+    }
+    let record = burn::store::ModuleRecord::from_bytes(bytes).map_err(|e| e.to_string())?;
+    // The record brings its own shapes, so nothing is compared with these.
+    let empty = || Param::from_tensor(Tensor::zeros([1, 1, 1], device));
+    let module = MemoryRecord {
+        z: empty(),
+        injection: empty(),
+    };
+    let module = module
+        .try_load_record(record.validate(false))
+        .map_err(|e| e.to_string())?;
+    Ok(LmMemory::new(module.z.val(), module.injection.val()))
+}
+
+/// The input type of both loaders.
+pub(crate) type Loader = std::sync::Arc<dyn burn::data::dataloader::DataLoader<LmInput>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Distribution;
+
+    #[test]
+    fn the_memory_survives_a_checkpoint() {
+        let device = Device::flex();
+        let normal = Distribution::Normal(0.0, 1.0);
+        let z = Tensor::<3>::random([2, 5, 4], normal, &device);
+        let injection = Tensor::<3>::random([2, 5, 12], normal, &device);
+        let bytes = memory_to_bytes(&LmMemory::new(z.clone(), injection.clone()));
+        let memory = memory_from_bytes(Bytes::from_bytes_vec(bytes), &device).unwrap();
+        let (z_back, injection_back) = memory.state().unwrap().clone();
+        assert_eq!(z_back.into_data(), z.into_data());
+        assert_eq!(injection_back.into_data(), injection.into_data());
+        let empty = memory_from_bytes(Bytes::from_bytes_vec(Vec::new()), &device).unwrap();
+        assert!(empty.is_empty());
+    }
+}

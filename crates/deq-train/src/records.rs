@@ -1,0 +1,272 @@
+//! What a run measures, and the file of JSON lines that keeps it.
+
+use crate::error::TrainError;
+use crate::files;
+use deq_core::solvers::StatusCounts;
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// How a step passes the layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// A fixed number of applications of `f`, differentiated through.
+    Unrolled,
+    /// The equilibrium.
+    Equilibrium,
+}
+
+/// One solve, forward or backward, summed up over its batch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SolveRecord {
+    /// Evaluations of `f` (forward) or vector-Jacobian products (backward), on the whole batch.
+    pub nfe: usize,
+    /// The mean steps of a sample.
+    pub steps: f64,
+    /// The mean relative residual at the answer.
+    pub residual: f64,
+    /// Samples by outcome.
+    pub status: StatusCounts,
+}
+
+impl From<&deq_core::solvers::SolveStats> for SolveRecord {
+    fn from(stats: &deq_core::solvers::SolveStats) -> Self {
+        Self {
+            nfe: stats.nfe,
+            steps: stats.mean_steps(),
+            residual: stats.mean_rel_residual(),
+            status: stats.status_counts(),
+        }
+    }
+}
+
+/// The Jacobian penalty of one step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PenaltyRecord {
+    /// The estimate of `|J|_F^2 / dim`.
+    pub value: f64,
+    /// Its weight in the loss.
+    pub weight: f64,
+    /// Evaluations of `f` that it cost.
+    pub nfe: usize,
+    /// Vector-Jacobian products that it cost.
+    pub products: usize,
+}
+
+/// One training step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// The step, counted from 1.
+    pub step: usize,
+    /// How it passed the layer.
+    pub phase: Phase,
+    /// The mean negative log-likelihood per token, in nats, without the penalty.
+    pub loss: f64,
+    /// Tokens in the batch.
+    pub tokens: usize,
+    /// Evaluations of `f` forward, the tracked one included, the penalty's not.
+    pub forward_nfe: usize,
+    /// The forward solve; absent in the unrolled phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forward: Option<SolveRecord>,
+    /// The backward solve; absent in the unrolled phase and in evaluation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backward: Option<SolveRecord>,
+    /// The penalty, on the steps that applied it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub penalty: Option<PenaltyRecord>,
+    /// The learning rate; 0 in evaluation.
+    pub learning_rate: f64,
+    /// Wall time of the step in seconds.
+    pub seconds: f64,
+}
+
+impl StepRecord {
+    /// `exp(loss)`.
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// One evaluation of a whole split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalRecord {
+    /// Training steps made so far.
+    pub step: usize,
+    /// `valid` or `test`.
+    pub split: String,
+    /// The mean negative log-likelihood per token, in nats.
+    pub loss: f64,
+    /// `exp(loss)`.
+    pub perplexity: f64,
+    /// Tokens evaluated.
+    pub tokens: usize,
+    /// Segments evaluated, each one solve.
+    pub segments: usize,
+    /// Mean evaluations of `f` per segment.
+    pub nfe_per_segment: f64,
+    /// Mean steps of a sample; absent for an explicit network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<f64>,
+    /// Mean relative residual at the answers; absent for an explicit network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<f64>,
+    /// Solves by outcome, over all samples.
+    pub status: StatusCounts,
+    /// Spectral radius of the Jacobian at the equilibrium of the first segment, mean over its samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spectral_radius: Option<f64>,
+    /// Mean relative residual at each step of one solve of the first segment that is given a long budget and no tolerance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub residual_by_step: Vec<f64>,
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Record {
+    /// A training step.
+    Step(StepRecord),
+    /// An evaluation.
+    Eval(EvalRecord),
+}
+
+impl Record {
+    fn step(&self) -> usize {
+        match self {
+            Record::Step(record) => record.step,
+            Record::Eval(record) => record.step,
+        }
+    }
+}
+
+/// The open `metrics.jsonl` of a run.
+#[derive(Debug)]
+pub struct RunLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl RunLog {
+    /// Opens the log, keeping only what happened up to `step`: a killed run may have logged steps that its last
+    /// checkpoint does not contain, and half a line.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Io`] if the file cannot be rewritten.
+    pub fn open(path: &Path, step: usize) -> Result<Self, TrainError> {
+        let kept: String = if path.exists() {
+            read_records(path)?
+                .into_iter()
+                .filter(|record| record.step() <= step)
+                .map(|record| line(&record))
+                .collect()
+        } else {
+            String::new()
+        };
+        files::write_whole(path, kept.as_bytes())?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(path)
+            .map_err(|source| TrainError::io("write", path, source))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
+    }
+
+    /// Appends one record.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Io`] if the file cannot be written.
+    pub fn append(&mut self, record: &Record) -> Result<(), TrainError> {
+        self.file
+            .write_all(line(record).as_bytes())
+            .map_err(|source| TrainError::io("write", &self.path, source))
+    }
+}
+
+fn line(record: &Record) -> String {
+    let json = serde_json::to_string(record).expect("records have string keys only");
+    json + "\n"
+}
+
+/// Reads every whole record of a `metrics.jsonl`. A last line cut short by a kill is left out.
+///
+/// # Errors
+///
+/// [`TrainError::Io`] if the file cannot be read, [`TrainError::Malformed`] for a broken line before the last.
+pub fn read_records(path: &Path) -> Result<Vec<Record>, TrainError> {
+    let bytes = files::read(path)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let whole = text.ends_with('\n');
+    let lines: Vec<&str> = text.lines().collect();
+    let mut records = Vec::with_capacity(lines.len());
+    for (index, json) in lines.iter().enumerate() {
+        match serde_json::from_str(json) {
+            Ok(record) => records.push(record),
+            Err(_) if index + 1 == lines.len() && !whole => break,
+            Err(error) => {
+                return Err(TrainError::Malformed {
+                    path: path.to_owned(),
+                    what: "log of a run",
+                    reason: format!("line {}: {error}", index + 1),
+                });
+            }
+        }
+    }
+    Ok(records)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(step: usize) -> Record {
+        Record::Step(StepRecord {
+            step,
+            phase: Phase::Equilibrium,
+            loss: 1.5,
+            tokens: 8,
+            forward_nfe: 7,
+            forward: Some(SolveRecord::default()),
+            backward: None,
+            penalty: None,
+            learning_rate: 1e-3,
+            seconds: 0.1,
+        })
+    }
+
+    #[test]
+    fn a_reopened_log_forgets_what_the_checkpoint_does_not_know_and_half_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = RunLog::open(&path, 0).unwrap();
+        for n in 1..=4 {
+            log.append(&step(n)).unwrap();
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.truncate(bytes.len() - 10);
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(read_records(&path).unwrap().len(), 3);
+
+        let mut log = RunLog::open(&path, 2).unwrap();
+        log.append(&step(3)).unwrap();
+        let steps: Vec<usize> = read_records(&path).unwrap().iter().map(Record::step).collect();
+        assert_eq!(steps, [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_broken_line_in_the_middle_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        std::fs::write(&path, format!("{}broken\n{}", line(&step(1)), line(&step(2)))).unwrap();
+        let message = read_records(&path).unwrap_err().to_string();
+        assert!(message.contains("line 2"), "{message}");
+    }
+}
