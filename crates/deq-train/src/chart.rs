@@ -115,7 +115,10 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     if high > low {
         (low, high)
     } else {
-        (low - 0.5 * low.abs().max(1e-9), high + 0.5 * high.abs().max(1e-9))
+        (
+            low - 0.5 * low.abs().max(1e-9),
+            high + 0.5 * high.abs().max(1e-9),
+        )
     }
 }
 

@@ -161,7 +161,13 @@ impl CheckpointStore {
         let error = |source| TrainError::io("read", &self.folder, source);
         let entries = std::fs::read_dir(&self.folder).map_err(error)?;
         entries
-            .map(|entry| Ok(entry.map_err(error)?.file_name().to_string_lossy().into_owned()))
+            .map(|entry| {
+                Ok(entry
+                    .map_err(error)?
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned())
+            })
             .collect()
     }
 

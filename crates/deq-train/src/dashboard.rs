@@ -181,7 +181,9 @@ pub fn status_text(counts: &deq_core::solvers::StatusCounts) -> String {
 /// Four significant digits, in the shorter of plain and scientific notation.
 pub fn number(value: f64) -> String {
     match value.abs() {
-        magnitude if magnitude >= 1e5 || (magnitude < 1e-2 && magnitude > 0.0) => format!("{value:.2e}"),
+        magnitude if magnitude >= 1e5 || (magnitude < 1e-2 && magnitude > 0.0) => {
+            format!("{value:.2e}")
+        }
         magnitude if magnitude >= 100.0 => format!("{value:.1}"),
         _ => format!("{value:.3}"),
     }
@@ -308,7 +310,10 @@ impl TrainingProgressLogger for LineRenderer {
 
     fn update_split(&mut self, items_processed: usize) {
         self.done = items_processed;
-        if self.last_line.is_none_or(|at| at.elapsed() >= LINE_INTERVAL) {
+        if self
+            .last_line
+            .is_none_or(|at| at.elapsed() >= LINE_INTERVAL)
+        {
             self.line();
         }
     }

@@ -79,7 +79,9 @@ pub enum TrainError {
         path: PathBuf,
     },
     /// The folder already holds a run.
-    #[error("{path} already holds a run: add --resume to continue it, or choose another folder with --run")]
+    #[error(
+        "{path} already holds a run: add --resume to continue it, or choose another folder with --run"
+    )]
     RunExists {
         /// The folder.
         path: PathBuf,
@@ -116,13 +118,17 @@ pub enum TrainError {
         here: String,
     },
     /// The data are not those the run was started with.
-    #[error("the vocabulary of the data is not that of the run {path}: give the --data it was trained on")]
+    #[error(
+        "the vocabulary of the data is not that of the run {path}: give the --data it was trained on"
+    )]
     OtherVocabulary {
         /// The run.
         path: PathBuf,
     },
     /// A checkpoint is damaged.
-    #[error("the checkpoint {path} is damaged ({reason}): delete this folder to go on from the one before it")]
+    #[error(
+        "the checkpoint {path} is damaged ({reason}): delete this folder to go on from the one before it"
+    )]
     CorruptCheckpoint {
         /// The checkpoint folder.
         path: PathBuf,

@@ -257,7 +257,11 @@ mod tests {
 
         let mut log = RunLog::open(&path, 2).unwrap();
         log.append(&step(3)).unwrap();
-        let steps: Vec<usize> = read_records(&path).unwrap().iter().map(Record::step).collect();
+        let steps: Vec<usize> = read_records(&path)
+            .unwrap()
+            .iter()
+            .map(Record::step)
+            .collect();
         assert_eq!(steps, [1, 2, 3]);
     }
 
@@ -265,7 +269,11 @@ mod tests {
     fn a_broken_line_in_the_middle_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        std::fs::write(&path, format!("{}broken\n{}", line(&step(1)), line(&step(2)))).unwrap();
+        std::fs::write(
+            &path,
+            format!("{}broken\n{}", line(&step(1)), line(&step(2))),
+        )
+        .unwrap();
         let message = read_records(&path).unwrap_err().to_string();
         assert!(message.contains("line 2"), "{message}");
     }

@@ -36,7 +36,11 @@ pub fn write_report(
         title = escape(&header.title)
     );
     for (name, value) in &header.facts {
-        page += &format!("<tr><th>{}</th><td>{}</td></tr>\n", escape(name), escape(value));
+        page += &format!(
+            "<tr><th>{}</th><td>{}</td></tr>\n",
+            escape(name),
+            escape(value)
+        );
     }
     page += "</table>\n";
     for svg in charts(records)? {
@@ -69,8 +73,14 @@ pub(crate) fn charts(records: &[Record]) -> Result<Vec<String>, TrainError> {
             y: "steps",
             log: false,
             series: vec![
-                series("forward", smoothed(&steps, |s| Some(s.forward.as_ref()?.steps))),
-                series("backward", smoothed(&steps, |s| Some(s.backward.as_ref()?.steps))),
+                series(
+                    "forward",
+                    smoothed(&steps, |s| Some(s.forward.as_ref()?.steps)),
+                ),
+                series(
+                    "backward",
+                    smoothed(&steps, |s| Some(s.backward.as_ref()?.steps)),
+                ),
             ],
         },
         Chart {
@@ -93,7 +103,8 @@ pub(crate) fn charts(records: &[Record]) -> Result<Vec<String>, TrainError> {
             )],
         },
     ];
-    let drawn: Result<Vec<Option<String>>, TrainError> = charts.into_iter().map(Chart::svg).collect();
+    let drawn: Result<Vec<Option<String>>, TrainError> =
+        charts.into_iter().map(Chart::svg).collect();
     Ok(drawn?.into_iter().flatten().collect())
 }
 
@@ -129,7 +140,9 @@ fn smoothed(steps: &[&StepRecord], value: impl Fn(&StepRecord) -> Option<f64>) -
         .chunks(window)
         .map(|chunk| {
             let n = chunk.len() as f64;
-            let sum = chunk.iter().fold((0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
+            let sum = chunk
+                .iter()
+                .fold((0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
             (sum.0 / n, sum.1 / n)
         })
         .collect()
@@ -193,7 +206,10 @@ pub fn totals(records: &[Record]) -> Vec<(String, String)> {
             format!("{} ({unrolled} of them unrolled)", steps.len()),
         ),
         fact("tokens", sum(|s| s.tokens).to_string()),
-        fact("evaluations of f, forward", sum(|s| s.forward_nfe).to_string()),
+        fact(
+            "evaluations of f, forward",
+            sum(|s| s.forward_nfe).to_string(),
+        ),
         fact(
             "vector-Jacobian products, backward",
             sum(|s| s.backward.as_ref().map_or(0, |b| b.nfe)).to_string(),
@@ -207,7 +223,9 @@ pub fn totals(records: &[Record]) -> Vec<(String, String)> {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 #[cfg(test)]

@@ -116,7 +116,8 @@ impl LmLearner {
     /// Reads a segment in evaluation mode.
     pub(crate) fn read(&self, input: &LmInput) -> LmOutput {
         let (_, depth) = self.depth(None);
-        self.model.forward(input.tokens.clone(), &input.memory, depth)
+        self.model
+            .forward(input.tokens.clone(), &input.memory, depth)
     }
 
     /// The numbers of a step, all but the backward solve and the penalty.
@@ -146,7 +147,9 @@ impl TrainStep for LmLearner {
         // Masks and probes depend on seed and step alone, so that a resumed run draws what the first one would have.
         input.tokens.device().seed(mix(plan.seed, input.step));
         let (phase, depth) = self.depth(Some(input.step));
-        let out = self.model.forward(input.tokens.clone(), &input.memory, depth);
+        let out = self
+            .model
+            .forward(input.tokens.clone(), &input.memory, depth);
         let nll = self.model.nll(out.hidden.clone(), &input.targets).mean();
 
         let penalty = plan.penalty.as_ref().filter(|penalty| {
@@ -168,7 +171,12 @@ impl TrainStep for LmLearner {
 
         let loss = nll.inner().into_scalar::<f64>();
         let record = StepRecord {
-            backward: out.equilibrium.backward.get().as_ref().map(SolveRecord::from),
+            backward: out
+                .equilibrium
+                .backward
+                .get()
+                .as_ref()
+                .map(SolveRecord::from),
             penalty: penalty.map(|penalty| PenaltyRecord {
                 value: penalty.value.clone().inner().into_scalar::<f64>(),
                 weight,

@@ -96,6 +96,10 @@ impl Iterator for SegmentIterator<'_> {
 impl DataLoaderIterator<LmInput> for SegmentIterator<'_> {
     fn progress(&self) -> Progress {
         let range = &self.loader.range;
-        Progress::new(self.next - range.start, range.len(), Some("segments".to_owned()))
+        Progress::new(
+            self.next - range.start,
+            range.len(),
+            Some("segments".to_owned()),
+        )
     }
 }

@@ -1,11 +1,11 @@
 //! Everything that determines a run, as data.
 
 use crate::error::TrainError;
+use burn::optim::lr_scheduler::LrSchedulerConfig;
 use burn::optim::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::lr_scheduler::sequential::SequentialLrSchedulerConfig;
-use burn::optim::lr_scheduler::LrSchedulerConfig;
 use deq_core::DeqConfig;
 use deq_core::solvers::StopConfig;
 use deq_data::{Corpus, Level};
@@ -228,7 +228,10 @@ impl LmRecipe {
         } else {
             let warmup = LinearLrSchedulerConfig::new(0.01 * peak, peak, self.warmup_steps);
             SequentialLrSchedulerConfig::new(
-                vec![LrSchedulerConfig::Linear(warmup), LrSchedulerConfig::Cosine(decay)],
+                vec![
+                    LrSchedulerConfig::Linear(warmup),
+                    LrSchedulerConfig::Cosine(decay),
+                ],
                 vec![self.warmup_steps],
             )
             .init()

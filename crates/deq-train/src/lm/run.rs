@@ -174,7 +174,11 @@ pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, 
 
     if position.round < recipe.rounds {
         let loaders: [Loader; 2] = [
-            Arc::new(SegmentLoader::training(train_batches, recipe.steps, &tracked)),
+            Arc::new(SegmentLoader::training(
+                train_batches,
+                recipe.steps,
+                &tracked,
+            )),
             Arc::new(SegmentLoader::evaluation(
                 valid_batches.clone(),
                 recipe.valid_segments,
@@ -193,7 +197,11 @@ pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, 
 
     let summary = summarize(&model.valid(), &recipe, &corpus, &folder, &plain)?;
     let records = read_records(&folder.metrics())?;
-    write_report(&folder.report(), &header(&recipe, &summary, &records), &records)?;
+    write_report(
+        &folder.report(),
+        &header(&recipe, &summary, &records),
+        &records,
+    )?;
     Ok(summary)
 }
 
@@ -237,7 +245,11 @@ fn first_difference(there: &LmRecipe, here: &LmRecipe) -> Option<(String, String
                     "" => key.clone(),
                     _ => format!("{path}.{key}"),
                 };
-                differ(&path, a.get(key).unwrap_or(&null), b.get(key).unwrap_or(&null))
+                differ(
+                    &path,
+                    a.get(key).unwrap_or(&null),
+                    b.get(key).unwrap_or(&null),
+                )
             }),
             _ if there == here => None,
             _ => Some((path.to_owned(), there.to_string(), here.to_string())),
@@ -310,7 +322,10 @@ fn launch(
         training = training.renderer(Box::new(LineRenderer::new()));
     }
     let result = training.launch(learner);
-    let mut state = strategy.state.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut state = strategy
+        .state
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     if let Some(error) = state.error.take() {
         return Err(error);
     }
@@ -337,7 +352,13 @@ fn summarize(
     plain: &Device,
 ) -> Result<LmSummary, TrainError> {
     let (_, position) = newest(folder)?;
-    let eval = measure(model, recipe, &corpus.valid, ("valid", position.step), plain)?;
+    let eval = measure(
+        model,
+        recipe,
+        &corpus.valid,
+        ("valid", position.step),
+        plain,
+    )?;
     Ok(LmSummary {
         run: folder.path.clone(),
         eval,
@@ -435,8 +456,14 @@ fn header(recipe: &LmRecipe, summary: &LmSummary, records: &[Record]) -> ReportH
         None => "none".to_owned(),
     };
     let mut facts = vec![
-        fact("held-out perplexity", format!("{:.2}", summary.eval.perplexity)),
-        fact("unigram perplexity", format!("{:.2}", summary.unigram_perplexity)),
+        fact(
+            "held-out perplexity",
+            format!("{:.2}", summary.eval.perplexity),
+        ),
+        fact(
+            "unigram perplexity",
+            format!("{:.2}", summary.unigram_perplexity),
+        ),
         fact("data", format!("{data}, {} level", recipe.level)),
         fact("network", network),
         fact("Jacobian penalty", penalty),

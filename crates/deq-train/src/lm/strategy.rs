@@ -60,7 +60,14 @@ impl SupervisedLearningStrategy<LmLearner> for StreamStrategy {
             let steps = self.recipe.steps_after(round - 1)..self.recipe.steps_after(round);
             let slice = train.slice(steps.start, steps.end);
             let result = self
-                .train_round(round, &mut learner, slice, &mut memory, &mut events, &interrupter)
+                .train_round(
+                    round,
+                    &mut learner,
+                    slice,
+                    &mut memory,
+                    &mut events,
+                    &interrupter,
+                )
                 .and_then(|()| self.validate(round, &learner, &valid, &mut events, &interrupter));
             if let Err(error) = result {
                 interrupter.stop(Some(&error.to_string()));
@@ -125,7 +132,9 @@ impl StreamStrategy {
                 });
             }
             learner.optimizer_step(out.grads);
-            self.lock().log.append(&Record::Step(out.item.record.clone()))?;
+            self.lock()
+                .log
+                .append(&Record::Step(out.item.record.clone()))?;
             let item = TrainingItem::new(
                 out.item,
                 iterator.progress(),

@@ -1,0 +1,106 @@
+//! What the command accepts.
+
+use clap::{Args, Parser, Subcommand};
+use deq_data::Level;
+use std::path::PathBuf;
+
+/// Train, evaluate and inspect deep equilibrium models.
+#[derive(Parser)]
+#[command(name = "deq", version, about)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Train a model.
+    Train {
+        #[command(subcommand)]
+        what: Trainee,
+    },
+    /// Measure the newest checkpoint of a run: perplexity, evaluations per solve, residual, spectral radius.
+    Eval(EvalArgs),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Trainee {
+    /// A DEQ-Transformer language model.
+    Lm(Box<LmArgs>),
+}
+
+#[derive(Args)]
+pub(crate) struct LmArgs {
+    /// Recipe to start from: tiny (built-in text) or wt2 (WikiText-2). Default: tiny, or wt2 with --data.
+    #[arg(long)]
+    pub(crate) preset: Option<String>,
+    /// Folder with train.txt, valid.txt and test.txt, or one text file. Default: the built-in handbook.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// What a token is: byte or word. Default: the preset's.
+    #[arg(long)]
+    pub(crate) level: Option<Level>,
+    /// Folder of the run. Default: the first free runs/lm-PRESET, or with --resume the newest.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) run: Option<PathBuf>,
+    /// Continue from the last checkpoint of the run.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Device to train on.
+    #[arg(long, default_value = "flex")]
+    pub(crate) device: String,
+    /// Training steps.
+    #[arg(long)]
+    pub(crate) steps: Option<usize>,
+    /// Rounds that the steps are divided into; each ends with an evaluation and a checkpoint.
+    #[arg(long)]
+    pub(crate) rounds: Option<usize>,
+    /// Steps of unrolled pre-training.
+    #[arg(long)]
+    pub(crate) pretrain: Option<usize>,
+    /// Parallel streams of text.
+    #[arg(long)]
+    pub(crate) batch: Option<usize>,
+    /// Peak learning rate.
+    #[arg(long)]
+    pub(crate) lr: Option<f64>,
+    /// Weight of the Jacobian penalty; 0 turns it off.
+    #[arg(long)]
+    pub(crate) penalty: Option<f64>,
+    /// Share of steps that apply the penalty.
+    #[arg(long)]
+    pub(crate) penalty_frequency: Option<f64>,
+    /// Most steps of a forward solve in training.
+    #[arg(long)]
+    pub(crate) solver_steps: Option<usize>,
+    /// Train the explicit network instead: this many applications of the same layer.
+    #[arg(long, value_name = "DEPTH")]
+    pub(crate) explicit: Option<usize>,
+    /// Seed of weights, dropout masks and penalty draws.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Print progress as lines even on a terminal.
+    #[arg(long)]
+    pub(crate) plain: bool,
+    /// Print the summary as JSON on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct EvalArgs {
+    /// Folder of the run.
+    pub(crate) run: PathBuf,
+    /// Another place of the data that the run was trained on.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Measure the test split instead of the valid split.
+    #[arg(long)]
+    pub(crate) test: bool,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    pub(crate) device: String,
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

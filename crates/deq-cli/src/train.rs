@@ -1,0 +1,111 @@
+//! `deq train`.
+
+use crate::args::{LmArgs, Trainee};
+use crate::eval::{print_json, print_summary};
+use anyhow::{Result, bail};
+use deq_jacreg::JacobianPenaltyConfig;
+use deq_train::TrainError;
+use deq_train::lm::{DataSource, LmRecipe, Network, RunFolder, TrainOptions, train};
+use std::path::{Path, PathBuf};
+
+pub(crate) fn run(what: &Trainee) -> Result<()> {
+    let Trainee::Lm(args) = what;
+    let recipe = recipe(args)?;
+    let options = TrainOptions {
+        device: args.device.clone(),
+        run: run_folder(args, &recipe.preset)?,
+        resume: args.resume,
+        plain: args.plain || args.json,
+    };
+    eprintln!("training in {}", options.run.display());
+    let summary = train(recipe, &options)?;
+    if args.json {
+        return print_json(&summary);
+    }
+    print_summary(&summary);
+    println!(
+        "curves:                {}",
+        RunFolder::new(options.run).report().display()
+    );
+    Ok(())
+}
+
+/// The preset with everything that the command line says otherwise.
+fn recipe(args: &LmArgs) -> Result<LmRecipe> {
+    let default = if args.data.is_some() { "wt2" } else { "tiny" };
+    let preset = args.preset.as_deref().unwrap_or(default);
+    let mut recipe = LmRecipe::preset(preset)?;
+    if let Some(data) = &args.data {
+        recipe.data = DataSource::Path(data.clone());
+    }
+    if let Some(level) = args.level {
+        recipe.level = level;
+    }
+    if let Some(steps) = args.steps {
+        // The phases keep their share of the run.
+        let share = |part: usize| part * steps / recipe.steps;
+        recipe.pretrain_steps = share(recipe.pretrain_steps);
+        recipe.warmup_steps = share(recipe.warmup_steps);
+        recipe.rounds = recipe.rounds.min(steps.max(1));
+        recipe.steps = steps;
+    }
+    set(&mut recipe.rounds, args.rounds);
+    set(&mut recipe.pretrain_steps, args.pretrain);
+    set(&mut recipe.batch, args.batch);
+    set(&mut recipe.learning_rate, args.lr);
+    set(&mut recipe.seed, args.seed);
+    set(&mut recipe.deq.stop.max_steps, args.solver_steps);
+    if let Some(depth) = args.explicit {
+        recipe.network = Network::WeightTied { depth };
+        recipe.pretrain_steps = 0;
+        recipe.penalty = None;
+        if args.penalty.is_some() || args.solver_steps.is_some() {
+            bail!("--explicit has no equilibrium: leave out --penalty and --solver-steps");
+        }
+    }
+    if let Some(weight) = args.penalty {
+        // Exactly 0 turns it off; a negative weight is refused by name further down.
+        recipe.penalty = if weight.abs() > 0.0 {
+            let penalty = recipe.penalty.unwrap_or_else(JacobianPenaltyConfig::new);
+            Some(penalty.with_weight(weight))
+        } else {
+            None
+        };
+    }
+    if let Some(frequency) = args.penalty_frequency {
+        match &mut recipe.penalty {
+            Some(penalty) => penalty.frequency = frequency,
+            None => bail!("--penalty-frequency needs a penalty: give --penalty a weight above 0"),
+        }
+    }
+    Ok(recipe)
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+/// The folder given, or `runs/lm-PRESET`, `runs/lm-PRESET-2`, ...: the first free one, or to resume the last one in use.
+fn run_folder(args: &LmArgs, preset: &str) -> Result<PathBuf> {
+    if let Some(run) = &args.run {
+        return Ok(run.clone());
+    }
+    let name = |number: usize| match number {
+        1 => format!("lm-{preset}"),
+        _ => format!("lm-{preset}-{number}"),
+    };
+    let runs = Path::new("runs");
+    let free = (1..)
+        .find(|&number| !runs.join(name(number)).exists())
+        .unwrap_or(1);
+    match (args.resume, free) {
+        (false, _) => Ok(runs.join(name(free))),
+        (true, 1) => Err(TrainError::NothingToResume {
+            path: runs.join(name(1)),
+        }
+        .into()),
+        (true, _) => Ok(runs.join(name(free - 1))),
+    }
+}
