@@ -17,7 +17,6 @@ pub(crate) fn run(what: &Trainee) -> Result<()> {
         resume: args.resume,
         plain: args.plain || args.json,
     };
-    eprintln!("training in {}", options.run.display());
     let summary = train(recipe, &options)?;
     if args.json {
         return print_json(&summary);

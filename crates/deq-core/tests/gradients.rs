@@ -1,5 +1,7 @@
 //! Gradients across an equilibrium against closed forms, unrolls, finite differences and recorded numbers, in f64.
 
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use deq_core::solvers::{

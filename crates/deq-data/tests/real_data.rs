@@ -1,5 +1,7 @@
 //! Real corpora, in the folder that `DEQ_DATA` names.
 
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+
 use deq_data::{Corpus, Level};
 use std::collections::BTreeSet;
 use std::path::PathBuf;

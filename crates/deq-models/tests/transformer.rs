@@ -1,5 +1,7 @@
 //! The DEQ-Transformer against numbers recorded from the original program, and against its own derivatives, in f64.
 
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use deq_core::solvers::{SolverConfig, StopConfig};

@@ -1,5 +1,7 @@
 //! What every solver must do, checked on every solver. In f64 unless a test says otherwise.
 
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+
 use burn::config::Config;
 use burn::tensor::{DType, Device, Tensor};
 use deq_solvers::{

@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn numbers_and_times_read_well() {
-        assert_eq!(number(3.14159), "3.142");
+        assert_eq!(number(2.71234), "2.712");
         assert_eq!(number(431.26), "431.3");
         assert_eq!(number(0.000_123), "1.23e-4");
         assert_eq!(number(0.0), "0.000");

@@ -125,14 +125,12 @@ mod tests {
         let mut streams = vec![Vec::new(); 4];
         for (index, segment) in batcher.iter().enumerate() {
             assert_eq!(segment.starts_stream, index == 0);
-            for row in 0..4 {
+            for (row, stream) in streams.iter_mut().enumerate() {
                 let range = row * segment.len..(row + 1) * segment.len;
-                for (input, target) in segment.inputs[range.clone()]
-                    .iter()
-                    .zip(&segment.targets[range])
-                {
+                let inputs = &segment.inputs[range.clone()];
+                for (input, target) in inputs.iter().zip(&segment.targets[range]) {
                     assert_eq!(input + 1, *target);
-                    streams[row].push(*target);
+                    stream.push(*target);
                 }
             }
         }

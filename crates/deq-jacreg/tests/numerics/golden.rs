@@ -1,6 +1,6 @@
 //! Numbers recorded from the original PyTorch program by double backward.
 
-use crate::support::{device, relative, tensor, values};
+use crate::support::{device, relative, values};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 use deq_core::{EquilibriumCell, FrozenCell};
@@ -8,48 +8,7 @@ use deq_jacreg::{
     Estimator, JacobianPenaltyConfig, SpectralRadiusConfig, dense_jacobian, frobenius_norm_sq,
     spectral_radius,
 };
-use safetensors::SafeTensors;
-use std::path::PathBuf;
-
-/// The file, or `None` where none is asked for.
-fn fixture(name: &str) -> Option<Vec<u8>> {
-    let required = std::env::var("DEQ_REQUIRE_FIXTURES").is_ok_and(|value| value == "1");
-    match std::env::var_os("DEQ_FIXTURES") {
-        Some(folder) => {
-            let path = PathBuf::from(folder).join(name);
-            match std::fs::read(&path) {
-                Ok(bytes) => Some(bytes),
-                Err(error) => panic!("{}: {error}", path.display()),
-            }
-        }
-        None => {
-            assert!(
-                !required,
-                "DEQ_REQUIRE_FIXTURES is 1, but DEQ_FIXTURES is not set"
-            );
-            println!("skipped: DEQ_FIXTURES is not set");
-            None
-        }
-    }
-}
-
-struct Recorded<'a>(SafeTensors<'a>);
-
-impl Recorded<'_> {
-    fn values(&self, name: &str) -> Vec<f64> {
-        let view = self.0.tensor(name).unwrap();
-        assert_eq!(view.dtype(), safetensors::Dtype::F64, "{name}");
-        view.data()
-            .chunks_exact(8)
-            .map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap()))
-            .collect()
-    }
-
-    fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
-        let shape = self.0.tensor(name).unwrap().shape().to_vec();
-        tensor(self.values(name), shape.try_into().unwrap())
-    }
-}
+use deq_testkit::{Golden, fixture};
 
 /// `tanh(z W^T + x U^T + b)`.
 #[derive(Module, Debug)]
@@ -76,15 +35,16 @@ struct Case {
     probes: Vec<Tensor<2>>,
 }
 
-fn case(recorded: &Recorded<'_>, dtype: DType) -> Case {
-    let load = |name: &str| recorded.tensor::<2>(name).cast(dtype);
-    let v: Tensor<3> = recorded.tensor("v");
+fn case(recorded: &Golden, dtype: DType) -> Case {
+    let device = device();
+    let load = |name: &str| recorded.tensor::<2>(name, &device).cast(dtype);
+    let v: Tensor<3> = recorded.tensor("v", &device);
     let [vectors, ..] = v.dims();
     Case {
         cell: Cell {
             w: Param::from_tensor(load("W").autodiff()),
             u: Param::from_tensor(load("U").autodiff()),
-            b: Param::from_tensor(recorded.tensor::<1>("b").cast(dtype).autodiff()),
+            b: Param::from_tensor(recorded.tensor::<1>("b", &device).cast(dtype).autodiff()),
         },
         x: load("x"),
         z: load("z"),
@@ -114,9 +74,9 @@ fn differentiate(case: &Case, estimator: Estimator, probes: &[Tensor<2>]) -> (f6
     (value, gradients)
 }
 
-fn assert_gradients(recorded: &Recorded<'_>, group: &str, actual: &[Vec<f64>; 3], tolerance: f64) {
+fn assert_gradients(recorded: &Golden, group: &str, actual: &[Vec<f64>; 3], tolerance: f64) {
     for (name, actual) in ["W", "U", "b"].iter().zip(actual) {
-        let error = relative(actual, &recorded.values(&format!("{group}.{name}")));
+        let error = relative(actual, recorded.values(&format!("{group}.{name}")));
         println!("{group}.{name}: relative error {error:.1e}");
         assert!(error < tolerance, "{group}.{name}: {error}");
     }
@@ -125,15 +85,14 @@ fn assert_gradients(recorded: &Recorded<'_>, group: &str, actual: &[Vec<f64>; 3]
 #[test]
 fn penalty_equals_double_backward() {
     let _ = device();
-    let Some(bytes) = fixture("jacobian_tanh.safetensors") else {
+    let Some(recorded) = fixture("jacobian_tanh") else {
         return;
     };
-    let recorded = Recorded(SafeTensors::deserialize(&bytes).unwrap());
     for (dtype, exact, differenced) in [(DType::F64, 1e-8, 1e-6), (DType::F32, 1e-5, 1e-3)] {
         println!("{dtype:?}");
         let case = case(&recorded, dtype);
         let (value, gradients) = differentiate(&case, Estimator::Cotangent, &case.probes);
-        assert!(relative(&[value], &recorded.values("loss")) < exact);
+        assert!(relative(&[value], recorded.values("loss")) < exact);
         assert_gradients(&recorded, "grad", &gradients, differenced);
 
         for (index, probe) in case.probes.iter().enumerate() {
@@ -154,10 +113,9 @@ fn penalty_equals_double_backward() {
 #[test]
 fn both_estimators_have_the_recorded_gradient_of_the_frobenius_norm() {
     let _ = device();
-    let Some(bytes) = fixture("jacobian_tanh.safetensors") else {
+    let Some(recorded) = fixture("jacobian_tanh") else {
         return;
     };
-    let recorded = Recorded(SafeTensors::deserialize(&bytes).unwrap());
     for (dtype, tolerance) in [(DType::F64, 1e-6), (DType::F32, 1e-3)] {
         let case = case(&recorded, dtype);
         let [batch, dim] = case.z.dims();
@@ -172,7 +130,7 @@ fn both_estimators_have_the_recorded_gradient_of_the_frobenius_norm() {
             println!("{dtype:?}, {estimator:?}");
             let (value, gradients) = differentiate(&case, estimator, &basis);
             let expected = recorded.values("frobenius_sq_over_numel");
-            assert!(relative(&[value], &expected) < tolerance);
+            assert!(relative(&[value], expected) < tolerance);
             assert_gradients(&recorded, "grad_frobenius", &gradients, tolerance);
         }
     }
@@ -181,25 +139,24 @@ fn both_estimators_have_the_recorded_gradient_of_the_frobenius_norm() {
 #[test]
 fn exact_jacobians_and_radii_equal_the_recorded() {
     let _ = device();
-    let Some(bytes) = fixture("jacobian_tanh.safetensors") else {
+    let Some(recorded) = fixture("jacobian_tanh") else {
         return;
     };
-    let recorded = Recorded(SafeTensors::deserialize(&bytes).unwrap());
     let case = case(&recorded, DType::F64);
     let frozen = FrozenCell::new(&case.cell, &case.x);
     let jacobian = values(dense_jacobian(&frozen, case.z.clone()));
-    assert!(relative(&jacobian, &recorded.values("jacobian")) < 1e-8);
+    assert!(relative(&jacobian, recorded.values("jacobian")) < 1e-8);
 
     let numel = case.z.shape().num_elements() as f64;
     let norm = values(frobenius_norm_sq(&frozen, case.z.clone()).sum() / numel);
-    assert!(relative(&norm, &recorded.values("frobenius_sq_over_numel")) < 1e-8);
+    assert!(relative(&norm, recorded.values("frobenius_sq_over_numel")) < 1e-8);
 
     let config = SpectralRadiusConfig::new()
         .with_iterations(2000)
         .with_tolerance(1e-9);
     let radius = spectral_radius(&frozen, case.z, &config).unwrap();
     println!("{radius:?}");
-    let error = relative(&radius.per_sample, &recorded.values("spectral_radius"));
+    let error = relative(&radius.per_sample, recorded.values("spectral_radius"));
     assert_eq!(radius.converged, [true, true]);
     assert!(error < 1e-6, "{error}");
 }

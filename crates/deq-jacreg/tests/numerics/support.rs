@@ -1,22 +1,12 @@
 //! Cells with known Jacobians, and comparisons.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Distribution, Tensor, TensorData};
 use deq_core::EquilibriumCell;
 use deq_jacreg::TangentCell;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The Flex device, set to f64 before the process makes its first tensor.
-pub(crate) fn device() -> Device {
-    static DEVICE: OnceLock<Device> = OnceLock::new();
-    DEVICE
-        .get_or_init(|| {
-            let mut device = Device::flex();
-            device.configure(FloatDType::F64).unwrap();
-            device
-        })
-        .clone()
-}
+pub(crate) use deq_testkit::{f64_device as device, relative_error as relative};
 
 /// Seeds the device's generator and keeps other tests from drawing until the guard is dropped.
 pub(crate) fn seeded(seed: u64) -> MutexGuard<'static, ()> {
@@ -37,15 +27,7 @@ pub(crate) fn tensor<const D: usize>(values: Vec<f64>, dims: [usize; D]) -> Tens
 }
 
 pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
-    tensor.into_data().iter::<f64>().collect()
-}
-
-/// Norm of the difference over norm of the expected values.
-pub(crate) fn relative(actual: &[f64], expected: &[f64]) -> f64 {
-    assert_eq!(actual.len(), expected.len());
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let difference = norm(&mut actual.iter().zip(expected).map(|(a, e)| a - e));
-    difference / (norm(&mut expected.iter().copied()) + 1e-12)
+    deq_testkit::values(&tensor)
 }
 
 /// `tanh(z W^T + c)`, with the context `c`.

@@ -14,15 +14,15 @@ use std::time::Instant;
 
 /// What an evaluation measures besides the likelihood.
 #[derive(Clone, Debug)]
-pub struct EvalPlan {
+pub(crate) struct EvalPlan {
     /// `valid` or `test`.
-    pub split: &'static str,
+    pub(crate) split: &'static str,
     /// Training steps made so far.
-    pub step: usize,
+    pub(crate) step: usize,
     /// Whether to estimate the spectral radius and to trace a long solve, both on the first segment.
-    pub probe: bool,
+    pub(crate) probe: bool,
     /// The solver that is traced.
-    pub solver: SolverConfig,
+    pub(crate) solver: SolverConfig,
 }
 
 /// The budget of the traced solve, which has no tolerance to stop at: twice what evaluation may spend.

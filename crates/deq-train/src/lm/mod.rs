@@ -7,6 +7,5 @@ mod recipe;
 mod run;
 mod strategy;
 
-pub use evaluate::EvalPlan;
 pub use recipe::{DataSource, LmRecipe, Network};
 pub use run::{EvalOptions, LmSummary, RunFolder, TrainOptions, evaluate_run, train};

@@ -1,7 +1,7 @@
 //! The training loop: burn-train's events and checkpoints around steps that carry a memory.
 
 use super::evaluate::{EvalPlan, evaluate};
-use super::learner::{LmInput, LmLearner};
+use super::learner::{LmInput, LmLearner, LmStepOutput};
 use super::recipe::LmRecipe;
 use crate::checkpoint::{CheckpointStore, Position};
 use crate::error::TrainError;
@@ -37,59 +37,77 @@ pub(crate) struct StrategyState {
 
 type Events = SupervisedTrainingEventProcessor<LmLearner>;
 
+/// What changes while training.
+struct Session {
+    learner: Learner<LmLearner>,
+    memory: LmMemory,
+    events: Events,
+    interrupter: Interrupter,
+}
+
+impl Session {
+    /// Hands an event to burn-train; a failure there stops training.
+    fn train_event(&mut self, event: LearnerEvent<LmStepOutput>) {
+        let result = self.events.process_train(event);
+        self.interrupter.fail_on_error(result);
+    }
+
+    fn valid_event(&mut self, event: LearnerEvent<LmStepOutput>) {
+        let result = self.events.process_valid(event);
+        self.interrupter.fail_on_error(result);
+    }
+}
+
 impl SupervisedLearningStrategy<LmLearner> for StreamStrategy {
     fn fit(
         &self,
         components: TrainingComponents<LmLearner>,
-        mut learner: Learner<LmLearner>,
+        learner: Learner<LmLearner>,
         train: TrainLoader<LmLearner>,
         valid: ValidLoader<LmLearner>,
         starting_epoch: usize,
     ) -> (LmLearner, Events) {
         let train = train.to_device(&self.device);
         let valid = valid.to_device(&self.device.clone().inner());
-        learner.fork(&self.device);
-        let mut events = components.event_processor;
+        let (mut position, memory) = self.start.clone();
+        let mut session = Session {
+            learner,
+            memory,
+            events: components.event_processor,
+            interrupter: components.interrupter,
+        };
+        session.learner.fork(&self.device);
         let mut checkpointer = components.checkpointer;
-        let interrupter = components.interrupter;
-        let (mut position, mut memory) = self.start.clone();
-        let session = Instant::now();
+        let started = Instant::now();
         let before = position.seconds;
 
         for round in starting_epoch..=components.num_epochs {
             let steps = self.recipe.steps_after(round - 1)..self.recipe.steps_after(round);
             let slice = train.slice(steps.start, steps.end);
             let result = self
-                .train_round(
-                    round,
-                    &mut learner,
-                    slice,
-                    &mut memory,
-                    &mut events,
-                    &interrupter,
-                )
-                .and_then(|()| self.validate(round, &learner, &valid, &mut events, &interrupter));
+                .train_round(round, &mut session, slice)
+                .and_then(|()| self.validate(round, &mut session, &valid));
             if let Err(error) = result {
-                interrupter.stop(Some(&error.to_string()));
+                session.interrupter.stop(Some(&error.to_string()));
                 self.lock().error = Some(error);
                 break;
             }
-            if interrupter.should_stop() {
+            if session.interrupter.should_stop() {
                 break;
             }
             position = Position {
                 round,
                 step: steps.end,
-                seconds: before + session.elapsed().as_secs_f64(),
+                seconds: before + started.elapsed().as_secs_f64(),
             };
             if let Some(checkpointer) = &mut checkpointer {
-                self.store.begin(position, memory_to_bytes(&memory));
-                checkpointer.checkpoint(&learner, round, &components.event_store);
+                self.store.begin(position, memory_to_bytes(&session.memory));
+                checkpointer.checkpoint(&session.learner, round, &components.event_store);
             }
         }
         // Waits for the last checkpoint to be written.
         drop(checkpointer);
-        (learner.model(), events)
+        (session.learner.model(), session.events)
     }
 }
 
@@ -101,81 +119,70 @@ impl StreamStrategy {
     fn train_round(
         &self,
         round: usize,
-        learner: &mut Learner<LmLearner>,
+        session: &mut Session,
         loader: TrainLoader<LmLearner>,
-        memory: &mut LmMemory,
-        events: &mut Events,
-        interrupter: &Interrupter,
     ) -> Result<(), TrainError> {
-        let total_items = loader.num_items();
-        interrupter.fail_on_error(events.process_train(LearnerEvent::StartSplit {
+        session.train_event(LearnerEvent::StartSplit {
             epoch_number: round,
-            total_items,
-        }));
+            total_items: loader.num_items(),
+        });
         let mut iterator = loader.iter();
         while let Some(input) = iterator.next() {
             let mut input = input.map_err(|error| TrainError::Stopped {
                 reason: error.to_string(),
             })?;
             if !input.starts_stream {
-                input.memory = std::mem::take(memory);
+                input.memory = std::mem::take(&mut session.memory);
             }
-            let step = input.step;
-            let mut out = learner.train_step(input);
-            *memory = out.item.memory.clone();
-            learner.lr_step();
-            out.item.record.learning_rate = learner.lr_current().base();
-            if !out.item.record.loss.is_finite() {
-                return Err(TrainError::NonFiniteLoss {
-                    step: step + 1,
-                    loss: out.item.record.loss,
-                });
+            let step = input.step + 1;
+            let mut out = session.learner.train_step(input);
+            session.memory = out.item.memory.clone();
+            session.learner.lr_step();
+            let rate = session.learner.lr_current();
+            out.item.record.learning_rate = rate.base();
+            let loss = out.item.record.loss;
+            if !loss.is_finite() {
+                return Err(TrainError::NonFiniteLoss { step, loss });
             }
-            learner.optimizer_step(out.grads);
+            session.learner.optimizer_step(out.grads);
             self.lock()
                 .log
                 .append(&Record::Step(out.item.record.clone()))?;
-            let item = TrainingItem::new(
-                out.item,
-                iterator.progress(),
-                Some(step + 1),
-                Some(learner.lr_current()),
-            );
-            interrupter.fail_on_error(events.process_train(LearnerEvent::ProcessedItem(item)));
-            if interrupter.should_stop() {
+            let progress = iterator.progress();
+            let item = TrainingItem::new(out.item, progress, Some(step), Some(rate));
+            session.train_event(LearnerEvent::ProcessedItem(item));
+            if session.interrupter.should_stop() {
                 return Ok(());
             }
         }
-        interrupter.fail_on_error(events.process_train(LearnerEvent::EndSplit(round)));
+        session.train_event(LearnerEvent::EndSplit(round));
         Ok(())
     }
 
     fn validate(
         &self,
         round: usize,
-        learner: &Learner<LmLearner>,
+        session: &mut Session,
         loader: &ValidLoader<LmLearner>,
-        events: &mut Events,
-        interrupter: &Interrupter,
     ) -> Result<(), TrainError> {
-        if interrupter.should_stop() {
+        if session.interrupter.should_stop() {
             return Ok(());
         }
-        interrupter.fail_on_error(events.process_valid(LearnerEvent::StartSplit {
+        session.valid_event(LearnerEvent::StartSplit {
             epoch_number: round,
             total_items: loader.num_items(),
-        }));
+        });
         let plan = EvalPlan {
             split: "valid",
             step: self.recipe.steps_after(round),
             probe: true,
             solver: self.recipe.deq.solver.clone(),
         };
-        let model = learner.model().valid();
+        let model = session.learner.model().valid();
         let record = evaluate(&model, loader.as_ref(), &plan, |out, progress| {
             let iteration = progress.items_processed;
             let item = TrainingItem::new(out, progress, Some(iteration), None);
-            interrupter.fail_on_error(events.process_valid(LearnerEvent::ProcessedItem(item)));
+            session.valid_event(LearnerEvent::ProcessedItem(item));
             Ok(())
         })?;
         if !record.loss.is_finite() {
@@ -185,8 +192,8 @@ impl StreamStrategy {
             });
         }
         self.lock().log.append(&Record::Eval(record))?;
-        interrupter.fail_on_error(events.process_valid(LearnerEvent::EndSplit(round)));
-        interrupter.fail_on_error(events.process_train(LearnerEvent::EndEpoch(round)));
+        session.valid_event(LearnerEvent::EndSplit(round));
+        session.train_event(LearnerEvent::EndEpoch(round));
         Ok(())
     }
 }

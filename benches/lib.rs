@@ -1,0 +1,1 @@
+//! Benchmarks; run them with `cargo bench -p deq-benches`.

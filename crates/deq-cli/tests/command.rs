@@ -1,0 +1,249 @@
+//! The command as a user meets it: outcomes, exit codes, messages, files.
+
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn deq(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_deq"));
+    command.current_dir(folder).args(arguments);
+    command
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    deq(folder, arguments).output().unwrap()
+}
+
+/// A folder with a text large enough to train on.
+fn folder_with_text() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let lines: String = (0..400)
+        .map(|n| {
+            format!(
+                "the state {} settles after {} steps of the solver\n",
+                n,
+                (7 * n) % 31
+            )
+        })
+        .collect();
+    std::fs::write(folder.path().join("text.txt"), lines).unwrap();
+    folder
+}
+
+/// A run small enough for a test: two pre-training steps, then the equilibrium with the penalty.
+const SMALL: [&str; 16] = [
+    "train",
+    "lm",
+    "--preset",
+    "tiny",
+    "--data",
+    "text.txt",
+    "--batch",
+    "2",
+    "--steps",
+    "9",
+    "--pretrain",
+    "2",
+    "--penalty-frequency",
+    "0.8",
+    "--plain",
+    "--run",
+];
+
+fn small(folder: &Path, name: &str, more: &[&str]) -> Command {
+    let mut command = deq(folder, &SMALL);
+    command.arg(name).args(["--rounds", "3"]).args(more);
+    command
+}
+
+fn success(output: &Output) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+}
+
+/// Everything but the times of every record.
+fn records(run: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text.lines()
+        .map(|line| {
+            let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
+            record.as_object_mut().unwrap().remove("seconds");
+            record
+        })
+        .collect()
+}
+
+#[test]
+fn a_run_leaves_everything_a_user_needs_and_can_be_evaluated() {
+    let folder = folder_with_text();
+    let output = small(folder.path(), "run", &[]).output().unwrap();
+    success(&output);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    for line in [
+        "valid perplexity:",
+        "unigram perplexity:",
+        "evaluations per solve:",
+    ] {
+        assert!(stdout.contains(line), "{stdout}");
+    }
+    let progress = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        progress.contains("steps per solve") && progress.contains("left"),
+        "{progress}"
+    );
+
+    let run_folder = folder.path().join("run");
+    let config = std::fs::read_to_string(run_folder.join("config.json")).unwrap();
+    assert!(config.contains("\"d_model\": 96"));
+    assert!(
+        std::fs::read_to_string(run_folder.join("report.html"))
+            .unwrap()
+            .contains("<svg")
+    );
+    let records = records(&run_folder);
+    let steps = || records.iter().filter(|record| record["event"] == "step");
+    assert_eq!((steps().count(), records.len()), (9, 12));
+    assert_eq!(records[0]["phase"], "unrolled");
+    assert_eq!(records[11]["event"], "eval");
+    assert!(records[11]["spectral_radius"].is_f64());
+    assert!(steps().any(|step| step["penalty"]["value"].is_f64()));
+    assert!(
+        steps()
+            .skip(2)
+            .all(|step| step["backward"]["nfe"].as_u64() > Some(0))
+    );
+
+    let output = run(folder.path(), &["eval", "run", "--test", "--json"]);
+    success(&output);
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["eval"]["split"], "test");
+    assert_eq!(result["eval"]["step"], 9);
+    for field in [
+        "perplexity",
+        "nfe_per_segment",
+        "residual",
+        "spectral_radius",
+    ] {
+        assert!(result["eval"][field].is_f64(), "{field}: {result}");
+    }
+}
+
+#[test]
+fn a_killed_run_resumes_with_the_losses_of_an_uninterrupted_one() {
+    let folder = folder_with_text();
+    success(&small(folder.path(), "whole", &[]).output().unwrap());
+
+    let mut child = small(folder.path(), "killed", &[])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let checkpoint = folder.path().join("killed/checkpoints/round-0001");
+    let started = Instant::now();
+    while !checkpoint.exists() {
+        assert!(
+            started.elapsed() < Duration::from_secs(300),
+            "no checkpoint was written"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // In the middle of the next round, whose steps are logged but in no checkpoint.
+    std::thread::sleep(Duration::from_millis(300));
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let output = small(folder.path(), "killed", &["--resume"])
+        .output()
+        .unwrap();
+    success(&output);
+    let records = |name: &str| records(&folder.path().join(name));
+    assert_eq!(records("killed"), records("whole"));
+
+    // A finished run resumes to the same summary.
+    success(
+        &small(folder.path(), "killed", &["--resume"])
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(records("killed"), records("whole"));
+}
+
+/// Runs a command that must fail with exit code 2 and one sentence, and returns the sentence.
+fn refused(folder: &Path, arguments: &[&str]) -> String {
+    let output = run(folder, arguments);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
+    stderr
+}
+
+#[test]
+fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
+    let folder = folder_with_text();
+    let path = folder.path();
+    std::fs::write(path.join("empty.txt"), "").unwrap();
+    let cases: [(&[&str], &str); 9] = [
+        (&["train", "lm", "--data", "missing"], "there is no missing"),
+        (
+            &["train", "lm", "--data", "empty.txt"],
+            "empty.txt is empty",
+        ),
+        (
+            &["train", "lm", "--preset", "huge"],
+            "choose one of tiny, wt2",
+        ),
+        (&["train", "lm", "--device", "tpu"], "choose one of flex"),
+        (
+            &["train", "lm", "--device", "rocm"],
+            "rebuild with `--features rocm`",
+        ),
+        (&["train", "lm", "--lr", "5"], "learning_rate is 5"),
+        (&["train", "lm", "--penalty", "-1"], "penalty.weight is -1"),
+        (&["train", "lm", "--resume"], "there is no run to resume"),
+        (&["eval", "nowhere"], "nowhere is not a run"),
+    ];
+    for (arguments, expected) in cases {
+        let message = refused(path, arguments);
+        assert!(message.contains(expected), "{arguments:?}: {message}");
+    }
+    let left: Vec<PathBuf> = std::fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_run_that_does_not_fit_is_refused_and_left_alone() {
+    let folder = folder_with_text();
+    let path = folder.path();
+    success(&small(path, "run", &[]).output().unwrap());
+    let resume = |more: &[&'static str]| [&SMALL[..], &["run", "--rounds", "3"], more].concat();
+
+    let message = refused(path, &resume(&[]));
+    assert!(message.contains("add --resume to continue it"), "{message}");
+    let message = refused(path, &resume(&["--resume", "--lr", "0.001"]));
+    assert!(
+        message.contains("learning_rate is 0.003 there and 0.001 here"),
+        "{message}"
+    );
+    let message = refused(path, &["eval", "run", "--data", "empty-folder"]);
+    assert!(message.contains("there is no empty-folder"), "{message}");
+
+    let model = path.join("run/checkpoints/round-0003/model.bpk");
+    let mut bytes = std::fs::read(&model).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&model, &bytes).unwrap();
+    for arguments in [resume(&["--resume"]), vec!["eval", "run"]] {
+        let message = refused(path, &arguments);
+        assert!(message.contains("does not match its checksum"), "{message}");
+    }
+    std::fs::write(path.join("run/config.json"), "{\"kind\": \"mdeq\"}").unwrap();
+    let message = refused(path, &["eval", "run"]);
+    assert!(message.contains("its kind is mdeq, not lm"), "{message}");
+}

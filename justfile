@@ -1,0 +1,11 @@
+# Everything that must pass before a change lands.
+check:
+    ./.ci/checks
+
+# The tests alone.
+test:
+    cargo test --workspace
+
+# The demonstration of the README.
+demo:
+    cargo run --release -p deq-cli -- train lm
