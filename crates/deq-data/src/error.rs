@@ -24,9 +24,11 @@ pub enum DataError {
         /// The file names looked for, separated by commas.
         accepted: String,
     },
-    /// A file cannot be read.
-    #[error("cannot read {path}: {source}")]
+    /// A file cannot be read or written.
+    #[error("cannot {action} {path}: {source}")]
     Io {
+        /// `read` or `write`.
+        action: &'static str,
         /// The file.
         path: PathBuf,
         /// Why.
@@ -38,6 +40,16 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
+    /// A single file is too small to be cut into three splits.
+    #[error(
+        "{path} has {bytes} bytes, too few to cut into train, valid and test: give a longer text, or a folder with the three files"
+    )]
+    TooSmallToDivide {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: usize,
+    },
     /// A word-level file is not text.
     #[error("{path} is not UTF-8 text (byte {position}): convert it, or read it at the byte level")]
     NotUtf8 {
@@ -46,9 +58,9 @@ pub enum DataError {
         /// Where the text stops being valid.
         position: usize,
     },
-    /// A word is not in the vocabulary, and the vocabulary has no `<unk>`.
+    /// A word of a corpus is not in the vocabulary, and the vocabulary has no `<unk>`.
     #[error(
-        "{path} holds {word:?}, which train does not, and the vocabulary has no <unk> for it: mark rare words as <unk>"
+        "{path} holds {word:?}, which the vocabulary does not, and there is no <unk> for it: mark rare words of train as <unk>, or add {word:?} to vocab.txt"
     )]
     UnknownWord {
         /// The file.
@@ -56,7 +68,65 @@ pub enum DataError {
         /// The word.
         word: String,
     },
-    /// There are not enough tokens for one segment of every stream.
+    /// A word of a text that comes from no file is not in the vocabulary, and the vocabulary has no `<unk>`.
+    #[error("the vocabulary has neither {word:?} nor <unk>: use words of the training text")]
+    UnknownToken {
+        /// The word.
+        word: String,
+    },
+    /// An id lies outside the vocabulary.
+    #[error("there is no token {id}: the ids of this vocabulary are below {len}")]
+    UnknownId {
+        /// The id given.
+        id: u32,
+        /// The size of the vocabulary.
+        len: usize,
+    },
+    /// A token is there twice, so that its id is ambiguous.
+    #[error("the vocabulary lists {token:?} as token {first} and as token {second}: keep one")]
+    DuplicateToken {
+        /// The token.
+        token: String,
+        /// Its first id.
+        first: usize,
+        /// Its second id.
+        second: usize,
+    },
+    /// A line of a vocabulary file holds a token that an earlier one holds.
+    #[error("{path} repeats {token:?} in line {line}: every token must have one line")]
+    DuplicateLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// The token.
+        token: String,
+    },
+    /// A line of a vocabulary file is empty.
+    #[error("{path} has nothing in line {line}: every line must hold one token")]
+    BlankLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+    },
+    /// A vocabulary has no token for the end of a line.
+    #[error("{path} has no <eos>, which ends every line of a word-level text: add it")]
+    NoEndOfLine {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The vocabulary is not the one that a model was trained with.
+    #[error(
+        "the vocabulary has fingerprint {found:016x}, but the model was trained with {expected:016x}: read the same data at the same level, or with the vocabulary saved beside the model"
+    )]
+    OtherVocabulary {
+        /// The fingerprint of the model's vocabulary.
+        expected: u64,
+        /// The fingerprint of this one.
+        found: u64,
+    },
+    /// There are not enough tokens for one prediction in every stream.
     #[error(
         "{tokens} tokens are too few for {batch} streams: each needs at least 2, so reduce the batch to {most} or less"
     )]
@@ -68,6 +138,14 @@ pub enum DataError {
         /// The most streams possible.
         most: usize,
     },
+    /// There are not enough tokens for one stream.
+    #[error(
+        "{tokens} tokens are too few: a stream needs at least 2, one to read and one to predict"
+    )]
+    NothingToPredict {
+        /// The tokens there are.
+        tokens: usize,
+    },
     /// There is no such level.
     #[error("there is no level {name:?}: choose byte or word")]
     UnknownLevel {
@@ -77,8 +155,17 @@ pub enum DataError {
 }
 
 impl DataError {
-    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+    pub(crate) fn read(path: &Path, source: std::io::Error) -> Self {
         DataError::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    pub(crate) fn write(path: &Path, source: std::io::Error) -> Self {
+        DataError::Io {
+            action: "write",
             path: path.to_owned(),
             source,
         }

@@ -1,7 +1,8 @@
 //! Data for deep equilibrium models: text corpora, vocabularies, and batches of contiguous streams.
 //!
 //! A [`Corpus`] holds three splits as token ids with their [`Vocabulary`]; a [`StreamBatcher`] cuts a split into parallel streams and
-//! these into segments, so that a model can carry its memory from one segment to the next.
+//! these into segments, so that a model can carry its memory from one segment to the next. Ids are plain numbers: this crate knows no tensors
+//! and no device.
 //!
 //! ```
 //! use deq_data::{Corpus, Level, StreamBatcher, unigram_perplexity};
@@ -23,10 +24,19 @@
 //!
 //! - [`Corpus::open`]: folders in the WikiText or Penn Treebank layout, or a single text file, by words or bytes.
 //! - [`Corpus::builtin`]: a small handbook on deep equilibrium models, compiled in, so that nothing needs to be fetched.
+//! - [`Corpus::open_with`], [`Vocabulary::require`]: text for a model that exists, with the ids it was trained with.
+//! - [`StreamBatcher`]: segments by index, in a pass, or by training step over any number of passes.
 //! - [`unigram_perplexity`]: the yardstick that any language model must beat.
+//!
+//! There are no feature flags.
 
 mod error;
 mod text;
 
 pub use error::DataError;
-pub use text::{Corpus, Level, Segment, StreamBatcher, Vocabulary, unigram_perplexity};
+pub use text::{Corpus, Level, Position, Segment, StreamBatcher, Vocabulary, unigram_perplexity};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctest;

@@ -242,6 +242,13 @@ fn evaluation_reproduces_the_recorded_cell_equilibrium_likelihood_and_memory() {
         );
 
         let expected = state(golden, &format!("seg{index}.z_star"), &device);
+        let image = model.cell.forward(expected.clone(), &out.context);
+        assert_close(
+            &values(&image),
+            &values(&expected),
+            DIRECT,
+            &what("f(z_star)"),
+        );
         assert_close(
             &values(&out.equilibrium.z),
             &values(&expected),
@@ -357,7 +364,7 @@ fn example(pre_norm: bool, device: &Device) -> (DeqTransformerLm, LmOutput, Tens
 }
 
 #[test]
-fn the_tangent_is_the_derivative_and_the_adjoint_of_the_pullback() {
+fn tangent_and_pullback_are_the_derivative_and_its_adjoint() {
     let device = f64_device().autodiff();
     for pre_norm in [false, true] {
         let (model, out, z) = example(pre_norm, &device);
@@ -374,6 +381,9 @@ fn the_tangent_is_the_derivative_and_the_adjoint_of_the_pullback() {
         // Central differences in f64 leave about ten digits.
         assert_close(&values(&tangent), &values(&difference), 1e-8, "tangent");
 
+        let by_hand = values(&frozen.linearize(z.clone())(u.clone()));
+        let automatic = values(&frozen.vjp(z.clone(), u.clone()));
+        assert_close(&by_hand, &automatic, 1e-12, "pullback");
         let one = values(&(tangent.inner() * u.clone()).sum())[0];
         let other = values(&(frozen.linearize(z)(u) * d).sum())[0];
         assert!(

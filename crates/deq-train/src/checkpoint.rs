@@ -67,24 +67,32 @@ struct Pending {
 }
 
 impl CheckpointStore {
-    /// The checkpoints in `folder`, of which the newest `keep` stay. What a killed process left half-written is removed.
+    /// The checkpoints in `folder`, of which the newest `keep` stay.
     ///
     /// # Errors
     ///
     /// [`TrainError::Io`] if the folder cannot be created.
     pub fn open(folder: &Path, keep: usize) -> Result<Self, TrainError> {
         files::create_folder(folder)?;
-        let store = Self {
+        Ok(Self {
             folder: folder.to_owned(),
             keep: keep.max(1),
             pending: Arc::default(),
-        };
-        for name in store.names()? {
+        })
+    }
+
+    /// Removes what a killed process left half-written. Not for a run that is still training.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Io`] if something cannot be removed.
+    pub fn clear_partial(&self) -> Result<(), TrainError> {
+        for name in self.names()? {
             if name.starts_with('.') {
-                store.remove(&name)?;
+                self.remove(&name)?;
             }
         }
-        Ok(store)
+        Ok(())
     }
 
     /// Begins a checkpoint: the position and the carried memory. It is complete once burn-train has saved its records.
@@ -296,6 +304,7 @@ mod tests {
         std::fs::create_dir(folder.path().join(".round-0002")).unwrap();
         let store = CheckpointStore::open(folder.path(), 2).unwrap();
         assert_eq!(store.newest().unwrap().unwrap().1.round, 1);
+        store.clear_partial().unwrap();
         assert_eq!(store.names().unwrap(), ["round-0001"]);
     }
 

@@ -6,6 +6,24 @@ use crate::error::DataError;
 ///
 /// The tokens are trimmed to a multiple of `batch` and cut into that many contiguous streams, as Transformer-XL's ordered iterator does. Segment `i`
 /// continues segment `i - 1` in every stream; the last one may be shorter.
+///
+/// Every token of a stream but its first is a target exactly once in a pass. One stream therefore predicts all of a split but its first token; with
+/// more, the first token of each and the fewer than `batch` tokens trimmed at the end are not predicted. Use one stream to report a
+/// perplexity of the whole split.
+///
+/// # Examples
+///
+/// ```
+/// use deq_data::StreamBatcher;
+///
+/// let tokens: Vec<u32> = (0..11).collect();
+/// // Streams 0..5 and 5..10; token 10 is trimmed.
+/// let batches = StreamBatcher::new(&tokens, 2, 3)?;
+/// assert_eq!(batches.segment(0).inputs, [0, 1, 2, 5, 6, 7]);
+/// assert_eq!(batches.segment(0).targets, [1, 2, 3, 6, 7, 8]);
+/// assert_eq!(batches.segment(1).inputs, [3, 8]);
+/// # Ok::<(), deq_data::DataError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct StreamBatcher {
     /// `[batch, stream]`, row-major.
@@ -26,8 +44,19 @@ pub struct Segment {
     pub batch: usize,
     /// Tokens per stream in this segment.
     pub len: usize,
+    /// The place in the pass, from 0.
+    pub index: usize,
     /// Whether the streams begin here, so that no memory applies.
     pub starts_stream: bool,
+}
+
+/// Where a training step stands in the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Complete passes over the text before this one.
+    pub pass: usize,
+    /// The segment of the pass.
+    pub segment: usize,
 }
 
 impl StreamBatcher {
@@ -35,7 +64,8 @@ impl StreamBatcher {
     ///
     /// # Errors
     ///
-    /// [`DataError::TooFewTokens`] if a stream would have no token to predict.
+    /// [`DataError::TooFewTokens`] if a stream would have no token to predict, [`DataError::NothingToPredict`] if even a single one would have
+    /// none.
     ///
     /// # Panics
     ///
@@ -44,10 +74,14 @@ impl StreamBatcher {
         assert!(batch > 0 && len > 0, "batch and len must be at least 1");
         let stream = tokens.len() / batch;
         if stream < 2 {
-            return Err(DataError::TooFewTokens {
-                tokens: tokens.len(),
-                batch,
-                most: tokens.len() / 2,
+            let tokens = tokens.len();
+            return Err(match tokens / 2 {
+                0 => DataError::NothingToPredict { tokens },
+                most => DataError::TooFewTokens {
+                    tokens,
+                    batch,
+                    most,
+                },
             });
         }
         let used = &tokens[..stream * batch];
@@ -95,16 +129,28 @@ impl StreamBatcher {
             targets: gather(1),
             batch: self.batch,
             len,
+            index,
             starts_stream: index == 0,
         }
     }
 
-    /// The segment of training step `step`, counted from 0, over any number of passes.
+    /// The place of training step `step`, counted from 0, over any number of passes.
+    ///
+    /// It depends on nothing but the step, so that training can go on at any step.
     ///
     /// Only full segments are used, so that every step has the same shape. Streams shorter than one segment are an exception: they are their own,
     /// shorter segment.
+    pub fn position(&self, step: usize) -> Position {
+        let segments = self.num_full_segments().max(1);
+        Position {
+            pass: step / segments,
+            segment: step % segments,
+        }
+    }
+
+    /// The segment at the [`position`](Self::position) of training step `step`.
     pub fn training_segment(&self, step: usize) -> Segment {
-        self.segment(step % self.num_full_segments().max(1))
+        self.segment(self.position(step).segment)
     }
 
     /// All segments of one pass.
@@ -124,11 +170,13 @@ mod tests {
         assert_eq!((batcher.stream, batcher.num_segments()), (25, 3));
         let mut streams = vec![Vec::new(); 4];
         for (index, segment) in batcher.iter().enumerate() {
-            assert_eq!(segment.starts_stream, index == 0);
+            assert_eq!((segment.index, segment.starts_stream), (index, index == 0));
             for (row, stream) in streams.iter_mut().enumerate() {
                 let range = row * segment.len..(row + 1) * segment.len;
-                let inputs = &segment.inputs[range.clone()];
-                for (input, target) in inputs.iter().zip(&segment.targets[range]) {
+                for (input, target) in segment.inputs[range.clone()]
+                    .iter()
+                    .zip(&segment.targets[range])
+                {
                     assert_eq!(input + 1, *target);
                     stream.push(*target);
                 }
@@ -160,6 +208,11 @@ mod tests {
         );
         assert_eq!(batcher.training_segment(3), batcher.segment(1));
         assert!(batcher.training_segment(2).starts_stream);
+        let (pass, segment) = (2, 1);
+        assert_eq!(batcher.position(5), Position { pass, segment });
+        // A stream shorter than a segment is a segment of its own.
+        let short = StreamBatcher::new(&tokens[..10], 2, 8).unwrap();
+        assert_eq!(short.training_segment(7).len, 4);
     }
 
     #[test]
@@ -170,6 +223,11 @@ mod tests {
         assert_eq!(
             message,
             "5 tokens are too few for 4 streams: each needs at least 2, so reduce the batch to 2 or less"
+        );
+        let message = StreamBatcher::new(&[1], 4, 8).unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "1 tokens are too few: a stream needs at least 2, one to read and one to predict"
         );
     }
 }

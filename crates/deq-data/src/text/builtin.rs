@@ -1,5 +1,8 @@
 //! The handbook compiled into this crate.
 
+use super::source::Source;
+use std::path::PathBuf;
+
 /// The chapters, in order.
 const CHAPTERS: [&str; 6] = [
     include_str!("../../corpus/01-fixed-points.md"),
@@ -10,8 +13,8 @@ const CHAPTERS: [&str; 6] = [
     include_str!("../../corpus/06-troubleshooting.md"),
 ];
 
-/// Train, valid and test text; which paragraph goes where is described at [`Corpus::builtin`](super::Corpus::builtin).
-pub(crate) fn splits() -> [String; 3] {
+/// Train, valid and test; which paragraph goes where is described at [`Corpus::builtin`](super::Corpus::builtin).
+pub(crate) fn sources() -> [Source; 3] {
     let mut splits = [String::new(), String::new(), String::new()];
     let paragraphs = CHAPTERS
         .iter()
@@ -27,5 +30,35 @@ pub(crate) fn splits() -> [String; 3] {
         splits[split] += paragraph;
         splits[split] += "\n\n";
     }
-    splits
+    let [train, valid, test] = splits;
+    [("train", train), ("valid", valid), ("test", test)].map(|(split, text)| Source {
+        path: PathBuf::from(format!("built-in {split}")),
+        bytes: text.into_bytes(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn the_handbook_is_plain_text_of_a_useful_size_without_repetition() {
+        let text = CHAPTERS.concat();
+        assert!(text.is_ascii());
+        assert!((90_000..200_000).contains(&text.len()), "{}", text.len());
+        let paragraphs: Vec<&str> = text.split("\n\n").map(str::trim).collect();
+        let distinct: HashSet<&str> = paragraphs.iter().copied().collect();
+        // Chapters may share a heading such as "Questions and answers".
+        assert!(distinct.len() + 3 >= paragraphs.len());
+    }
+
+    #[test]
+    fn held_out_splits_are_a_twentieth_each() {
+        let sizes = sources().map(|source| source.bytes.len() as f64);
+        let total: f64 = sizes.iter().sum();
+        for size in &sizes[1..] {
+            assert!((0.03..0.07).contains(&(size / total)), "{sizes:?}");
+        }
+    }
 }

@@ -179,6 +179,31 @@ impl AttentionContext {
         self.output.tangent(merge(d_mixed))
     }
 
+    /// Evaluates at `z` and keeps what carries cotangents back.
+    ///
+    /// # Shapes
+    ///
+    /// - z, first output: `[batch, time, d_model]`
+    pub(crate) fn linearize(&self, z: Tensor<3>) -> (Tensor<3>, AttentionPullback) {
+        let time = self.time();
+        let values = self.evaluate(z);
+        let [.., keys] = values.probabilities.dims();
+        let weights = masked(values.probabilities.clone(), &self.dropout);
+        let pullback = AttentionPullback {
+            to_mixed: self.output.transposed(),
+            to_input: self.qkv.transposed(),
+            weights: weights.narrow(3, keys - time, time).swap_dims(2, 3),
+            distances: self.distances.clone().swap_dims(2, 3),
+            dropout: self.dropout.clone(),
+            scale: self.scale(),
+            values: values.value.swap_dims(2, 3),
+            keys: values.key,
+            content: values.content,
+            probabilities: values.probabilities,
+        };
+        (values.output, pullback)
+    }
+
     /// Queries, keys and values by head, from their columns.
     fn split(&self, qkv: Tensor<3>) -> [Tensor<4>; 3] {
         let [_, n_heads, _, d_head] = self.content_bias.dims();
@@ -227,6 +252,52 @@ pub(crate) struct AttentionValues {
     probabilities: Tensor<4>,
 }
 
+/// The values of one evaluation, arranged for products with the transposed Jacobian.
+pub(crate) struct AttentionPullback {
+    to_mixed: Affine,
+    to_input: Affine,
+    /// With dropout, the segment's keys only, `[batch, heads, time (keys), time]`.
+    weights: Tensor<4>,
+    /// `[1, heads, keys, d_head]`
+    distances: Tensor<4>,
+    dropout: Option<Tensor<4>>,
+    scale: f64,
+    /// `[batch, heads, d_head, keys]`
+    values: Tensor<4>,
+    /// `[batch, heads, keys, d_head]`
+    keys: Tensor<4>,
+    /// `[batch, heads, time, d_head]`
+    content: Tensor<4>,
+    /// `[batch, heads, time, keys]`
+    probabilities: Tensor<4>,
+}
+
+impl AttentionPullback {
+    /// # Shapes
+    ///
+    /// - cotangent, output: `[batch, time, d_model]`
+    pub(crate) fn carry(&self, cotangent: Tensor<3>) -> Tensor<3> {
+        let [_, n_heads, time, _] = self.content.dims();
+        let [.., keys] = self.probabilities.dims();
+        let g_mixed = heads(self.to_mixed.apply(cotangent), n_heads);
+        let g_value = self.weights.clone().matmul(g_mixed.clone());
+        let g_weights = masked(g_mixed.matmul(self.values.clone()), &self.dropout);
+        // The Jacobian of the softmax is symmetric.
+        let along = (self.probabilities.clone() * g_weights.clone()).sum_dim(3);
+        let g_scores = self.probabilities.clone() * (g_weights - along);
+        let g_key = g_scores
+            .clone()
+            .narrow(3, keys - time, time)
+            .swap_dims(2, 3)
+            .matmul(self.content.clone());
+        let g_content = g_scores.clone().matmul(self.keys.clone());
+        let g_position = relative_unshift(g_scores).matmul(self.distances.clone());
+        let g_query = (g_content + g_position).mul_scalar(self.scale);
+        let g_qkv = Tensor::cat(vec![merge(g_query), merge(g_key), merge(g_value)], 2);
+        self.to_input.apply(g_qkv)
+    }
+}
+
 /// `[batch, heads, time, d_head]` to `[batch, time, heads * d_head]`.
 fn merge(x: Tensor<4>) -> Tensor<3> {
     let [batch, n_heads, time, d_head] = x.dims();
@@ -250,6 +321,16 @@ fn relative_shift(x: Tensor<4>) -> Tensor<4> {
         .reshape([batch, n_heads, keys + 1, time])
         .narrow(2, 1, keys)
         .reshape([batch, n_heads, time, keys])
+}
+
+/// The transpose of [`relative_shift`].
+fn relative_unshift(x: Tensor<4>) -> Tensor<4> {
+    let [batch, n_heads, time, keys] = x.dims();
+    let x = x.reshape([batch, n_heads, keys, time]);
+    let pad = x.clone().narrow(2, 0, 1).zeros_like();
+    Tensor::cat(vec![pad, x], 2)
+        .reshape([batch, n_heads, time, keys + 1])
+        .narrow(3, 1, keys)
 }
 
 /// Sines, then cosines, of the distances `keys - 1, ..., 0`, `[1, keys, d_model]`.
@@ -308,6 +389,24 @@ mod tests {
                 let expected = values[i * keys + keys - 1 - distance];
                 assert!((shifted[i * keys + j] - expected).abs() < 1e-6);
             }
+        }
+    }
+
+    #[test]
+    fn the_mask_shows_the_past_within_the_window() {
+        let device = Device::flex();
+        let (time, past) = (3, 2);
+        for (window, expected) in [
+            (None, ["11100", "11110", "11111"]),
+            (Some(2), ["01100", "00110", "00011"]),
+            (Some(1), ["00100", "00010", "00001"]),
+        ] {
+            let mask = causal_mask(time, past, window, &device).into_data();
+            let seen: String = mask
+                .iter::<f32>()
+                .map(|value| if value < 0.0 { '0' } else { '1' })
+                .collect();
+            assert_eq!(seen, expected.concat(), "window {window:?}");
         }
     }
 }

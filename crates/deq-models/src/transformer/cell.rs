@@ -5,7 +5,7 @@ use super::linear::{Affine, LinearShape, NormedLinear};
 use super::{dropout_mask, masked, plain};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation::relu};
-use deq_core::{CellContext, EquilibriumCell};
+use deq_core::{CellContext, EquilibriumCell, Pullback};
 use deq_jacreg::TangentCell;
 
 /// One Transformer-XL layer with input injection, `[batch, time, d_model]` flattened to `[batch, time * d_model]`.
@@ -115,7 +115,7 @@ impl TransformerCell {
         let [batch, _, width] = injection.dims();
         let device = injection.device();
         let memory = match self.pre_norm {
-            true => memory.map(layer_norm),
+            true => memory.map(|z| LayerNorm::at(z).normed),
             false => memory,
         };
         let attention = self.attention.context(AttentionInputs {
@@ -146,17 +146,55 @@ impl EquilibriumCell for TransformerCell {
         let [after_attention, after_feed_forward] = &context.dropout;
 
         let seen = if self.pre_norm {
-            layer_norm(z.clone())
+            LayerNorm::at(z.clone()).normed
         } else {
             z.clone()
         };
         let attended = context.attention.evaluate(seen).output;
-        let y = layer_norm(z + masked(attended, after_attention));
+        let y = LayerNorm::at(z + masked(attended, after_attention)).normed;
         let inner = relu(context.inner.apply(y.clone()));
         let fed = context.outer.apply(masked(inner, &context.inner_dropout));
         let out = y + masked(fed, after_feed_forward);
-        let out = if self.pre_norm { out } else { layer_norm(out) };
+        let out = if self.pre_norm {
+            out
+        } else {
+            LayerNorm::at(out).normed
+        };
         out.reshape([batch, dim])
+    }
+
+    /// Carries cotangents back through every sublayer with the values of one evaluation, about half the work of automatic
+    /// differentiation, which evaluates `f` anew for every product.
+    fn pullback(&self, z: &Tensor<2>, context: &TransformerContext) -> Option<Pullback> {
+        let z = context.unflatten(z.clone());
+        let [after_attention, after_feed_forward] = context.dropout.clone();
+        let inner_dropout = context.inner_dropout.clone();
+
+        let before = self.pre_norm.then(|| LayerNorm::at(z.clone()));
+        let seen = before.as_ref().map_or(z.clone(), |norm| norm.normed.clone());
+        let (attended, attention) = context.attention.linearize(seen);
+        let middle = LayerNorm::at(z + masked(attended, &after_attention));
+        let y = middle.normed.clone();
+        let inner = context.inner.apply(y.clone());
+        let off = inner.clone().lower_equal_elem(0.0);
+        let after = (!self.pre_norm).then(|| {
+            let fed = context.outer.apply(masked(relu(inner), &inner_dropout));
+            LayerNorm::at(y + masked(fed, &after_feed_forward))
+        });
+        let (to_inner, to_middle) = (context.outer.transposed(), context.inner.transposed());
+
+        Some(Box::new(move |cotangent: Tensor<2>| {
+            let [batch, dim] = cotangent.dims();
+            let shape = middle.normed.dims();
+            let g = cotangent.reshape(shape);
+            let g = after.as_ref().map_or(g.clone(), |norm| norm.carry(g));
+            let g_inner = to_inner.apply(masked(g.clone(), &after_feed_forward));
+            let g_inner = masked(g_inner, &inner_dropout).mask_fill(off.clone(), 0.0);
+            let g = middle.carry(g + to_middle.apply(g_inner));
+            let g_seen = attention.carry(masked(g.clone(), &after_attention));
+            let g_seen = before.as_ref().map_or(g_seen.clone(), |norm| norm.carry(g_seen));
+            (g + g_seen).reshape([batch, dim])
+        }))
     }
 }
 
@@ -174,16 +212,16 @@ impl TangentCell for TransformerCell {
         let [after_attention, after_feed_forward] = &context.dropout;
 
         let (seen, d_seen) = if self.pre_norm {
-            layer_norm_tangent(z.clone(), dz.clone())
+            let norm = LayerNorm::at(z.clone());
+            (norm.normed.clone(), norm.carry(dz.clone()))
         } else {
             (z.clone(), dz.clone())
         };
         let attention = context.attention.evaluate(seen);
         let d_attended = context.attention.tangent(&attention, d_seen);
-        let (y, dy) = layer_norm_tangent(
-            z + masked(attention.output, after_attention),
-            dz + masked(d_attended, after_attention),
-        );
+        let middle = LayerNorm::at(z + masked(attention.output, after_attention));
+        let dy = middle.carry(dz + masked(d_attended, after_attention));
+        let y = middle.normed;
         let before = context.inner.apply(y.clone());
         let off = before.clone().lower_equal_elem(0.0);
         let d_inner = context.inner.tangent(dy.clone()).mask_fill(off, 0.0);
@@ -197,8 +235,8 @@ impl TangentCell for TransformerCell {
         let fed = context
             .outer
             .apply(masked(relu(before), &context.inner_dropout));
-        let (_, d_out) = layer_norm_tangent(y + masked(fed, after_feed_forward), d_out);
-        d_out.reshape([batch, dim])
+        let norm = LayerNorm::at(y + masked(fed, after_feed_forward));
+        norm.carry(d_out).reshape([batch, dim])
     }
 }
 
@@ -223,24 +261,28 @@ impl CellContext for TransformerContext {
     }
 }
 
-/// Layer norm over channels without parameters; epsilon 1e-5 as in PyTorch.
-fn layer_norm(x: Tensor<3>) -> Tensor<3> {
-    let (centered, inverse_deviation) = standardize(x);
-    centered * inverse_deviation
+/// An evaluation of layer norm over channels without parameters; epsilon 1e-5 as in PyTorch.
+struct LayerNorm {
+    normed: Tensor<3>,
+    /// `[batch, time, 1]`
+    inverse_deviation: Tensor<3>,
 }
 
-/// Layer norm with its tangent: `dn = (dc - n mean(n dc)) / deviation`, `dc` the centred direction.
-fn layer_norm_tangent(x: Tensor<3>, dx: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-    let (centered, inverse_deviation) = standardize(x);
-    let normed = centered * inverse_deviation.clone();
-    let d_centered = dx.clone() - dx.mean_dim(2);
-    let along = (normed.clone() * d_centered.clone()).mean_dim(2);
-    let d_normed = (d_centered - normed.clone() * along) * inverse_deviation;
-    (normed, d_normed)
-}
+impl LayerNorm {
+    fn at(x: Tensor<3>) -> Self {
+        let centered = x.clone() - x.mean_dim(2);
+        let variance = centered.clone().square().mean_dim(2);
+        let inverse_deviation = variance.add_scalar(1e-5).sqrt().recip();
+        Self {
+            normed: centered * inverse_deviation.clone(),
+            inverse_deviation,
+        }
+    }
 
-fn standardize(x: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-    let centered = x.clone() - x.mean_dim(2);
-    let variance = centered.clone().square().mean_dim(2);
-    (centered, variance.add_scalar(1e-5).sqrt().recip())
+    /// Multiplies by the Jacobian `(I - 11^T / d - n n^T / d) / deviation`, which is symmetric: directions forward, cotangents backward.
+    fn carry(&self, d: Tensor<3>) -> Tensor<3> {
+        let centered = d.clone() - d.mean_dim(2);
+        let along = (self.normed.clone() * centered.clone()).mean_dim(2);
+        (centered - self.normed.clone() * along) * self.inverse_deviation.clone()
+    }
 }

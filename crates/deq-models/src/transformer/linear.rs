@@ -74,9 +74,11 @@ impl Affine {
     /// - x: `[batch, time, input]`
     /// - output: `[batch, time, output]`
     pub(crate) fn apply(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, time, _] = x.dims();
-        let y = multiply(x, &self.weight);
-        let [_, output] = y.dims();
+        let [batch, time, input] = x.dims();
+        let [_, output] = self.weight.dims();
+        let y = x
+            .reshape([batch * time, input])
+            .matmul(self.weight.clone());
         let y = match &self.bias {
             Some(bias) => y + bias.clone(),
             None => y,
@@ -86,10 +88,16 @@ impl Affine {
 
     /// The linear part alone: how the output moves with the input.
     pub(crate) fn tangent(&self, dx: Tensor<3>) -> Tensor<3> {
-        let [batch, time, _] = dx.dims();
-        let dy = multiply(dx, &self.weight);
-        let [_, output] = dy.dims();
-        dy.reshape([batch, time, output])
+        Self::linear(self.weight.clone()).apply(dx)
+    }
+
+    /// The transposed linear part, which carries cotangents from the output to the input.
+    pub(crate) fn transposed(&self) -> Self {
+        Self::linear(self.weight.clone().transpose())
+    }
+
+    fn linear(weight: Tensor<2>) -> Self {
+        Self { weight, bias: None }
     }
 
     /// The map that reads `columns` of the output only.
@@ -107,9 +115,4 @@ impl Affine {
             bias: super::plain(&self.bias),
         }
     }
-}
-
-fn multiply(x: Tensor<3>, weight: &Tensor<2>) -> Tensor<2> {
-    let [batch, time, input] = x.dims();
-    x.reshape([batch * time, input]).matmul(weight.clone())
 }

@@ -272,7 +272,7 @@ impl DeqTransformerLm {
     ///
     /// # Panics
     ///
-    /// If the number of targets differs from the number of positions.
+    /// If the number of targets differs from the number of positions, or a target lies outside the vocabulary.
     pub fn nll(&self, hidden: Tensor<3>, targets: &[i32]) -> Tensor<1> {
         let [batch, time, d_model] = hidden.dims();
         assert_eq!(

@@ -64,3 +64,45 @@ impl LmMemory {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, TensorData};
+
+    /// `[2, time, width]` whose entries are `start + position` in the first stream, 100 more in the second.
+    fn stretch(start: usize, time: usize, width: usize) -> Tensor<3> {
+        let values: Vec<f32> = (0..2 * time * width)
+            .map(|k| (start + (k / width) % time + 100 * (k / (time * width))) as f32)
+            .collect();
+        Tensor::from_data(TensorData::new(values, [2, time, width]), &Device::flex())
+    }
+
+    fn assert_holds(memory: &LmMemory, start: usize, time: usize) {
+        assert_eq!(memory.len(), time);
+        let (z, injection) = memory.state().expect("the memory holds something").clone();
+        assert_eq!(z.into_data(), stretch(start, time, 2).into_data());
+        assert_eq!(injection.into_data(), stretch(start, time, 6).into_data());
+    }
+
+    #[test]
+    fn the_last_positions_are_kept_across_segments_of_any_length() {
+        let read = |memory: &LmMemory, start, time, length| {
+            memory.extended(stretch(start, time, 2), stretch(start, time, 6), length)
+        };
+        let short = read(&LmMemory::empty(), 0, 3, 5);
+        assert_holds(&short, 0, 3);
+        let full = read(&short, 3, 3, 5);
+        assert_holds(&full, 1, 5);
+        assert_holds(&read(&full, 6, 8, 5), 9, 5);
+        assert!(read(&full, 6, 8, 0).is_empty());
+    }
+
+    #[test]
+    fn what_is_remembered_is_a_constant() {
+        let z = stretch(0, 3, 2).autodiff().require_grad();
+        let memory = LmMemory::empty().extended(z.clone() * 2, stretch(0, 3, 6), 2);
+        let (z, injection) = memory.state().expect("the memory holds something");
+        assert!(!z.is_tracked() && !injection.is_tracked());
+    }
+}

@@ -51,6 +51,10 @@ impl OutputLayer {
     /// - embedding: `[vocab_size, d_model]`
     /// - targets: `n` token ids
     /// - output: `[n]`
+    ///
+    /// # Panics
+    ///
+    /// If a target lies outside the vocabulary.
     pub(crate) fn nll(
         &self,
         hidden: Tensor<2>,
@@ -124,15 +128,19 @@ impl OutputLayer {
 
     /// For every target its column of the head, and for every cluster the rows whose target lies in it.
     fn assign(&self, targets: &[i32]) -> (Vec<i32>, Vec<Members>) {
+        let vocab_size = self.bounds[self.bounds.len() - 1];
         let mut clusters: Vec<Members> =
             (1..self.bounds.len()).map(|_| Members::default()).collect();
         let columns = targets
             .iter()
             .enumerate()
             .map(|(row, &target)| {
-                let cluster = self
-                    .bounds
-                    .partition_point(|&bound| bound <= target as usize);
+                let token = usize::try_from(target).unwrap_or(usize::MAX);
+                assert!(
+                    token < vocab_size,
+                    "target {target} lies outside the vocabulary of {vocab_size} tokens"
+                );
+                let cluster = self.bounds.partition_point(|&bound| bound <= token);
                 if cluster == 0 {
                     return target;
                 }
@@ -200,5 +208,86 @@ mod tests {
         for (nll, log_prob) in nll.iter().zip(picked) {
             assert!((nll + log_prob).abs() < 1e-5, "{nll} {log_prob}");
         }
+    }
+
+    /// The definition, on the host: `log p(token) = log p(gate) + log p(token | cluster)`, every sum written out.
+    fn by_definition(layer: &OutputLayer, h: &[f32], embedding: &[f32], token: usize) -> f64 {
+        let numbers = |tensor: Tensor<2>| tensor.into_data().iter::<f32>().collect::<Vec<_>>();
+        let bias = numbers(layer.bias.val().unsqueeze());
+        let dot = |weights: &[f32]| -> f64 {
+            let products = h.iter().zip(weights).map(|(a, b)| f64::from(a * b));
+            products.sum()
+        };
+        let score = |token: usize| {
+            dot(&embedding[token * h.len()..(token + 1) * h.len()]) + f64::from(bias[token])
+        };
+        let log_sum = |scores: &[f64]| scores.iter().map(|s| s.exp()).sum::<f64>().ln();
+
+        let bounds = &layer.bounds;
+        let mut head: Vec<f64> = (0..bounds[0]).map(score).collect();
+        if let (Some(weight), Some(bias)) = (&layer.cluster_weight, &layer.cluster_bias) {
+            let (weight, bias) = (numbers(weight.val()), numbers(bias.val().unsqueeze()));
+            let gates = weight.chunks(h.len()).zip(bias);
+            head.extend(gates.map(|(row, bias)| dot(row) + f64::from(bias)));
+        }
+        if token < bounds[0] {
+            return head[token] - log_sum(&head);
+        }
+        let cluster = bounds.iter().filter(|&&bound| bound <= token).count();
+        // Cluster 1 has the last gate, cluster 2 the one before it.
+        let gate = head[head.len() - cluster];
+        let scores: Vec<f64> = (bounds[cluster - 1]..bounds[cluster]).map(score).collect();
+        gate - log_sum(&head) + score(token) - log_sum(&scores)
+    }
+
+    #[test]
+    fn likelihoods_equal_the_definition_with_and_without_cutoffs() {
+        let device = Device::flex();
+        let (vocab, width) = (11, 4);
+        let normal = Distribution::Normal(0.0, 1.0);
+        for cutoffs in [vec![], vec![4], vec![3, 6]] {
+            let mut layer = OutputLayer::new(vocab, width, &cutoffs, 1.0, &device);
+            layer.bias = Param::from_tensor(Tensor::random([vocab], normal, &device));
+            if !cutoffs.is_empty() {
+                let bias = Tensor::random([cutoffs.len()], normal, &device);
+                layer.cluster_bias = Some(Param::from_tensor(bias));
+            }
+            let hidden = Tensor::<2>::random([vocab, width], normal, &device);
+            let embedding = Tensor::<2>::random([vocab, width], normal, &device);
+            let rows: Vec<f32> = hidden.clone().into_data().iter::<f32>().collect();
+            let table: Vec<f32> = embedding.clone().into_data().iter::<f32>().collect();
+            // Clusters alternate along the rows, so that the order of the result is tested too.
+            let targets: Vec<i32> = (0..vocab as i32).map(|k| (k * 4) % 11).collect();
+            let nll = layer.nll(hidden, embedding, &targets).into_data();
+            for ((nll, h), &target) in nll.iter::<f64>().zip(rows.chunks(width)).zip(&targets) {
+                let expected = -by_definition(&layer, h, &table, target as usize);
+                assert!(
+                    (nll - expected).abs() < 1e-4 * (1.0 + expected),
+                    "cutoffs {cutoffs:?}, token {target}: {nll} {expected}"
+                );
+            }
+        }
+    }
+
+    fn nll_of(target: i32) -> Tensor<1> {
+        let device = Device::flex();
+        let layer = OutputLayer::new(5, 2, &[2], 1.0, &device);
+        layer.nll(
+            Tensor::ones([1, 2], &device),
+            Tensor::ones([5, 2], &device),
+            &[target],
+        )
+    }
+
+    #[test]
+    #[should_panic(expected = "target 5 lies outside the vocabulary of 5 tokens")]
+    fn a_target_behind_the_vocabulary_is_named() {
+        nll_of(5);
+    }
+
+    #[test]
+    #[should_panic(expected = "target -1 lies outside the vocabulary of 5 tokens")]
+    fn a_negative_target_is_named() {
+        nll_of(-1);
     }
 }

@@ -63,6 +63,8 @@ pub struct LmRecipe {
     pub data: DataSource,
     /// What a token is.
     pub level: Level,
+    /// The fingerprint of the vocabulary, once the text has been read.
+    pub vocabulary: Option<u64>,
     /// The model.
     pub model: DeqTransformerLmConfig,
     /// Equilibrium or explicit network.
@@ -133,6 +135,7 @@ impl LmRecipe {
             preset: name.to_owned(),
             data: DataSource::Builtin,
             level: Level::Byte,
+            vocabulary: None,
             model: DeqTransformerLmConfig::new(unknown_vocab, 96, 4, 384)
                 .with_mem_len(64)
                 .with_dropout(0.05),

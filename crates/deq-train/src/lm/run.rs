@@ -26,6 +26,9 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Checkpoints kept: the newest, and the one before it in case the newest is damaged.
+const KEEP: usize = 2;
+
 /// The files of a run.
 #[derive(Clone, Debug)]
 pub struct RunFolder {
@@ -155,6 +158,7 @@ pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, 
     let plain = device(&options.device)?;
     let corpus = recipe.data.open(recipe.level)?;
     recipe.model.vocab_size = corpus.vocabulary.len();
+    recipe.vocabulary = Some(corpus.vocabulary.fingerprint());
     recipe.validate()?;
     let folder = RunFolder::new(options.run.clone());
     let train_batches = StreamBatcher::new(&corpus.train, recipe.batch, recipe.segment)?;
@@ -163,7 +167,8 @@ pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, 
     let tracked = plain.clone().autodiff();
     let mut model = LmLearner::new(&recipe, &tracked)?;
     claim(&folder, &recipe, options.resume)?;
-    let store = CheckpointStore::open(&folder.checkpoints(), 2)?;
+    let store = CheckpointStore::open(&folder.checkpoints(), KEEP)?;
+    store.clear_partial()?;
     let mut start = (Position::default(), LmMemory::empty());
     if let Some((checkpoint, position)) = store.newest()? {
         model = load(model, &checkpoint)?;
@@ -379,7 +384,7 @@ fn newest(folder: &RunFolder) -> Result<(PathBuf, Position), TrainError> {
     if !folder.checkpoints().is_dir() {
         return Err(none());
     }
-    CheckpointStore::open(&folder.checkpoints(), 2)?
+    CheckpointStore::open(&folder.checkpoints(), KEEP)?
         .newest()?
         .ok_or_else(none)
 }
@@ -415,7 +420,7 @@ pub fn evaluate_run(run: &Path, options: &EvalOptions) -> Result<LmSummary, Trai
         recipe.data = super::recipe::DataSource::Path(data.clone());
     }
     let corpus = recipe.data.open(recipe.level)?;
-    if corpus.vocabulary.len() != recipe.model.vocab_size {
+    if recipe.vocabulary != Some(corpus.vocabulary.fingerprint()) {
         return Err(TrainError::OtherVocabulary {
             path: run.to_owned(),
         });
