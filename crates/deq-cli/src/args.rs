@@ -62,13 +62,13 @@ pub(crate) struct LmArgs {
     #[arg(long)]
     pub(crate) batch: Option<usize>,
     /// Peak learning rate.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub(crate) lr: Option<f64>,
     /// Weight of the Jacobian penalty; 0 turns it off.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub(crate) penalty: Option<f64>,
     /// Share of steps that apply the penalty.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub(crate) penalty_frequency: Option<f64>,
     /// Most steps of a forward solve in training.
     #[arg(long)]

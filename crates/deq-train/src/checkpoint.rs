@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// The records that burn-train saves.
 const TRAINER_PARTS: [&str; 3] = ["model.bpk", "optimizer.bpk", "schedule.bpk"];
 /// The state carried between steps.
-const MEMORY: &str = "memory.bpk";
+const MEMORY: &str = "memory.safetensors";
 const MANIFEST: &str = "manifest.json";
 
 /// Where a run stood when the checkpoint was taken.
@@ -231,8 +231,8 @@ pub(crate) fn model_bytes(folder: &Path) -> Result<Bytes, TrainError> {
 }
 
 /// The carried memory of a verified checkpoint.
-pub(crate) fn memory_bytes(folder: &Path) -> Result<Bytes, TrainError> {
-    files::read(&folder.join(MEMORY)).map(Bytes::from_bytes_vec)
+pub(crate) fn memory_bytes(folder: &Path) -> Result<Vec<u8>, TrainError> {
+    files::read(&folder.join(MEMORY))
 }
 
 /// Saves and loads one of burn-train's records as part of a whole checkpoint.

@@ -171,7 +171,9 @@ impl EquilibriumCell for TransformerCell {
         let inner_dropout = context.inner_dropout.clone();
 
         let before = self.pre_norm.then(|| LayerNorm::at(z.clone()));
-        let seen = before.as_ref().map_or(z.clone(), |norm| norm.normed.clone());
+        let seen = before
+            .as_ref()
+            .map_or(z.clone(), |norm| norm.normed.clone());
         let (attended, attention) = context.attention.linearize(seen);
         let middle = LayerNorm::at(z + masked(attended, &after_attention));
         let y = middle.normed.clone();
@@ -192,7 +194,9 @@ impl EquilibriumCell for TransformerCell {
             let g_inner = masked(g_inner, &inner_dropout).mask_fill(off.clone(), 0.0);
             let g = middle.carry(g + to_middle.apply(g_inner));
             let g_seen = attention.carry(masked(g.clone(), &after_attention));
-            let g_seen = before.as_ref().map_or(g_seen.clone(), |norm| norm.carry(g_seen));
+            let g_seen = before
+                .as_ref()
+                .map_or(g_seen.clone(), |norm| norm.carry(g_seen));
             (g + g_seen).reshape([batch, dim])
         }))
     }

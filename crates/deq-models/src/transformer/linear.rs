@@ -76,9 +76,7 @@ impl Affine {
     pub(crate) fn apply(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, time, input] = x.dims();
         let [_, output] = self.weight.dims();
-        let y = x
-            .reshape([batch * time, input])
-            .matmul(self.weight.clone());
+        let y = x.reshape([batch * time, input]).matmul(self.weight.clone());
         let y = match &self.bias {
             Some(bias) => y + bias.clone(),
             None => y,

@@ -274,7 +274,7 @@ fn load(model: LmLearner, checkpoint: &Path) -> Result<LmLearner, TrainError> {
 }
 
 fn load_memory(checkpoint: &Path, device: &Device) -> Result<LmMemory, TrainError> {
-    memory_from_bytes(memory_bytes(checkpoint)?, device).map_err(|reason| {
+    memory_from_bytes(&memory_bytes(checkpoint)?, device).map_err(|reason| {
         TrainError::CorruptCheckpoint {
             path: checkpoint.to_owned(),
             reason,

@@ -6,13 +6,14 @@ use super::recipe::LmRecipe;
 use crate::checkpoint::{CheckpointStore, Position};
 use crate::error::TrainError;
 use crate::records::{Record, RunLog};
-use burn::module::{Module, Param};
-use burn::tensor::{Bytes, Device, Tensor};
+use burn::module::Module;
+use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 use burn::train::{
     EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
     SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
 };
 use deq_models::LmMemory;
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -198,42 +199,48 @@ impl StreamStrategy {
     }
 }
 
-/// The memory as a module, so that it is stored in the format of the model.
-#[derive(Module, Debug)]
-struct MemoryRecord {
-    z: Param<Tensor<3>>,
-    injection: Param<Tensor<3>>,
-}
-
-/// Empty for an empty memory.
+/// The memory as a safetensors file; empty for an empty memory.
 fn memory_to_bytes(memory: &LmMemory) -> Vec<u8> {
     let Some((z, injection)) = memory.state() else {
         return Vec::new();
     };
-    let record = MemoryRecord {
-        z: Param::from_tensor(z.clone()),
-        injection: Param::from_tensor(injection.clone()),
+    // f32 holds every narrower float exactly.
+    let data = [z, injection].map(|tensor| match tensor.dtype() {
+        DType::F64 => tensor.to_data(),
+        _ => tensor.to_data().convert::<f32>(),
+    });
+    let views = || Ok([("z", view(&data[0])?), ("injection", view(&data[1])?)]);
+    views()
+        .and_then(|views| safetensors::serialize(views, None))
+        .expect("sizes follow from shapes")
+}
+
+fn view(data: &TensorData) -> Result<TensorView<'_>, SafeTensorError> {
+    let dtype = match data.dtype() {
+        DType::F64 => Dtype::F64,
+        _ => Dtype::F32,
     };
-    let bytes = record.into_record().into_bytes();
-    bytes.expect("a record in memory can be written").to_vec()
+    TensorView::new(dtype, data.shape().to_vec(), data.as_bytes())
 }
 
 /// The inverse of `memory_to_bytes`, on `device`.
-pub(crate) fn memory_from_bytes(bytes: Bytes, device: &Device) -> Result<LmMemory, String> {
+pub(crate) fn memory_from_bytes(bytes: &[u8], device: &Device) -> Result<LmMemory, String> {
     if bytes.is_empty() {
         return Ok(LmMemory::empty());
     }
-    let record = burn::store::ModuleRecord::from_bytes(bytes).map_err(|e| e.to_string())?;
-    // The record brings its own shapes, so nothing is compared with these.
-    let empty = || Param::from_tensor(Tensor::zeros([1, 1, 1], device));
-    let module = MemoryRecord {
-        z: empty(),
-        injection: empty(),
+    let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+    let tensor = |name: &str| {
+        let view = file.tensor(name).map_err(|error| error.to_string())?;
+        let dtype = match view.dtype() {
+            Dtype::F32 => DType::F32,
+            Dtype::F64 => DType::F64,
+            other => return Err(format!("{name} is {other:?}")),
+        };
+        let bytes = Bytes::from_bytes_vec(view.data().to_vec());
+        let data = TensorData::from_bytes(bytes, view.shape().to_vec(), dtype);
+        Ok(Tensor::<3>::from_data(data, device))
     };
-    let module = module
-        .try_load_record(record.validate(false))
-        .map_err(|e| e.to_string())?;
-    Ok(LmMemory::new(module.z.val(), module.injection.val()))
+    Ok(LmMemory::new(tensor("z")?, tensor("injection")?))
 }
 
 /// The input type of both loaders.
@@ -251,11 +258,11 @@ mod tests {
         let z = Tensor::<3>::random([2, 5, 4], normal, &device);
         let injection = Tensor::<3>::random([2, 5, 12], normal, &device);
         let bytes = memory_to_bytes(&LmMemory::new(z.clone(), injection.clone()));
-        let memory = memory_from_bytes(Bytes::from_bytes_vec(bytes), &device).unwrap();
+        let memory = memory_from_bytes(&bytes, &device).unwrap();
         let (z_back, injection_back) = memory.state().unwrap().clone();
         assert_eq!(z_back.into_data(), z.into_data());
         assert_eq!(injection_back.into_data(), injection.into_data());
-        let empty = memory_from_bytes(Bytes::from_bytes_vec(Vec::new()), &device).unwrap();
+        let empty = memory_from_bytes(&[], &device).unwrap();
         assert!(empty.is_empty());
     }
 }
