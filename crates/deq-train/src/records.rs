@@ -159,15 +159,18 @@ impl RunLog {
     ///
     /// [`TrainError::Io`] if the file cannot be rewritten.
     pub fn open(path: &Path, step: usize) -> Result<Self, TrainError> {
-        let kept: String = if path.exists() {
-            read_records(path)?
-                .into_iter()
-                .filter(|record| record.step() <= step)
-                .map(|record| line(&record))
-                .collect()
-        } else {
-            String::new()
-        };
+        // Lines are kept as they are: parsing a float and printing it again may move its last digit.
+        let mut kept = String::new();
+        if path.exists() {
+            let bytes = files::read(path)?;
+            let text = String::from_utf8_lossy(&bytes);
+            for (json, record) in parse(path, &text)? {
+                if record.step() <= step {
+                    kept += json;
+                    kept.push('\n');
+                }
+            }
+        }
         files::write_whole(path, kept.as_bytes())?;
         let file = OpenOptions::new()
             .append(true)
@@ -204,12 +207,18 @@ fn line(record: &Record) -> String {
 pub fn read_records(path: &Path) -> Result<Vec<Record>, TrainError> {
     let bytes = files::read(path)?;
     let text = String::from_utf8_lossy(&bytes);
+    let records = parse(path, &text)?;
+    Ok(records.into_iter().map(|(_, record)| record).collect())
+}
+
+/// Every whole record with its line.
+fn parse<'a>(path: &Path, text: &'a str) -> Result<Vec<(&'a str, Record)>, TrainError> {
     let whole = text.ends_with('\n');
     let lines: Vec<&str> = text.lines().collect();
     let mut records = Vec::with_capacity(lines.len());
     for (index, json) in lines.iter().enumerate() {
         match serde_json::from_str(json) {
-            Ok(record) => records.push(record),
+            Ok(record) => records.push((*json, record)),
             Err(_) if index + 1 == lines.len() && !whole => break,
             Err(error) => {
                 return Err(TrainError::Malformed {
