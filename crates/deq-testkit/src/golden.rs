@@ -174,15 +174,6 @@ pub fn fixtures_of_kind(kind: &str) -> Vec<Golden> {
     cases
 }
 
-/// The folder of real data that `DEQ_DATA` names; under the rules of [`fixture`].
-///
-/// # Panics
-///
-/// If the variable is not set and `DEQ_REQUIRE_FIXTURES` is 1.
-pub fn data_folder() -> Option<PathBuf> {
-    named_folder("DEQ_DATA")
-}
-
 fn named_folder(variable: &str) -> Option<PathBuf> {
     match std::env::var_os(variable) {
         Some(folder) => Some(PathBuf::from(folder)),

@@ -12,7 +12,7 @@ mod problems;
 pub use assertions::{assert_close, relative_error, values};
 pub use dense::solve_dense;
 pub use differences::finite_difference;
-pub use golden::{Golden, GoldenError, data_folder, fixture, fixtures_of_kind};
+pub use golden::{Golden, GoldenError, fixture, fixtures_of_kind};
 pub use problems::{Problem, problems};
 
 use burn::tensor::{Device, FloatDType};
