@@ -1,11 +1,37 @@
 //! Anderson acceleration.
 
-use crate::dense::solve_positive_definite;
+use crate::dense::{identity, solve_general, solve_positive_definite};
 use crate::error::{InvalidConfig, require};
+use crate::history::History;
 use crate::map::Iterate;
 use crate::solver::FixedPointSolver;
 use burn::config::Config;
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// Which small problem [`Anderson`] solves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AndersonType {
+    /// The multisecant form of Broyden's good method: the combination satisfies the secant conditions of the Jacobian.
+    #[serde(rename = "type_i")]
+    TypeI,
+    /// The multisecant form of Broyden's bad method: the combination minimises the residual. The usual one.
+    #[default]
+    #[serde(rename = "type_ii")]
+    TypeII,
+}
+
+/// What [`AndersonConfig::regularization`] is measured by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ridge {
+    /// The squared norms of the residuals, so that the iteration does not depend on the scale of the state.
+    #[default]
+    Relative,
+    /// The units of the state squared, as in `locuslab/deq` and TorchDEQ. For comparisons with recorded runs.
+    Absolute,
+}
 
 /// Configuration of [`Anderson`].
 #[derive(Config, Debug, PartialEq)]
@@ -21,6 +47,16 @@ pub struct AndersonConfig {
     /// Weight `beta` of the images against the points in the combination, in (0, 1]. Default 1, as in the original code.
     #[config(default = 1.0)]
     pub mixing: f64,
+    /// The small problem. Default type II.
+    #[config(default = "AndersonType::TypeII")]
+    pub kind: AndersonType,
+    /// What `regularization` is relative to. Default the residuals.
+    #[config(default = "Ridge::Relative")]
+    pub ridge: Ridge,
+    /// The largest sum of `|alpha_i|` that is trusted: errors of `f` reach the next point multiplied by it. Beyond it, as when
+    /// residuals are parallel to rounding, that sample takes a plain step and its window starts afresh. Default 1e4.
+    #[config(default = 1e4)]
+    pub max_weight: f64,
 }
 
 impl AndersonConfig {
@@ -43,6 +79,12 @@ impl AndersonConfig {
             "a finite number above 0",
         )?;
         require(
+            self.max_weight >= 1.0,
+            "anderson.max_weight",
+            self.max_weight,
+            "at least 1, the sum of the weights",
+        )?;
+        require(
             self.mixing > 0.0 && self.mixing <= 1.0,
             "anderson.mixing",
             self.mixing,
@@ -54,36 +96,45 @@ impl AndersonConfig {
     }
 }
 
-/// Anderson acceleration (type II, windowed), one small least-squares problem per sample.
+/// Anderson acceleration, windowed, with one small problem per sample.
 ///
-/// With the last `n <= m` points `z_i` and residuals `g_i = f(z_i) - z_i`:
+/// With the last `n <= m` points `z_i` and residuals `g_i = f(z_i) - z_i`, type II is
 ///
 /// ```text
 /// alpha = argmin |sum_i alpha_i g_i|^2 + regularization sum_i alpha_i^2 |g_i|^2    with sum_i alpha_i = 1
 /// z    <- sum_i alpha_i (z_i + mixing g_i)
 /// ```
 ///
-/// The minimiser is `alpha ~ (G + regularization diag(G))^-1 1` with the Gram matrix `G_ij = g_i . g_j`.
+/// with the minimiser `alpha ~ (G + regularization diag(G))^-1 1`, `G_ij = g_i . g_j`. Type I takes, with the differences `dz_i`, `dg_i`
+/// of successive points and residuals and the present `z`, `g`,
 ///
-/// The first choice for DEQs: on linear maps it behaves like GMRES restarted in a sliding window, it needs two to five times fewer
-/// evaluations than plain iteration near a spectral radius of 1, and its cost does not grow with the number of steps. Prefer
-/// Broyden where the map expands strongly in some direction.
+/// ```text
+/// gamma = (dZ^T dG)^-1 dZ^T g
+/// z    <- z + mixing g - sum_i gamma_i (dz_i + mixing dg_i)
+/// ```
 ///
-/// Cost per step: one evaluation of `f`, `n` inner products of length `dim`, a combination of `2 n` states, and a
-/// solve of an `n x n` system on the device. Memory: `2 m` states.
+/// Type II is the first choice for DEQs: on linear maps it behaves like GMRES restarted in a sliding window, it needs two to
+/// seventeen times fewer evaluations than plain iteration on the contractions of the test suite, and its cost does not grow with the number of steps.
+/// Type I goes straighter where the residual is a poor measure of the error; its small system is not symmetric and may be
+/// singular, so it costs twice the small operations and leans on its safeguard. Prefer Broyden where the map expands strongly in some direction.
+///
+/// Cost per step: one evaluation of `f`, `m` inner products of length `dim` (type I: `2 m`), a combination of `m` states
+/// (type I: `2 m`), and a solve of an `m x m` system on the device. Memory: `2 m` states (type I: `2 m + 3`).
 ///
 /// # References
 ///
 /// - Anderson, "Iterative procedures for nonlinear integral equations", J. ACM 1965.
+/// - Fang and Saad, "Two classes of multisecant methods for nonlinear acceleration", Numer. Linear Algebra Appl. 2009 (the types).
 /// - Walker and Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 2011.
+/// - Zhang, O'Donoghue, Boyd, "Globally convergent type-I Anderson acceleration", SIAM J. Optim. 2020 (why type I needs a safeguard).
 ///
 /// # Differences from the reference code
 ///
 /// - `locuslab/deq` and TorchDEQ add `regularization` as an absolute term. Once residuals are small it dominates the Gram matrix and
-///   the method degenerates to averaging. Here it is relative to the diagonal, so the iteration does not depend on the scale of the state.
+///   the method degenerates to averaging. Here it is relative to the diagonal unless [`Ridge::Absolute`] is chosen.
 /// - They evaluate `f` twice before the first test; here every evaluation is tested.
-/// - The small system is solved by elimination without pivoting on the scaled, regularised matrix, which is
-///   positive definite, so the device never waits for the host.
+/// - The small system is solved by elimination on the scaled, regularised matrix, so the device never waits for the host.
+/// - They have no safeguard; `torch.linalg.solve` raises an error on a singular system.
 #[derive(Clone, Debug)]
 pub struct Anderson {
     config: AndersonConfig,
@@ -92,101 +143,224 @@ pub struct Anderson {
 /// The window of [`Anderson`].
 #[derive(Debug)]
 pub struct AndersonState {
-    /// Points, `[batch, n, dim]`.
-    points: Tensor<3>,
-    /// Residuals, `[batch, n, dim]`.
-    residuals: Tensor<3>,
-    /// Inner products of the residuals, `[batch, n, n]`.
-    gram: Tensor<3>,
-    /// The slot that the next point overwrites once the window is full.
+    /// Type II: residuals. Type I: differences of residuals.
+    residuals: History,
+    /// Type II: points with their mixed residual. Type I: differences of points.
+    points: History,
+    /// Inner products, `[batch, m, m]`: `g_i . g_j`, or `dz_i . dg_j`.
+    products: Tensor<3>,
+    /// 1 for the slots that a sample may use, `[batch, m, 1]`.
+    valid: Tensor<3>,
+    /// The slot that the next entry overwrites.
     next: usize,
+    /// Type I: the previous point, and the squared norms of the differences, `[batch, m, 1]` each.
+    previous: Option<Iterate>,
+    norms: Option<[Tensor<3>; 2]>,
 }
 
 impl FixedPointSolver for Anderson {
-    type State = Option<AndersonState>;
+    type State = AndersonState;
 
     fn name(&self) -> &'static str {
-        "anderson"
+        match self.config.kind {
+            AndersonType::TypeI => "anderson type I",
+            AndersonType::TypeII => "anderson",
+        }
     }
 
-    fn init(&self, _first: &Iterate) -> Self::State {
-        None
+    fn init(&self, first: &Iterate) -> Self::State {
+        let residuals = History::new(first.z(), self.config.history);
+        let [batch, _] = first.z().dims();
+        let m = self.config.history;
+        let options = (&first.z().device(), first.z().dtype());
+        AndersonState {
+            points: residuals.clone(),
+            residuals,
+            products: Tensor::zeros([batch, m, m], options),
+            valid: Tensor::zeros([batch, m, 1], options),
+            next: 0,
+            previous: None,
+            norms: None,
+        }
     }
 
     fn step(&self, at: &Iterate, state: &mut Self::State) -> Tensor<2> {
-        let window = match state.take() {
-            None => AndersonState::first(at),
-            Some(window) => window.push(at, self.config.history),
+        match self.config.kind {
+            AndersonType::TypeI => self.step_type_i(at, state),
+            AndersonType::TypeII => self.step_type_ii(at, state),
+        }
+    }
+}
+
+impl Anderson {
+    /// `z + mixing g`
+    fn mixed(&self, at: &Iterate) -> Tensor<2> {
+        if self.config.mixing >= 1.0 {
+            return at.fz().clone();
+        }
+        at.z().clone() + at.residual().clone().mul_scalar(self.config.mixing)
+    }
+
+    fn step_type_ii(&self, at: &Iterate, state: &mut AndersonState) -> Tensor<2> {
+        let m = self.config.history;
+        let slot = state.next;
+        state.next = (slot + 1) % m;
+        state.residuals.set(slot, at.residual().clone());
+        state.points.set(slot, self.mixed(at));
+        let row = pad(state.residuals.dot(at.residual()), m);
+        state.write_products(slot, row.clone(), row);
+        state.validate(slot);
+
+        let eye = identity(m, &state.products);
+        // Scaled to a unit diagonal, the system does not notice that residuals shrink by orders of magnitude. Slots that a sample must
+        // not use get a zero row and a zero right side.
+        let squares = (state.products.clone() * eye.clone()).sum_dim(2);
+        let inverse = inverse_norms(&squares) * state.valid.clone();
+        let matrix = state.products.clone() * inverse.clone() * inverse.clone().swap_dims(1, 2);
+        let ridge = match self.config.ridge {
+            Ridge::Relative => eye.mul_scalar(self.config.regularization),
+            // Never 0 on the diagonal of an unused slot.
+            Ridge::Absolute => {
+                eye * (inverse
+                    .clone()
+                    .square()
+                    .mul_scalar(self.config.regularization)
+                    - state.valid.clone().sub_scalar(1.0))
+            }
         };
-        let weights = window.weights(self.config.regularization);
-        // [batch, 1, n] x [batch, n, dim]
-        let weights = weights.swap_dims(1, 2);
-        let point = weights.clone().matmul(window.points.clone());
-        let residual = weights.matmul(window.residuals.clone());
-        *state = Some(window);
-        let next = point + residual.mul_scalar(self.config.mixing);
-        next.squeeze_dim::<2>(1)
+        let scale = inverse.clone() / inverse.max_dim(1);
+        let solution = solve_positive_definite(matrix + ridge, scale.clone()) * scale;
+        let weights = solution.clone() / solution.sum_dim(1);
+        let plain = state.unit(slot);
+        let weights = state.safeguard(weights, &plain, self.config.max_weight);
+        state
+            .points
+            .combine(&weights.narrow(1, 0, state.points.slots()))
+    }
+
+    fn step_type_i(&self, at: &Iterate, state: &mut AndersonState) -> Tensor<2> {
+        let m = self.config.history;
+        let plain = self.mixed(at);
+        let Some(previous) = state.previous.replace(at.clone()) else {
+            return plain;
+        };
+        let slot = state.next;
+        state.next = (slot + 1) % m;
+        let dz = at.z().clone() - previous.z().clone();
+        let dg = at.residual().clone() - previous.residual().clone();
+        let [batch, _] = at.z().dims();
+        let mut norms = state
+            .norms
+            .take()
+            .unwrap_or_else(|| [state.valid.zeros_like(), state.valid.zeros_like()]);
+        for (norms, difference) in norms.iter_mut().zip([&dz, &dg]) {
+            let square: Tensor<3> = difference.clone().square().sum_dim(1).unsqueeze_dim(2);
+            *norms = norms
+                .clone()
+                .slice_assign([0..batch, slot..slot + 1, 0..1], square);
+        }
+        state.points.set(slot, dz.clone());
+        state.residuals.set(slot, dg.clone());
+        let row = pad(state.residuals.dot(&dz), m);
+        let column = pad(state.points.dot(&dg), m);
+        drop((dz, dg, previous));
+        state.write_products(slot, row, column);
+        state.validate(slot);
+        let left = inverse_norms(&norms[0]) * state.valid.clone();
+        let right = inverse_norms(&norms[1]) * state.valid.clone();
+        state.norms = Some(norms);
+
+        // -dZ^T dG has a positive definite symmetric part where f does not expand, so the ridge goes with that sign.
+        let eye = identity(m, &state.products);
+        let matrix = state.products.clone().neg() * left.clone() * right.clone().swap_dims(1, 2);
+        let unused = eye.clone() * (state.valid.clone().neg().add_scalar(1.0));
+        let matrix = matrix + eye.mul_scalar(self.config.regularization) + unused;
+        let rhs = pad(state.points.dot(at.residual()), m).neg() * left;
+        let gamma = solve_general(matrix, rhs) * right;
+        let gamma = gamma.narrow(1, 0, state.points.slots());
+        let added = state.points.combine(&gamma)
+            + state
+                .residuals
+                .combine(&gamma)
+                .mul_scalar(self.config.mixing);
+        // Differences have no common scale, so the move that they add is compared with the plain one. False for a NaN.
+        let limit = self.config.max_weight;
+        let size = added.clone().square().sum_dim(1);
+        let bound = at.residual().clone().square().sum_dim(1);
+        let trusted = size.lower_equal(bound.mul_scalar(limit * limit));
+        state.forget(trusted.clone().unsqueeze_dim::<3>(2));
+        let trusted = trusted.expand(plain.shape());
+        plain.clone().mask_where(trusted, plain - added)
     }
 }
 
 impl AndersonState {
-    fn first(at: &Iterate) -> Self {
-        let residuals: Tensor<3> = at.residual().unsqueeze_dim(1);
-        Self {
-            points: at.z.clone().unsqueeze_dim(1),
-            gram: residuals.clone().square().sum_dim(2),
-            residuals,
-            next: 0,
-        }
+    fn write_products(&mut self, slot: usize, row: Tensor<3>, column: Tensor<3>) {
+        let [batch, m, _] = self.products.dims();
+        self.products = self
+            .products
+            .clone()
+            .slice_assign([0..batch, slot..slot + 1, 0..m], row.swap_dims(1, 2))
+            .slice_assign([0..batch, 0..m, slot..slot + 1], column);
     }
 
-    fn push(mut self, at: &Iterate, history: usize) -> Self {
-        let point: Tensor<3> = at.z.clone().unsqueeze_dim(1);
-        let residual: Tensor<3> = at.residual().unsqueeze_dim(1);
-        let [batch, n, _] = self.residuals.dims();
-        if n < history {
-            self.points = Tensor::cat(vec![self.points, point], 1);
-            self.residuals = Tensor::cat(vec![self.residuals, residual.clone()], 1);
-            let products = self.residuals.clone().matmul(residual.swap_dims(1, 2)); // [batch, n + 1, 1]
-            let row = products.clone().narrow(1, 0, n).swap_dims(1, 2);
-            let above = Tensor::cat(vec![self.gram, row], 1);
-            self.gram = Tensor::cat(vec![above, products], 2);
-            // A window of one slot starts over at 0 as well.
-            self.next = 0;
-        } else {
-            let slot = self.next;
-            self.points = self.points.slice_assign([0..batch, slot..slot + 1], point);
-            self.residuals = self
-                .residuals
-                .slice_assign([0..batch, slot..slot + 1], residual.clone());
-            let products = self.residuals.clone().matmul(residual.swap_dims(1, 2));
-            self.gram = self
-                .gram
-                .slice_assign([0..batch, 0..n, slot..slot + 1], products.clone())
-                .slice_assign([0..batch, slot..slot + 1], products.swap_dims(1, 2));
-            self.next = (slot + 1) % n;
-        }
-        self
+    fn validate(&mut self, slot: usize) {
+        let [batch, _, _] = self.valid.dims();
+        let one = self.valid.clone().narrow(1, slot, 1).ones_like();
+        self.valid = self
+            .valid
+            .clone()
+            .slice_assign([0..batch, slot..slot + 1, 0..1], one);
     }
 
-    /// The weights `alpha`, `[batch, n, 1]`, which sum to 1.
-    fn weights(&self, regularization: f64) -> Tensor<3> {
-        let [_, n, _] = self.gram.dims();
-        let eye = Tensor::<2>::eye(n, &self.gram.device())
-            .cast(self.gram.dtype())
-            .unsqueeze::<3>();
-        // Scaled to a unit diagonal, the system does not notice that residuals shrink by orders of magnitude.
-        // The bound keeps a residual of exactly 0 from dividing by 0.
-        let norms = (self.gram.clone() * eye.clone())
-            .sum_dim(2)
-            .clamp_min(f64::from(f32::MIN_POSITIVE))
-            .sqrt();
-        let inverse = norms.clone().recip();
-        let matrix = self.gram.clone() * inverse.clone() * inverse.clone().swap_dims(1, 2)
-            + eye.mul_scalar(regularization);
-        let scale = inverse * norms.min_dim(1);
-        let solution = solve_positive_definite(matrix, scale.clone()) * scale;
-        let total = solution.clone().sum_dim(1);
-        solution / total
+    /// The weights that choose the newest point alone.
+    fn unit(&self, slot: usize) -> Tensor<3> {
+        let [batch, _, _] = self.valid.dims();
+        let one = self.valid.clone().narrow(1, slot, 1).ones_like();
+        self.valid
+            .zeros_like()
+            .slice_assign([0..batch, slot..slot + 1, 0..1], one)
     }
+
+    /// Replaces weights that cannot be trusted by the plain step, and empties the window of that sample.
+    fn safeguard(&mut self, weights: Tensor<3>, plain: &Tensor<3>, limit: f64) -> Tensor<3> {
+        // A comparison with NaN is false.
+        let trusted = weights.clone().abs().sum_dim(1).lower_equal_elem(limit);
+        let trusted = trusted.expand(weights.shape());
+        self.valid = plain
+            .clone()
+            .mask_where(trusted.clone(), self.valid.clone());
+        plain.clone().mask_where(trusted, weights)
+    }
+
+    /// Empties the windows of samples that are not `[batch, 1, 1]` trusted.
+    fn forget(&mut self, trusted: Tensor<3, burn::tensor::Bool>) {
+        let trusted = trusted.expand(self.valid.shape());
+        self.valid = self
+            .valid
+            .zeros_like()
+            .mask_where(trusted, self.valid.clone());
+    }
+}
+
+/// `1 / sqrt(squares)`, bounded where a vector is 0.
+fn inverse_norms(squares: &Tensor<3>) -> Tensor<3> {
+    squares
+        .clone()
+        .clamp_min(f64::from(f32::MIN_POSITIVE))
+        .sqrt()
+        .recip()
+}
+
+/// Inner products with the slots in use, `[batch, slots, 1]`, completed by zeros to `[batch, m, 1]`.
+fn pad(products: Tensor<3>, m: usize) -> Tensor<3> {
+    let [batch, slots, _] = products.dims();
+    if slots == m {
+        return products;
+    }
+    let zeros = Tensor::zeros(
+        [batch, m - slots, 1],
+        (&products.device(), products.dtype()),
+    );
+    Tensor::cat(vec![products, zeros], 1)
 }

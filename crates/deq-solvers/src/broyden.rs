@@ -1,19 +1,56 @@
-//! Broyden's good method with low-rank factors.
+//! Broyden's methods with low-rank factors.
 
 use crate::error::{InvalidConfig, require};
+use crate::history::History;
+use crate::line_search::{Armijo, ArmijoConfig};
 use crate::map::Iterate;
+use crate::rows::{column, merge_rows};
 use crate::solver::FixedPointSolver;
 use burn::config::Config;
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+
+/// Which secant update [`Broyden`] makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BroydenUpdate {
+    /// The smallest change of the Jacobian: `v = B^T dz`.
+    #[default]
+    Good,
+    /// The smallest change of its inverse: `v = dg`. One product with the factors less per step.
+    Bad,
+}
+
+/// What [`Broyden`] does when its history is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FullHistory {
+    /// Start afresh from -I.
+    #[default]
+    Restart,
+    /// Forget the oldest pair `dz, dg` and build the terms anew from the pairs that are left, so that they are those of a solve that began
+    /// with them. Costs `history` times the products of a step, and `2 history` states more.
+    DropOldest,
+}
 
 /// Configuration of [`Broyden`].
 #[derive(Config, Debug, PartialEq)]
 pub struct BroydenConfig {
-    /// The most rank-one terms kept. Memory is `2 history batch dim` numbers. When they are used up, the approximation starts afresh
-    /// from -I, which keeps every secant condition that it claims. Default 30, the default budget of steps: no restart
-    /// happens within it.
+    /// The most rank-one terms kept. Memory is `2 history batch dim` numbers, allocated as they are needed. Default 30, the default budget
+    /// of steps: the history is not filled within it.
     #[config(default = 30)]
     pub history: usize,
+    /// The secant update. Default the good one.
+    #[config(default = "BroydenUpdate::Good")]
+    pub update: BroydenUpdate,
+    /// What happens when the history is full. Default a restart.
+    #[config(default = "FullHistory::Restart")]
+    pub when_full: FullHistory,
+    /// A line search along every step. Default none, as in the original: near a solution full steps are right, and every trial costs an
+    /// evaluation.
+    #[config(default = "None")]
+    pub line_search: Option<ArmijoConfig>,
 }
 
 impl BroydenConfig {
@@ -21,7 +58,7 @@ impl BroydenConfig {
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] if `history` is 0.
+    /// [`InvalidConfig`] naming the first field outside its range.
     pub fn build(&self) -> Result<Broyden, InvalidConfig> {
         require(
             self.history >= 1,
@@ -29,26 +66,30 @@ impl BroydenConfig {
             self.history as f64,
             "at least 1",
         )?;
+        if let Some(line_search) = &self.line_search {
+            line_search.validate()?;
+        }
         Ok(Broyden {
-            history: self.history,
+            config: self.clone(),
         })
     }
 }
 
-/// Broyden's good method for `g(z) = f(z) - z = 0`, one approximation of the inverse Jacobian per sample.
+/// Broyden's method for `g(z) = f(z) - z = 0`, one approximation of the inverse Jacobian per sample.
 ///
 /// ```text
 /// z  <- z - B g(z)                        B = -I + sum_i u_i v_i^T
-/// v   = B^T dz
+/// v   = B^T dz   (good)   or   dg   (bad)
 /// u   = (dz - B dg) / (v . dg)
 /// ```
 ///
 /// Use it where plain iteration and Anderson fail because the map expands in some direction: B learns the
 /// Jacobian along the directions visited. Its factors after a forward solve also approximate the inverse Jacobian that
-/// the backward solve needs. Prefer Anderson when memory is tight.
+/// the backward solve needs. Prefer Anderson when memory is tight. The bad update saves work per step and is often as good near a
+/// solution; the good one is safer far from it.
 ///
-/// Cost per step with `k` terms: one evaluation of `f`, about `6 k` inner products or updates of length `dim`. Memory:
-/// `2 k` states.
+/// Cost per step with `k` terms: one evaluation of `f`, about `6 k` inner products or updates of length `dim` (bad: `4 k`). Memory:
+/// `2 k` states, rounded up to a power of two, and six for the update; while it grows, half as much again.
 ///
 /// # References
 ///
@@ -58,51 +99,106 @@ impl BroydenConfig {
 /// # Differences from the reference code
 ///
 /// - An update whose denominator `v . dg` vanishes beside `|v| |dg|` is skipped for that sample; `locuslab/deq` divides and sets NaN to 0.
-/// - When `history` is full, the approximation restarts. TorchDEQ overwrites the oldest term in place, after which the newer
-///   terms no longer satisfy their secant conditions.
+/// - TorchDEQ overwrites the oldest term of a full history in place. The terms left were computed with it, so that no secant condition holds
+///   any more. See [`FullHistory`].
 /// - The evaluation of the start counts as a step and can be the best iterate.
+/// - The line search works per sample unless told otherwise.
 #[derive(Clone, Debug)]
 pub struct Broyden {
-    history: usize,
+    config: BroydenConfig,
 }
 
-/// The previous point and the low-rank factors of [`Broyden`].
+/// The last accepted point and the low-rank factors of [`Broyden`].
 #[derive(Debug)]
 pub struct BroydenState {
-    z: Tensor<2>,
-    residual: Tensor<2>,
+    accepted: Option<Iterate>,
     inverse: InverseJacobian,
+    search: Option<Armijo>,
+    /// Where the line search goes from the accepted point.
+    direction: Option<Tensor<2>>,
 }
 
-/// `B = -I + U^T V` with the rows of U and V stored per sample, `[batch, k, dim]`.
-#[derive(Debug, Default)]
-struct InverseJacobian {
-    factors: Option<(Tensor<3>, Tensor<3>)>,
+impl BroydenState {
+    /// The approximation of the inverse Jacobian of `f(z) - z`.
+    pub fn inverse(&self) -> &InverseJacobian {
+        &self.inverse
+    }
+}
+
+/// `B = -I + sum_i u_i v_i^T` for every sample, an approximation of the inverse of the Jacobian of `f(z) - z`.
+#[derive(Clone, Debug)]
+pub struct InverseJacobian {
+    u: History,
+    v: History,
+    /// The pairs that the terms were made of, oldest first; kept only where some will be dropped.
+    pairs: VecDeque<(Tensor<2>, Tensor<2>)>,
 }
 
 impl InverseJacobian {
-    fn rank(&self) -> usize {
-        self.factors.as_ref().map_or(0, |(u, _)| u.dims()[1])
-    }
-
-    /// `B x`
-    fn apply(&self, x: &Tensor<2>) -> Tensor<2> {
-        match &self.factors {
-            None => x.clone().neg(),
-            Some((u, v)) => low_rank(u, v, x) - x.clone(),
+    fn new(like: &Tensor<2>, history: usize) -> Self {
+        let u = History::new(like, history);
+        Self {
+            v: u.clone(),
+            u,
+            pairs: VecDeque::new(),
         }
     }
 
-    /// `B^T x`
-    fn apply_transposed(&self, x: &Tensor<2>) -> Tensor<2> {
-        match &self.factors {
-            None => x.clone().neg(),
-            Some((u, v)) => low_rank(v, u, x) - x.clone(),
-        }
+    /// The number of rank-one terms in use.
+    pub fn rank(&self) -> usize {
+        self.u.len()
     }
 
-    fn update(&mut self, dz: &Tensor<2>, dg: &Tensor<2>) {
-        let v = self.apply_transposed(dz);
+    /// `B x` for every sample.
+    ///
+    /// # Shapes
+    ///
+    /// `[batch, dim]`, in and out.
+    pub fn apply(&self, x: &Tensor<2>) -> Tensor<2> {
+        product(&self.u, &self.v, x)
+    }
+
+    /// `B^T x` for every sample.
+    ///
+    /// # Shapes
+    ///
+    /// `[batch, dim]`, in and out.
+    pub fn apply_transposed(&self, x: &Tensor<2>) -> Tensor<2> {
+        product(&self.v, &self.u, x)
+    }
+
+    fn update(&mut self, dz: &Tensor<2>, dg: &Tensor<2>, config: &BroydenConfig) {
+        let full = self.rank() == config.history;
+        match config.when_full {
+            FullHistory::Restart if full => self.clear(),
+            FullHistory::Restart => {}
+            FullHistory::DropOldest => {
+                let mut pairs = std::mem::take(&mut self.pairs);
+                if full {
+                    pairs.pop_front();
+                    self.clear();
+                    for (dz, dg) in &pairs {
+                        self.append(dz, dg, config);
+                    }
+                }
+                pairs.push_back((dz.clone(), dg.clone()));
+                self.pairs = pairs;
+            }
+        }
+        self.append(dz, dg, config);
+    }
+
+    fn clear(&mut self) {
+        self.u.clear();
+        self.v.clear();
+    }
+
+    /// One more rank-one term, which makes `B dg = dz`.
+    fn append(&mut self, dz: &Tensor<2>, dg: &Tensor<2>, config: &BroydenConfig) {
+        let v = match config.update {
+            BroydenUpdate::Good => self.apply_transposed(dz),
+            BroydenUpdate::Bad => dg.clone(),
+        };
         let numerator = dz.clone() - self.apply(dg);
         let denominator = dot(&v, dg);
         let size = (dot(&v, &v) * dot(dg, dg)).sqrt();
@@ -115,26 +211,19 @@ impl InverseJacobian {
             .bool_and(denominator.clone().is_finite());
         let u = numerator / denominator;
         let usable = usable.expand(u.shape());
-        let u: Tensor<3> = u
-            .zeros_like()
-            .mask_where(usable.clone(), u)
-            .unsqueeze_dim(1);
-        let v: Tensor<3> = v.zeros_like().mask_where(usable, v).unsqueeze_dim(1);
-        self.factors = Some(match self.factors.take() {
-            None => (u, v),
-            Some((us, vs)) => (Tensor::cat(vec![us, u], 1), Tensor::cat(vec![vs, v], 1)),
-        });
+        let slot = self.rank();
+        let none = u.zeros_like();
+        self.u.set(slot, none.clone().mask_where(usable.clone(), u));
+        self.v.set(slot, none.mask_where(usable, v));
     }
 }
 
-/// `sum_i left_i (right_i . x)` for every sample.
-fn low_rank(left: &Tensor<3>, right: &Tensor<3>, x: &Tensor<2>) -> Tensor<2> {
-    let column: Tensor<3> = x.clone().unsqueeze_dim(2);
-    let weights = right.clone().matmul(column); // [batch, k, 1]
-    weights
-        .swap_dims(1, 2)
-        .matmul(left.clone())
-        .squeeze_dim::<2>(1)
+/// `sum_i left_i (right_i . x) - x` for every sample.
+fn product(left: &History, right: &History, x: &Tensor<2>) -> Tensor<2> {
+    if left.len() == 0 {
+        return x.clone().neg();
+    }
+    left.combine(&right.dot(x)) - x.clone()
 }
 
 /// Inner products per sample, `[batch, 1]`.
@@ -143,37 +232,65 @@ fn dot(a: &Tensor<2>, b: &Tensor<2>) -> Tensor<2> {
 }
 
 impl FixedPointSolver for Broyden {
-    type State = Option<BroydenState>;
+    type State = BroydenState;
 
     fn name(&self) -> &'static str {
-        "broyden"
+        match self.config.update {
+            BroydenUpdate::Good => "broyden",
+            BroydenUpdate::Bad => "broyden bad",
+        }
     }
 
-    fn init(&self, _first: &Iterate) -> Self::State {
-        None
+    fn init(&self, first: &Iterate) -> Self::State {
+        BroydenState {
+            accepted: None,
+            inverse: InverseJacobian::new(first.z(), self.config.history),
+            search: None,
+            direction: None,
+        }
     }
 
     fn step(&self, at: &Iterate, state: &mut Self::State) -> Tensor<2> {
-        let residual = at.residual();
-        let inverse = match state.take() {
-            None => InverseJacobian::default(),
-            Some(previous) => {
-                let mut inverse = previous.inverse;
-                if inverse.rank() >= self.history {
-                    inverse = InverseJacobian::default();
-                }
-                let dz = at.z.clone() - previous.z;
-                let dg = residual.clone() - previous.residual;
-                inverse.update(&dz, &dg);
-                inverse
+        let Some(line_search) = &self.config.line_search else {
+            if let Some(previous) = state.accepted.replace(at.clone()) {
+                let dz = at.z().clone() - previous.z().clone();
+                let dg = at.residual().clone() - previous.residual().clone();
+                state.inverse.update(&dz, &dg, &self.config);
+            }
+            return at.z().clone() - state.inverse.apply(at.residual());
+        };
+        // Rows that go on searching do not move. A difference of 0 adds a term of 0, so that the number of terms, and with it a restart,
+        // does not depend on the batch mates.
+        let (base, accepted) = match (state.accepted.take(), &mut state.search) {
+            (Some(base), Some(search)) => {
+                let accepted = search.judge(at.residual());
+                let z = merge_rows(at.z(), base.z(), &accepted);
+                let fz = merge_rows(at.fz(), base.fz(), &accepted);
+                let moved = Iterate::new(z, fz);
+                let dz = moved.z().clone() - base.z().clone();
+                let dg = moved.residual().clone() - base.residual().clone();
+                state.inverse.update(&dz, &dg, &self.config);
+                (moved, accepted)
+            }
+            _ => {
+                state.search = Some(Armijo::new(line_search, at.residual()));
+                let [batch, _] = at.z().dims();
+                (at.clone(), vec![true; batch])
             }
         };
-        let next = at.z.clone() - inverse.apply(&residual);
-        *state = Some(BroydenState {
-            z: at.z.clone(),
-            residual,
-            inverse,
-        });
+        let fresh = state.inverse.apply(base.residual()).neg();
+        let direction = match &state.direction {
+            Some(old) => merge_rows(&fresh, old, &accepted),
+            None => fresh,
+        };
+        let trial = state.search.as_ref().map(Armijo::trial).unwrap_or_default();
+        let next = base.z().clone() + direction.clone() * column(trial, base.z());
+        state.direction = Some(direction);
+        state.accepted = Some(base);
         next
+    }
+
+    fn reads(&self, state: &Self::State) -> usize {
+        usize::from(state.search.is_some())
     }
 }

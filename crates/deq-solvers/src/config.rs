@@ -4,6 +4,7 @@ use crate::anderson::AndersonConfig;
 use crate::broyden::BroydenConfig;
 use crate::error::InvalidConfig;
 use crate::picard::PicardConfig;
+use crate::reversible::ReversibleConfig;
 use crate::solver::Solve;
 use burn::config::Config;
 use std::sync::Arc;
@@ -15,8 +16,10 @@ pub enum SolverConfig {
     Picard(PicardConfig),
     /// Anderson acceleration.
     Anderson(AndersonConfig),
-    /// Broyden's good method.
+    /// Broyden's method, good or bad.
     Broyden(BroydenConfig),
+    /// The reversible iteration of RevDEQ.
+    Reversible(ReversibleConfig),
 }
 
 impl SolverConfig {
@@ -28,6 +31,11 @@ impl SolverConfig {
     /// Broyden's method with its defaults.
     pub fn broyden() -> Self {
         BroydenConfig::new().into()
+    }
+
+    /// The reversible iteration with its defaults.
+    pub fn reversible() -> Self {
+        ReversibleConfig::new().into()
     }
 
     /// Plain iteration.
@@ -45,6 +53,7 @@ impl SolverConfig {
             SolverConfig::Picard(config) => Arc::new(config.build()?),
             SolverConfig::Anderson(config) => Arc::new(config.build()?),
             SolverConfig::Broyden(config) => Arc::new(config.build()?),
+            SolverConfig::Reversible(config) => Arc::new(config.build()?),
         })
     }
 }
@@ -64,5 +73,11 @@ impl From<AndersonConfig> for SolverConfig {
 impl From<BroydenConfig> for SolverConfig {
     fn from(config: BroydenConfig) -> Self {
         SolverConfig::Broyden(config)
+    }
+}
+
+impl From<ReversibleConfig> for SolverConfig {
+    fn from(config: ReversibleConfig) -> Self {
+        SolverConfig::Reversible(config)
     }
 }

@@ -45,21 +45,36 @@ mod broyden;
 mod config;
 mod dense;
 mod error;
+mod history;
+mod line_search;
+mod linear;
 mod map;
 mod monitor;
+mod monotone;
 mod picard;
+mod reversible;
+mod rows;
 mod solution;
 mod solver;
 mod status;
 mod stop;
 
-pub use anderson::{Anderson, AndersonConfig, AndersonState};
-pub use broyden::{Broyden, BroydenConfig, BroydenState};
+pub use anderson::{Anderson, AndersonConfig, AndersonState, AndersonType, Ridge};
+pub use broyden::{
+    Broyden, BroydenConfig, BroydenState, BroydenUpdate, FullHistory, InverseJacobian,
+};
 pub use config::SolverConfig;
 pub use error::InvalidConfig;
-pub use map::{FixedPointMap, Iterate};
+pub use line_search::ArmijoConfig;
+pub use linear::{
+    BiCgStab, BiCgStabConfig, Gmres, GmresConfig, LinearMap, LinearSolve, LinearSolverConfig,
+    Neumann, NeumannConfig,
+};
+pub use map::{ByRows, FixedPointMap, Iterate, RowMap};
+pub use monotone::{MonotoneLayer, Splitting, SplittingConfig, SplittingMethod};
 pub use picard::{Picard, PicardConfig};
-pub use solution::{NotConverged, Solution, SolveStats, Trace};
-pub use solver::{FixedPointSolver, Solve};
+pub use reversible::{Reversible, ReversibleConfig, ReversiblePair, ReversibleState};
+pub use solution::{KeptState, NotConverged, Solution, SolveStats, StepReport, Trace};
+pub use solver::{FixedPointSolver, Solve, Stepper};
 pub use status::{SolveStatus, StatusCounts};
-pub use stop::{StopConfig, StopRule};
+pub use stop::{Scope, StopConfig, StopRule, TraceLevel};

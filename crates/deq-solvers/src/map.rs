@@ -1,6 +1,6 @@
-//! The map being solved, and the counted access to it.
+//! The map being solved, and a point with its image.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 /// A map `f` on a batch of states whose fixed points are wanted.
 ///
@@ -13,6 +13,13 @@ pub trait FixedPointMap {
     /// - z: `[batch, dim]`
     /// - output: `[batch, dim]`; row `i` may depend on row `i` of `z` only
     fn call(&mut self, z: Tensor<2>) -> Tensor<2>;
+
+    /// Access to `f` on some of the rows, for maps that can do without the others. Default `None`.
+    ///
+    /// A solve then evaluates the samples that have not ended, and no others, so that a hard sample costs only itself.
+    fn by_rows(&mut self) -> Option<&mut dyn RowMap> {
+        None
+    }
 }
 
 impl<F: FnMut(Tensor<2>) -> Tensor<2>> FixedPointMap for F {
@@ -21,22 +28,94 @@ impl<F: FnMut(Tensor<2>) -> Tensor<2>> FixedPointMap for F {
     }
 }
 
-/// A point and its image `fz = f(z)`; the residual `fz - z` costs nothing extra.
+/// A map that can be evaluated on some rows of its batch.
+pub trait RowMap {
+    /// Evaluates `f` on the samples `rows`.
+    ///
+    /// # Shapes
+    ///
+    /// - z: `[rows, dim]`, the states of those samples
+    /// - rows: `[rows]`, their places in the batch, for whatever else `f` reads per sample
+    /// - output: `[rows, dim]`
+    fn call_rows(&mut self, z: Tensor<2>, rows: &Tensor<1, Int>) -> Tensor<2>;
+}
+
+/// Makes a [`FixedPointMap`] that can be evaluated by rows from a closure of the states and, if only some are wanted,
+/// the rows.
+///
+/// ```
+/// use burn::tensor::{Device, Int, Tensor};
+/// use deq_solvers::{AndersonConfig, ByRows, Solve, StopConfig};
+///
+/// // z = cos(s z), with a scale of its own for every sample.
+/// let scale = Tensor::<2>::from_data([[0.1], [0.9]], &Device::flex());
+/// let mut map = ByRows(|z: Tensor<2>, rows: Option<&Tensor<1, Int>>| {
+///     let scale = match rows {
+///         Some(rows) => scale.clone().select(0, rows.clone()),
+///         None => scale.clone(),
+///     };
+///     (z * scale).cos()
+/// });
+/// let z0 = Tensor::zeros([2, 3], &Device::flex());
+/// let solution = AndersonConfig::new().build()?.solve(&mut map, z0, &StopConfig::new().build()?);
+/// assert!(solution.stats.evaluated_rows < 2 * solution.stats.nfe);
+/// # Ok::<(), deq_solvers::InvalidConfig>(())
+/// ```
+pub struct ByRows<F>(pub F);
+
+impl<F> FixedPointMap for ByRows<F>
+where
+    F: FnMut(Tensor<2>, Option<&Tensor<1, Int>>) -> Tensor<2>,
+{
+    fn call(&mut self, z: Tensor<2>) -> Tensor<2> {
+        (self.0)(z, None)
+    }
+
+    fn by_rows(&mut self) -> Option<&mut dyn RowMap> {
+        Some(self)
+    }
+}
+
+impl<F> RowMap for ByRows<F>
+where
+    F: FnMut(Tensor<2>, Option<&Tensor<1, Int>>) -> Tensor<2>,
+{
+    fn call_rows(&mut self, z: Tensor<2>, rows: &Tensor<1, Int>) -> Tensor<2> {
+        (self.0)(z, Some(rows))
+    }
+}
+
+/// A point, its image and its residual.
 ///
 /// # Shapes
 ///
-/// Both `[batch, dim]`.
+/// All `[batch, dim]`.
 #[derive(Clone, Debug)]
 pub struct Iterate {
-    /// The point.
-    pub z: Tensor<2>,
-    /// Its image under the map.
-    pub fz: Tensor<2>,
+    z: Tensor<2>,
+    fz: Tensor<2>,
+    residual: Tensor<2>,
 }
 
 impl Iterate {
-    /// The residual `f(z) - z`, `[batch, dim]`.
-    pub fn residual(&self) -> Tensor<2> {
-        self.fz.clone() - self.z.clone()
+    /// A point `z` with its image `fz = f(z)`.
+    pub fn new(z: Tensor<2>, fz: Tensor<2>) -> Self {
+        let residual = fz.clone() - z.clone();
+        Self { z, fz, residual }
+    }
+
+    /// The point.
+    pub fn z(&self) -> &Tensor<2> {
+        &self.z
+    }
+
+    /// Its image under the map.
+    pub fn fz(&self) -> &Tensor<2> {
+        &self.fz
+    }
+
+    /// The residual `f(z) - z`.
+    pub fn residual(&self) -> &Tensor<2> {
+        &self.residual
     }
 }

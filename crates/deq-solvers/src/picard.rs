@@ -70,8 +70,8 @@ impl FixedPointSolver for Picard {
 
     fn step(&self, at: &Iterate, (): &mut ()) -> Tensor<2> {
         if self.damping >= 1.0 {
-            return at.fz.clone();
+            return at.fz().clone();
         }
-        at.z.clone() + at.residual().mul_scalar(self.damping)
+        at.z().clone() + at.residual().clone().mul_scalar(self.damping)
     }
 }

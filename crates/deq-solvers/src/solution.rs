@@ -13,8 +13,10 @@ pub struct Solution {
     pub fz: Tensor<2>,
     /// Evaluations, steps, residuals, statuses.
     pub stats: SolveStats,
-    /// Residual norms of every step, if [`StopConfig::trace`](crate::StopConfig) asked for them.
+    /// The course of the solve, if [`StopConfig::trace`](crate::StopConfig) asked for it.
     pub trace: Option<Trace>,
+    /// The points at the steps that [`StopConfig::keep`](crate::StopConfig) named, in that order.
+    pub states: Vec<KeptState>,
 }
 
 impl Solution {
@@ -54,8 +56,13 @@ pub struct NotConverged {
 /// Counts and residuals of a solve. Vectors have one entry per sample.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SolveStats {
-    /// Evaluations of `f` on the batch.
+    /// Evaluations of `f`, on the batch or on those of its rows that were still active.
     pub nfe: usize,
+    /// Rows evaluated, summed over all evaluations: `nfe` times the batch, unless the map was evaluated
+    /// [by rows](crate::FixedPointMap::by_rows).
+    pub evaluated_rows: usize,
+    /// Reads from the device, each of which waits for the work queued there.
+    pub reads: usize,
     /// Steps that the sample took before it ended.
     pub steps: Vec<usize>,
     /// The step, counted from 0 for the start, whose iterate is returned.
@@ -103,30 +110,49 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     values.sum::<f64>() / n as f64
 }
 
-/// Residual norms of every step. Samples that ended keep the values of their answer.
+/// One step of a solve, as an observer sees it. Vectors have one entry per sample; samples that ended before keep the values of
+/// their answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// The step, counted from 0 for the start.
+    pub step: usize,
+    /// Samples that had not ended before this step.
+    pub active: usize,
+    /// `|f(z) - z|`.
+    pub abs: Vec<f64>,
+    /// `|f(z) - z| / |f(z)|`.
+    pub rel: Vec<f64>,
+}
+
+/// The course of a solve.
 #[derive(Clone, Debug)]
 pub struct Trace {
-    /// `|f(z) - z|`, `[steps, batch]`.
-    pub abs: Tensor<2>,
-    /// `|f(z) - z| / |f(z)|`, `[steps, batch]`.
-    pub rel: Tensor<2>,
+    /// One entry per step, the start first.
+    pub steps: Vec<StepReport>,
+    /// With [`TraceLevel::Iterates`](crate::TraceLevel), the point and the image of every step, `[batch, dim]` each. Samples that ended
+    /// show where the solver would have gone until the next read.
+    pub iterates: Vec<(Tensor<2>, Tensor<2>)>,
 }
 
 impl Trace {
-    pub(crate) fn collect(steps: Vec<(Tensor<2>, Tensor<2>)>) -> Option<Self> {
-        if steps.is_empty() {
-            return None;
-        }
-        let (abs, rel) = steps.into_iter().unzip();
-        Some(Self {
-            abs: Tensor::<2>::cat(abs, 1).transpose(),
-            rel: Tensor::<2>::cat(rel, 1).transpose(),
-        })
-    }
-
-    /// The mean relative residual of each step. Reads from the device.
+    /// The mean relative residual of each step.
     pub fn mean_rel(&self) -> Vec<f64> {
-        let data = self.rel.clone().mean_dim(1).into_data().convert::<f64>();
-        data.iter::<f64>().collect()
+        self.steps
+            .iter()
+            .map(|step| mean(step.rel.iter().copied()))
+            .collect()
     }
+}
+
+/// The state of the batch at one step of a solve; samples that ended before are at their answer.
+#[derive(Clone, Debug)]
+pub struct KeptState {
+    /// The step, counted from 0 for the start.
+    pub step: usize,
+    /// Whether the solve went so far. If not, this is the answer.
+    pub reached: bool,
+    /// The point, `[batch, dim]`.
+    pub z: Tensor<2>,
+    /// Its image, `[batch, dim]`.
+    pub fz: Tensor<2>,
 }

@@ -16,18 +16,21 @@ pub enum SolveStatus {
     Stalled,
     /// The residual grew beyond [`StopConfig::divergence`](crate::StopConfig) times its first value.
     Diverged,
-    /// A step or its image held a NaN or an infinity.
+    /// The image of a finite point held a NaN or an infinity.
     NonFinite,
+    /// The solver itself proposed a point that is not finite.
+    Breakdown,
 }
 
 impl SolveStatus {
     /// Every status, in the order of [`StatusCounts`]' fields.
-    pub const ALL: [SolveStatus; 5] = [
+    pub const ALL: [SolveStatus; 6] = [
         SolveStatus::Converged,
         SolveStatus::MaxSteps,
         SolveStatus::Stalled,
         SolveStatus::Diverged,
         SolveStatus::NonFinite,
+        SolveStatus::Breakdown,
     ];
 
     /// Whether the residual met the tolerance.
@@ -52,6 +55,10 @@ impl std::fmt::Display for SolveStatus {
             SolveStatus::NonFinite => {
                 "not finite: the map returned a NaN or an infinity; check its inputs and parameters"
             }
+            SolveStatus::Breakdown => {
+                "broke down: the solver's own recurrence overflowed or divided by zero; use a shorter history, more \
+                 regularisation, or another solver"
+            }
         })
     }
 }
@@ -67,8 +74,11 @@ pub struct StatusCounts {
     pub stalled: usize,
     /// Samples whose residual exploded.
     pub diverged: usize,
-    /// Samples that met a NaN or an infinity.
+    /// Samples whose map returned a NaN or an infinity.
     pub non_finite: usize,
+    /// Samples whose solver broke down. Absent from records of older versions.
+    #[serde(default)]
+    pub breakdown: usize,
 }
 
 impl StatusCounts {
@@ -80,6 +90,7 @@ impl StatusCounts {
             SolveStatus::Stalled => &mut self.stalled,
             SolveStatus::Diverged => &mut self.diverged,
             SolveStatus::NonFinite => &mut self.non_finite,
+            SolveStatus::Breakdown => &mut self.breakdown,
         } += 1;
     }
 
@@ -90,11 +101,17 @@ impl StatusCounts {
         self.stalled += other.stalled;
         self.diverged += other.diverged;
         self.non_finite += other.non_finite;
+        self.breakdown += other.breakdown;
     }
 
     /// The number of samples counted.
     pub fn total(&self) -> usize {
-        self.converged + self.max_steps + self.stalled + self.diverged + self.non_finite
+        self.converged
+            + self.max_steps
+            + self.stalled
+            + self.diverged
+            + self.non_finite
+            + self.breakdown
     }
 }
 

@@ -2,10 +2,36 @@
 
 use crate::error::{InvalidConfig, require};
 use burn::config::Config;
+use serde::{Deserialize, Serialize};
+
+/// What a norm is taken over, and what ends together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Every sample is its own problem: it ends by its own residual and is held at its answer from then on.
+    #[default]
+    Sample,
+    /// The batch is one problem, with norms over all of its entries, and all samples end together. This is what
+    /// `locuslab/deq` does; an answer then depends on the batch mates. For comparisons with recorded runs.
+    Batch,
+}
+
+/// How much of a solve is kept in [`Solution::trace`](crate::Solution).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TraceLevel {
+    /// Nothing.
+    #[default]
+    Off,
+    /// The residual norms of every step and sample: two numbers each.
+    Residuals,
+    /// The residual norms, and every point with its image: two states for each step.
+    Iterates,
+}
 
 /// Tolerances and budgets of a solve, the same for every solver.
 ///
-/// A sample has converged when `|f(z) - z| <= max(abs_tol, rel_tol * |f(z)|)`, with Euclidean norms over the sample.
+/// A sample has converged when `|f(z) - z| <= max(abs_tol, rel_tol * (|f(z)| + rel_floor))`, with Euclidean norms over the sample.
 #[derive(Config, Debug, PartialEq)]
 pub struct StopConfig {
     /// The most steps of a solve. One step is one evaluation of `f` with its test; the evaluation of the start is the
@@ -20,9 +46,16 @@ pub struct StopConfig {
     /// tolerance of Bai et al. 2021, Table 4.
     #[config(default = 1e-3)]
     pub rel_tol: f64,
-    /// Steps between reads of the convergence flags from the device. Between reads the loop keeps evaluating `f`, so a
-    /// solve may spend up to `check_every - 1` evaluations more than it needs; converged samples do not change.
-    /// Default 1, which is right on a CPU; 3 to 5 suits a GPU, where a read stalls the queue.
+    /// Added to `|f(z)|` where the relative residual divides by it, in the units of the state. Default 0. The
+    /// original code has 1e-5 in its Anderson and 1e-9 in its Broyden solver.
+    #[config(default = 0.0)]
+    pub rel_floor: f64,
+    /// Whether samples end one by one or the batch as a whole. Default one by one.
+    #[config(default = "Scope::Sample")]
+    pub scope: Scope,
+    /// Steps between reads of the residual norms from the device. Between reads the loop keeps evaluating `f`, so a
+    /// solve may spend up to `check_every - 1` evaluations more than it needs, and keeps as many points with their images;
+    /// the answers are the same. Default 1, which is right on a CPU; 3 to 5 suits a GPU, where a read stalls the queue.
     #[config(default = 1)]
     pub check_every: usize,
     /// A sample ends as stalled when its best residual has not improved for so many steps. Default none: the
@@ -33,9 +66,13 @@ pub struct StopConfig {
     /// its tolerance. Default 1e4, above any transient growth seen in a solve that still converged.
     #[config(default = 1e4)]
     pub divergence: f64,
-    /// Whether to record the residual norms of every step. Default off: a trace costs two numbers per sample and step.
-    #[config(default = false)]
-    pub trace: bool,
+    /// What to record of every step. Default nothing.
+    #[config(default = "TraceLevel::Off")]
+    pub trace: TraceLevel,
+    /// The steps, counted from 0 for the start, whose points are returned in [`Solution::states`](crate::Solution),
+    /// for losses on the way to the equilibrium. Default none.
+    #[config(default = "Vec::new()")]
+    pub keep: Vec<usize>,
 }
 
 impl StopConfig {
@@ -64,6 +101,19 @@ impl StopConfig {
         require(valid(self.rel_tol), "stop.rel_tol", self.rel_tol, tolerance)?;
         if self.abs_tol <= 0.0 && self.rel_tol <= 0.0 {
             return Err(InvalidConfig::NoTolerance);
+        }
+        require(
+            valid(self.rel_floor),
+            "stop.rel_floor",
+            self.rel_floor,
+            tolerance,
+        )?;
+        if let Some(&step) = self.keep.iter().find(|&&step| step >= self.max_steps) {
+            return Err(InvalidConfig::OutOfRange {
+                field: "stop.keep",
+                value: step as f64,
+                requirement: "below stop.max_steps, since steps are counted from 0",
+            });
         }
         require(
             self.divergence > 1.0,
@@ -107,7 +157,7 @@ impl StopRule {
         &self.config
     }
 
-    /// The same rule with another budget, of at least one step.
+    /// The same rule with another budget, of at least one step. Steps to keep beyond it are given the answer.
     pub fn with_max_steps(mut self, max_steps: usize) -> Self {
         self.config.max_steps = max_steps.max(1);
         self

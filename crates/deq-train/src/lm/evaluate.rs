@@ -7,7 +7,7 @@ use burn::data::dataloader::{DataLoader, Progress};
 use burn::tensor::Tensor;
 use burn::train::InferenceStep;
 use deq_core::FrozenCell;
-use deq_core::solvers::{SolverConfig, StatusCounts, StopConfig};
+use deq_core::solvers::{SolverConfig, StatusCounts, StopConfig, TraceLevel};
 use deq_jacreg::{SpectralRadiusConfig, spectral_radius};
 use deq_models::LmMemory;
 use std::time::Instant;
@@ -129,7 +129,7 @@ fn probe(
     let stop = StopConfig::new()
         .with_rel_tol(1e-12)
         .with_max_steps(TRACE_STEPS)
-        .with_trace(true);
+        .with_trace(TraceLevel::Residuals);
     let forward = deq_core::DeqError::Forward;
     let stop = stop.build().map_err(forward)?;
     let solver = solver.build().map_err(forward)?;

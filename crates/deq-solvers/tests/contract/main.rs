@@ -2,11 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+mod behaviour;
+mod linear;
+mod monotone;
+mod properties;
+
 use burn::config::Config;
 use burn::tensor::{DType, Device, Tensor};
 use deq_solvers::{
-    AndersonConfig, BroydenConfig, PicardConfig, Solution, SolveStatus, SolverConfig, StopConfig,
-    StopRule,
+    AndersonConfig, AndersonType, ArmijoConfig, BroydenConfig, BroydenUpdate, FullHistory,
+    PicardConfig, ReversibleConfig, Solution, SolveStatus, SolverConfig, StopConfig, StopRule,
 };
 use deq_testkit::{f64_device, problems, relative_error, values};
 
@@ -19,9 +24,26 @@ fn solvers() -> Vec<SolverConfig> {
             .with_history(3)
             .with_mixing(0.8)
             .into(),
+        type_i().into(),
+        type_i().with_history(12).with_mixing(0.8).into(),
         BroydenConfig::new().into(),
         BroydenConfig::new().with_history(4).into(),
+        BroydenConfig::new()
+            .with_history(9)
+            .with_when_full(FullHistory::DropOldest)
+            .into(),
+        BroydenConfig::new().with_update(BroydenUpdate::Bad).into(),
+        BroydenConfig::new()
+            .with_line_search(Some(ArmijoConfig::new()))
+            .into(),
+        ReversibleConfig::new().into(),
     ]
+}
+
+fn type_i() -> AndersonConfig {
+    AndersonConfig::new()
+        .with_kind(AndersonType::TypeI)
+        .with_regularization(1e-10)
 }
 
 fn solve(
@@ -76,7 +98,13 @@ fn the_work_of_each_solver_is_what_it_was() {
         let counts: Vec<String> = [
             SolverConfig::picard(),
             SolverConfig::anderson(),
+            type_i().into(),
             SolverConfig::broyden(),
+            BroydenConfig::new().with_update(BroydenUpdate::Bad).into(),
+            BroydenConfig::new()
+                .with_history(8)
+                .with_when_full(FullHistory::DropOldest)
+                .into(),
         ]
         .iter()
         .map(|config| {
@@ -88,7 +116,7 @@ fn the_work_of_each_solver_is_what_it_was() {
         .collect();
         table += &format!("{}: {}\n", problem.name, counts.join(" "));
     }
-    // Evaluations of f for Picard, Anderson, Broyden. A change here is a change of an algorithm.
+    // Evaluations of f for Picard, Anderson II and I, Broyden good, bad, and with a ring of 8 terms. A change here is a change of an algorithm.
     let expected = include_str!("work_counters.txt");
     assert_eq!(table, expected);
     for line in expected.lines() {
@@ -99,7 +127,7 @@ fn the_work_of_each_solver_is_what_it_was() {
             .split(' ')
             .map(|n| n.parse().unwrap())
             .collect();
-        assert!(counts[1] < counts[0] && counts[2] < counts[0], "{line}");
+        assert!(counts[1..].iter().all(|&c| c < counts[0]), "{line}");
     }
 }
 
@@ -262,7 +290,8 @@ fn f32_solves_reach_f32_tolerances() {
         let map = |z: Tensor<2>| (problem.map)(z.cast(DType::F64)).cast(DType::F32);
         let z0 = problem.z0.clone().cast(DType::F32);
         for config in solvers() {
-            let stop = tight().with_abs_tol(0.0).with_rel_tol(2e-6);
+            // One unit of rounding, 6e-8, carried through a map of slope 0.98 becomes 3e-6.
+            let stop = tight().with_abs_tol(0.0).with_rel_tol(5e-6);
             let solution = solve(&config, map, &z0, &stop);
             assert_eq!(solution.z.dtype(), DType::F32);
             assert!(
@@ -273,21 +302,6 @@ fn f32_solves_reach_f32_tolerances() {
             );
         }
     }
-}
-
-#[test]
-fn the_trace_has_one_entry_per_evaluation() {
-    let device = f64_device();
-    let problem = &problems(&device)[0];
-    let stop = tight().with_abs_tol(1e-6).with_trace(true);
-    let solution = solve(&SolverConfig::anderson(), &problem.map, &problem.z0, &stop);
-    let trace = solution.trace.unwrap();
-    assert_eq!(trace.abs.dims(), [solution.stats.nfe, 4]);
-    let first = values(&trace.abs.clone().narrow(0, 0, 1));
-    let residual = (problem.map)(problem.z0.clone()) - problem.z0.clone();
-    let expected = values(&residual.square().sum_dim(1).sqrt());
-    assert!(relative_error(&first, &expected) < 1e-14);
-    assert_eq!(trace.mean_rel().len(), solution.stats.nfe);
 }
 
 #[test]
