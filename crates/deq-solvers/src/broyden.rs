@@ -89,7 +89,7 @@ impl BroydenConfig {
 /// solution; the good one is safer far from it.
 ///
 /// Cost per step with `k` terms: one evaluation of `f`, about `6 k` inner products or updates of length `dim` (bad: `4 k`). Memory:
-/// `2 k` states, rounded up to a power of two, and six for the update; while it grows, half as much again.
+/// `2 k` states, rounded up to a power of two, and seven for the update; while it grows, half as much again.
 ///
 /// # References
 ///

@@ -49,10 +49,10 @@ impl History {
     pub(crate) fn set(&mut self, slot: usize, rows: Tensor<2>) {
         let [batch, slots, dim] = self.vectors.dims();
         if slot >= slots {
-            let more = (2 * slots).min(self.capacity);
+            let more = (2 * slots).min(self.capacity) - slots;
             let options = (&self.vectors.device(), self.vectors.dtype());
-            let grown = Tensor::zeros([batch, more, dim], options);
-            self.update(|old| grown.slice_assign([0..batch, 0..slots, 0..dim], old));
+            let zeros = Tensor::zeros([batch, more, dim], options);
+            self.update(|vectors| Tensor::cat(vec![vectors, zeros], 1));
         }
         self.len = self.len.max(slot + 1);
         let rows: Tensor<3> = rows.unsqueeze_dim(1);

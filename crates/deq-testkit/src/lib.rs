@@ -7,6 +7,7 @@ mod assertions;
 mod dense;
 mod differences;
 mod golden;
+pub mod parity;
 mod problems;
 
 pub use assertions::{assert_close, relative_error, values};

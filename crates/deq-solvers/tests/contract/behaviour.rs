@@ -160,12 +160,7 @@ fn a_batch_as_one_problem_stops_by_its_total_norm() {
     assert!(norm <= 1e-6);
     assert!((solution.stats.abs_residual[0] - norm).abs() < 1e-12 * norm.max(1.0));
     let trace = solution.trace.unwrap();
-    assert!(
-        trace
-            .steps
-            .iter()
-            .all(|s| s.abs.iter().all(|a| *a == s.abs[0]))
-    );
+    assert!(trace.steps.iter().all(|s| s.abs == vec![s.abs[0]; 4]));
 }
 
 #[derive(Debug)]

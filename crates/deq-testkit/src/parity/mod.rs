@@ -1,0 +1,102 @@
+//! Recorded cases checked one by one, by their kind.
+
+mod solver;
+
+use crate::golden::{Golden, GoldenError};
+use std::path::Path;
+
+/// One quantity of a recorded case beside ours.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// What is compared.
+    pub quantity: String,
+    /// The relative error.
+    pub error: f64,
+    /// The largest error that passes.
+    pub tolerance: f64,
+    /// What the reader should know, such as where two solves part and why.
+    pub note: String,
+}
+
+impl Check {
+    fn new(quantity: impl Into<String>, error: f64, tolerance: f64) -> Self {
+        Self {
+            quantity: quantity.into(),
+            error,
+            tolerance,
+            note: String::new(),
+        }
+    }
+
+    fn noted(mut self, note: impl Into<String>) -> Self {
+        self.note = note.into();
+        self
+    }
+
+    /// Whether the error is within the tolerance; a NaN is not.
+    pub fn passes(&self) -> bool {
+        self.error <= self.tolerance
+    }
+}
+
+/// What became of a recorded case.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// The kind is known; these are its quantities.
+    Checked(Vec<Check>),
+    /// No check exists for this kind.
+    NotCovered(String),
+}
+
+/// Checks one case. In f64, on the device of [`f64_device`](crate::f64_device).
+pub fn check(case: &Golden) -> Outcome {
+    match case.info["kind"].as_str() {
+        Some("solver") => Outcome::Checked(solver::original(case)),
+        Some("torchdeq_solver") => Outcome::Checked(solver::torchdeq(case)),
+        kind => Outcome::NotCovered(kind.unwrap_or("none named").to_owned()),
+    }
+}
+
+/// All cases of a folder, in order of their names.
+///
+/// # Errors
+///
+/// [`GoldenError`] with the folder or the file that cannot be read.
+pub fn cases(folder: &Path) -> Result<Vec<Golden>, GoldenError> {
+    let unreadable = |source| GoldenError::Io {
+        path: folder.to_owned(),
+        source,
+    };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let file = entry.map_err(unreadable)?.file_name();
+        if let Some(name) = file.to_str().and_then(|f| f.strip_suffix(".safetensors")) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    names
+        .iter()
+        .map(|name| Golden::open(folder, name))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_recorded_solver_case_passes() {
+        let _ = crate::f64_device();
+        for kind in ["solver", "torchdeq_solver"] {
+            for case in crate::fixtures_of_kind(kind) {
+                let Outcome::Checked(checks) = check(&case) else {
+                    panic!("{kind} must be covered");
+                };
+                for check in checks {
+                    assert!(check.passes(), "{}: {check:?}", case.name);
+                }
+            }
+        }
+    }
+}
