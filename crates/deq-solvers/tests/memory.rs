@@ -76,7 +76,7 @@ fn a_solve_allocates_no_more_than_its_documented_memory() {
         for (config, history) in [
             (
                 LinearSolverConfig::Gmres(GmresConfig::new().with_restart(restart)),
-                2.0 * restart as f64 + 1.0,
+                3.0 * restart as f64 + 3.0,
             ),
             (LinearSolverConfig::bicgstab(), 6.0),
             (LinearSolverConfig::neumann(), 2.0),

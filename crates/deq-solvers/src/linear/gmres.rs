@@ -11,7 +11,7 @@ use burn::tensor::{DType, Tensor};
 /// Configuration of [`Gmres`].
 #[derive(Config, Debug, PartialEq)]
 pub struct GmresConfig {
-    /// Products between restarts. Memory is `2 restart batch dim` numbers. Default 20, above the steps that a backward solve of a
+    /// Products between restarts. Memory is about `2 restart batch dim` numbers, allocated as they are needed. Default 20, above the steps that a backward solve of a
     /// regularised model takes, so that none happens.
     #[config(default = 20)]
     pub restart: usize,
@@ -50,7 +50,8 @@ impl GmresConfig {
 /// The best choice for the adjoint equation when products are dear: no method that uses as many products has a smaller residual, and the residual never grows.
 /// Prefer BiCGStab when memory is tight, Anderson when the map is not linear.
 ///
-/// Cost per step `k` since the restart: one product, about `5 k` inner products or updates of length `dim`. Memory: `2 restart` vectors.
+/// Cost per step `k` since the restart: one product, about `5 k` inner products or updates of length `dim`. Memory: `2 restart + 3` vectors; while it
+/// grows, half as much again.
 ///
 /// # References
 ///
@@ -81,18 +82,27 @@ struct Cycle {
 
 impl Cycle {
     fn new(residual: &Tensor<2>, restart: usize) -> Self {
-        let norm = dot(residual, residual).sqrt();
-        let newest = residual.clone() * ratio(norm.ones_like(), &norm);
-        let mut basis = History::new(residual, restart + 1);
-        let directions = History::new(residual, restart);
-        basis.set(0, newest.clone());
-        Self {
-            basis,
-            directions,
-            rotations: norm.ones_like().unsqueeze_dim(2),
+        let norm = dot(residual, residual);
+        let mut cycle = Self {
+            basis: History::new(residual, restart + 1),
+            directions: History::new(residual, restart),
+            rotations: norm.clone().unsqueeze_dim(2),
+            newest: residual.clone(),
             rest: norm,
-            newest,
-        }
+        };
+        cycle.begin(residual);
+        cycle
+    }
+
+    /// Starts a space from the residual, in the memory of the last one.
+    fn begin(&mut self, residual: &Tensor<2>) {
+        let norm = dot(residual, residual).sqrt();
+        self.newest = residual.clone() * ratio(norm.ones_like(), &norm);
+        self.basis.clear();
+        self.directions.clear();
+        self.basis.set(0, self.newest.clone());
+        self.rotations = norm.ones_like().unsqueeze_dim(2);
+        self.rest = norm;
     }
 
     /// Takes `w = M v_k` and returns the changes of the iterate and the new residual.
@@ -189,7 +199,7 @@ impl LinearSolve for Gmres {
         let mut cycle = Cycle::new(&residual, self.restart);
         loop {
             if cycle.directions.len() == self.restart {
-                cycle = Cycle::new(&residual, self.restart);
+                cycle.begin(&residual);
             }
             let w = cycle.newest.clone() - system.apply(&cycle.newest);
             let (change, next) = cycle.step(w, residual);

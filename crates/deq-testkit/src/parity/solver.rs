@@ -2,7 +2,8 @@
 //!
 //! Rounding grows along a solve, faster the more a method extrapolates, so two correct programs part at some step. Where, is not guessed: the
 //! solve is repeated from a start that differs by a few units in the last place, and steps whose residual moves by less than 1e-10 by that are
-//! determined. Those must agree with the recorded ones to 1e-8.
+//! determined, as long as the residual stands far enough above the rounding of the values whose difference it is. Those must agree with the
+//! recorded ones to 1e-8.
 
 use super::Check;
 use crate::golden::Golden;
@@ -59,11 +60,16 @@ fn trace(solution: &Solution, sample: usize, relative: bool) -> Vec<f64> {
         .collect()
 }
 
-/// How many leading steps a disturbance of the start leaves alone.
-fn determined(ours: &[f64], disturbed: &[f64]) -> usize {
-    ours.iter()
-        .zip(disturbed)
-        .take_while(|(a, b)| (*a - *b).abs() <= DETERMINED * a.abs())
+/// How many leading steps a disturbance of the start leaves alone, before the residual comes so near to rounding that its own
+/// relative error exceeds a tenth of what is compared.
+fn determined(ours: &Solution, disturbed: &Solution, sample: usize) -> usize {
+    let [a, b] = [ours, disturbed].map(|solution| trace(solution, sample, false));
+    a.iter()
+        .zip(&b)
+        .zip(trace(ours, sample, true))
+        .take_while(|((a, b), rel)| {
+            (*a - *b).abs() <= DETERMINED * a.abs() && f64::EPSILON <= 0.1 * TRACE * rel
+        })
         .count()
 }
 
@@ -144,8 +150,8 @@ pub(super) fn original(case: &Golden) -> Vec<Check> {
         for (mode, relative) in [("abs", false), ("rel", true)] {
             let recorded = case.values(&format!("{name}.{mode}_trace"));
             let all = trace(&ours, 0, relative);
-            let sure = determined(&all, &trace(&nudged, 0, relative));
-            let (ours, sure) = if search {
+            let sure = determined(&ours, &nudged, 0);
+            let (kept, sure) = if search {
                 let kept = accepted(&all, recorded);
                 let sure = kept.iter().take_while(|&&step| step < sure).count();
                 (kept.iter().map(|&step| all[step]).collect(), sure)
@@ -156,12 +162,12 @@ pub(super) fn original(case: &Golden) -> Vec<Check> {
                 )
             };
             let count = sure.min(recorded.len());
-            let error = worst(&ours[..count], recorded);
+            let error = worst(&kept[..count], recorded);
             // A comparison of nothing must not pass.
             let error = if count < FEWEST { f64::NAN } else { error };
-            let mut note = format!("{count} of {} steps determined", ours.len());
-            if count < ours.len() {
-                note += &format!(", to a residual of {:.0e}", ours[count.saturating_sub(1)]);
+            let mut note = format!("{count} of {} steps determined", kept.len());
+            if count < kept.len() {
+                note += &format!(", to a residual of {:.0e}", kept[count.saturating_sub(1)]);
             }
             checks.push(Check::new(format!("{name} {mode} trace"), error, TRACE).noted(note));
         }
@@ -205,7 +211,7 @@ pub(super) fn torchdeq(case: &Golden) -> Vec<Check> {
         let (mut error, mut fewest) = (0.0_f64, usize::MAX);
         for sample in 0..batch {
             let all = trace(&ours, sample, false);
-            let sure = determined(&all, &trace(&nudged, sample, false));
+            let sure = determined(&ours, &nudged, sample);
             let recorded = &recorded[sample * length..][1..length];
             // Filled up with its last value after the end.
             let last = recorded[length - 2];
