@@ -1,0 +1,81 @@
+//! What a solver adds to the evaluations of its map, as a table of ratios measured side by side: the time of a solve of fixed length beside as many
+//! bare evaluations of `tanh(z W + x)`, in turn, the median of many rounds.
+
+use burn::tensor::{Device, Distribution, Tensor};
+use deq_core::solvers::{
+    AndersonConfig, AndersonType, BroydenConfig, BroydenUpdate, SolverConfig, StopConfig,
+};
+use std::hint::black_box;
+use std::time::Instant;
+
+const STEPS: usize = 12;
+const ROUNDS: usize = 41;
+
+fn main() {
+    let device = Device::flex();
+    println!(
+        "{:>6} {:>6}  {:24} {:>12} {:>10} {:>6}",
+        "batch", "width", "solver", "map us/step", "overhead", "reads"
+    );
+    for (batch, width) in [(1, 512), (16, 512), (64, 512), (64, 2048)] {
+        let normal = Distribution::Normal(0.0, 0.5 / f64::from(width).sqrt());
+        let w = Tensor::<2>::random([width as usize, width as usize], normal, &device);
+        let x = Tensor::<2>::random(
+            [batch, width as usize],
+            Distribution::Normal(0.0, 1.0),
+            &device,
+        );
+        let map = |z: Tensor<2>| (z.matmul(w.clone()) + x.clone()).tanh();
+        let stop = StopConfig::new()
+            .with_max_steps(STEPS)
+            .with_rel_tol(1e-30)
+            .build()
+            .expect("the rule is valid");
+        let anderson = |m| SolverConfig::from(AndersonConfig::new().with_history(m));
+        for (name, config) in [
+            ("picard", SolverConfig::picard()),
+            ("anderson(3)", anderson(3)),
+            ("anderson(6)", anderson(6)),
+            ("anderson(12)", anderson(12)),
+            (
+                "anderson(6) type I",
+                AndersonConfig::new().with_kind(AndersonType::TypeI).into(),
+            ),
+            ("broyden", SolverConfig::broyden()),
+            (
+                "broyden bad",
+                BroydenConfig::new().with_update(BroydenUpdate::Bad).into(),
+            ),
+            ("reversible", SolverConfig::reversible()),
+        ] {
+            let solver = config.build().expect("the values are valid");
+            let (mut bare, mut whole, mut reads) = (Vec::new(), Vec::new(), 0);
+            for _ in 0..ROUNDS {
+                let start = Instant::now();
+                let mut z = x.zeros_like();
+                for _ in 0..STEPS {
+                    z = map(z);
+                }
+                black_box(z.into_data());
+                bare.push(start.elapsed().as_secs_f64());
+                let start = Instant::now();
+                let mut counted = |z: Tensor<2>| map(z);
+                let solution = solver.solve(&mut counted, x.zeros_like(), &stop);
+                reads = solution.stats.reads;
+                black_box(solution.z.into_data());
+                whole.push(start.elapsed().as_secs_f64());
+            }
+            let (bare, whole) = (median(bare), median(whole));
+            println!(
+                "{batch:6} {width:6}  {name:24} {:12.1} {:9.1}% {reads:6}",
+                bare * 1e6 / STEPS as f64,
+                100.0 * (whole / bare - 1.0)
+            );
+        }
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
