@@ -1,7 +1,8 @@
 //! What a solver adds to the evaluations of its map, as a table of ratios measured side by side: the time of a solve of fixed length beside as many
-//! bare evaluations of `tanh(z W + x)`, in turn, the median of many rounds.
+//! bare evaluations of its map, in turn, the median of many rounds. Two maps: `tanh(z W + x)`, the cheapest there is of its width, and a feed-forward
+//! block `z -> tanh(relu(z U) V - z + x)` with an inner width of four times the outer one, as in a transformer.
 
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Distribution, Tensor, activation::relu};
 use deq_core::solvers::{
     AndersonConfig, AndersonType, BroydenConfig, BroydenUpdate, SolverConfig, StopConfig,
 };
@@ -14,10 +15,19 @@ const ROUNDS: usize = 41;
 fn main() {
     let device = Device::flex();
     println!(
-        "{:>6} {:>6}  {:24} {:>12} {:>10} {:>6}",
-        "batch", "width", "solver", "map us/step", "overhead", "reads"
+        "{:6} {:>6} {:>6}  {:24} {:>12} {:>10} {:>6}",
+        "map", "batch", "width", "solver", "map us/step", "overhead", "reads"
     );
-    for (batch, width) in [(1, 512), (16, 512), (64, 512), (64, 2048)] {
+    let cases = [
+        ("tanh", 1, 512),
+        ("tanh", 16, 512),
+        ("tanh", 64, 512),
+        ("tanh", 64, 2048),
+        ("block", 1, 512),
+        ("block", 16, 512),
+        ("block", 64, 512),
+    ];
+    for (kind, batch, width) in cases {
         let normal = Distribution::Normal(0.0, 0.5 / f64::from(width).sqrt());
         let w = Tensor::<2>::random([width as usize, width as usize], normal, &device);
         let x = Tensor::<2>::random(
@@ -25,7 +35,12 @@ fn main() {
             Distribution::Normal(0.0, 1.0),
             &device,
         );
-        let map = |z: Tensor<2>| (z.matmul(w.clone()) + x.clone()).tanh();
+        let u = Tensor::<2>::random([width as usize, 4 * width as usize], normal, &device);
+        let v = u.clone().transpose().mul_scalar(0.5);
+        let map = |z: Tensor<2>| match kind {
+            "tanh" => (z.matmul(w.clone()) + x.clone()).tanh(),
+            _ => (relu(z.clone().matmul(u.clone())).matmul(v.clone()) + z.neg() + x.clone()).tanh(),
+        };
         let stop = StopConfig::new()
             .with_max_steps(STEPS)
             .with_rel_tol(1e-30)
@@ -67,7 +82,7 @@ fn main() {
             }
             let (bare, whole) = (median(bare), median(whole));
             println!(
-                "{batch:6} {width:6}  {name:24} {:12.1} {:9.1}% {reads:6}",
+                "{kind:6} {batch:6} {width:6}  {name:24} {:12.1} {:9.1}% {reads:6}",
                 bare * 1e6 / STEPS as f64,
                 100.0 * (whole / bare - 1.0)
             );

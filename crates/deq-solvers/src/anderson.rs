@@ -169,13 +169,13 @@ impl FixedPointSolver for Anderson {
     }
 
     fn init(&self, first: &Iterate) -> Self::State {
-        let residuals = History::new(first.z(), self.config.history);
         let [batch, _] = first.z().dims();
         let m = self.config.history;
         let options = (&first.z().device(), first.z().dtype());
         AndersonState {
-            points: residuals.clone(),
-            residuals,
+            // Not a clone of one another, which the first write would have to copy.
+            points: History::new(first.z(), m),
+            residuals: History::new(first.z(), m),
             products: Tensor::zeros([batch, m, m], options),
             valid: Tensor::zeros([batch, m, 1], options),
             next: 0,

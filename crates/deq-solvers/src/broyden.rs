@@ -136,10 +136,9 @@ pub struct InverseJacobian {
 
 impl InverseJacobian {
     fn new(like: &Tensor<2>, history: usize) -> Self {
-        let u = History::new(like, history);
         Self {
-            v: u.clone(),
-            u,
+            u: History::new(like, history),
+            v: History::new(like, history),
             pairs: VecDeque::new(),
         }
     }
