@@ -215,7 +215,14 @@ pub(super) fn torchdeq(case: &Golden) -> Vec<Check> {
             let recorded = &recorded[sample * length..][1..length];
             // Filled up with its last value after the end.
             let last = recorded[length - 2];
-            let taken = length - 1 - recorded.iter().rev().take_while(|r| **r == last).count() + 1;
+            let taken = length
+                - 1
+                - recorded
+                    .iter()
+                    .rev()
+                    .take_while(|r| r.to_bits() == last.to_bits())
+                    .count()
+                + 1;
             let count = sure.saturating_sub(first).min(taken.saturating_sub(1));
             error = error.max(worst(&all[first..first + count], recorded));
             fewest = fewest.min(count);
