@@ -170,6 +170,7 @@ pub fn status_text(counts: &deq_core::solvers::StatusCounts) -> String {
         (counts.stalled, "stalled"),
         (counts.diverged, "diverged"),
         (counts.non_finite, "not finite"),
+        (counts.breakdown, "broke down"),
     ] {
         if count > 0 {
             text += &format!(", {name} {count}");
