@@ -119,7 +119,7 @@ impl AndersonConfig {
 /// singular, so it costs twice the small operations and leans on its safeguard. Prefer Broyden where the map expands strongly in some direction.
 ///
 /// Cost per step: one evaluation of `f`, `m` inner products of length `dim` (type I: `2 m`), a combination of `m` states
-/// (type I: `2 m`), and a solve of an `m x m` system on the device. Memory: `2 m` states (type I: `2 m + 3`), and on Flex up to two of workspace.
+/// (type I: `2 m`), and a solve of an `m x m` system on the device. Memory: `2 m` states (type I: `2 m + 3`).
 ///
 /// # References
 ///

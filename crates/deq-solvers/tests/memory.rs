@@ -26,8 +26,9 @@ fn peak(work: impl FnOnce() -> Tensor<2>) -> f64 {
     (peak - before) as f64 / STATE
 }
 
-/// Besides the history: point, image, residual, the best point and its image, and one temporary; small change for norms and weights.
-const LOOP: f64 = 6.1;
+/// Besides the history: point, image, residual, the best point and its image, and one temporary; up to two states of workspace that Flex takes for
+/// its matrix products, depending on how threads are scheduled; small change for norms and weights.
+const LOOP: f64 = 8.1;
 
 #[test]
 fn a_solve_allocates_no_more_than_its_documented_memory() {
@@ -47,8 +48,7 @@ fn a_solve_allocates_no_more_than_its_documented_memory() {
         let broyden = grown(steps - 2, 30);
         let cases: Vec<(SolverConfig, f64)> = vec![
             (SolverConfig::picard(), 0.0),
-            // Two states of workspace in the matrix product.
-            (AndersonConfig::new().into(), 14.0),
+            (AndersonConfig::new().into(), 12.0),
             (AndersonConfig::new().with_history(3).into(), 6.0),
             (
                 AndersonConfig::new().with_kind(AndersonType::TypeI).into(),
