@@ -2,7 +2,7 @@
 
 use crate::dense::{identity, solve_general, solve_positive_definite};
 use crate::error::{InvalidConfig, require};
-use crate::history::History;
+use crate::history::{History, pad};
 use crate::map::Iterate;
 use crate::solver::FixedPointSolver;
 use burn::config::Config;
@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 /// Which small problem [`Anderson`] solves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum AndersonType {
     /// The multisecant form of Broyden's good method: the combination satisfies the secant conditions of the Jacobian.
     #[serde(rename = "type_i")]
@@ -54,7 +53,8 @@ pub struct AndersonConfig {
     #[config(default = "Ridge::Relative")]
     pub ridge: Ridge,
     /// The largest sum of `|alpha_i|` that is trusted: errors of `f` reach the next point multiplied by it. Beyond it, as when
-    /// residuals are parallel to rounding, that sample takes a plain step and its window starts afresh. Default 1e4.
+    /// residuals are parallel to rounding, that sample takes a plain step and its window starts afresh. Type I has no such weights; there it limits what is added to the plain step, in
+    /// units of the residual. Default 1e4.
     #[config(default = 1e4)]
     pub max_weight: f64,
 }
@@ -305,12 +305,7 @@ impl AndersonState {
     }
 
     fn validate(&mut self, slot: usize) {
-        let [batch, _, _] = self.valid.dims();
-        let one = self.valid.clone().narrow(1, slot, 1).ones_like();
-        self.valid = self
-            .valid
-            .clone()
-            .slice_assign([0..batch, slot..slot + 1, 0..1], one);
+        self.valid = self.valid.clone().max_pair(self.unit(slot));
     }
 
     /// The weights that choose the newest point alone.
@@ -350,17 +345,4 @@ fn inverse_norms(squares: &Tensor<3>) -> Tensor<3> {
         .clamp_min(f64::from(f32::MIN_POSITIVE))
         .sqrt()
         .recip()
-}
-
-/// Inner products with the slots in use, `[batch, slots, 1]`, completed by zeros to `[batch, m, 1]`.
-fn pad(products: Tensor<3>, m: usize) -> Tensor<3> {
-    let [batch, slots, _] = products.dims();
-    if slots == m {
-        return products;
-    }
-    let zeros = Tensor::zeros(
-        [batch, m - slots, 1],
-        (&products.device(), products.dtype()),
-    );
-    Tensor::cat(vec![products, zeros], 1)
 }

@@ -4,7 +4,7 @@ use crate::error::{InvalidConfig, require};
 use crate::history::History;
 use crate::line_search::{Armijo, ArmijoConfig};
 use crate::map::Iterate;
-use crate::rows::{column, merge_rows};
+use crate::rows::{column, dot, merge_rows};
 use crate::solver::FixedPointSolver;
 use burn::config::Config;
 use burn::tensor::Tensor;
@@ -108,14 +108,22 @@ pub struct Broyden {
     config: BroydenConfig,
 }
 
-/// The last accepted point and the low-rank factors of [`Broyden`].
+/// The previous point and the low-rank factors of [`Broyden`].
 #[derive(Debug)]
 pub struct BroydenState {
-    accepted: Option<Iterate>,
+    previous: Option<Iterate>,
     inverse: InverseJacobian,
-    search: Option<Armijo>,
-    /// Where the line search goes from the accepted point.
-    direction: Option<Tensor<2>>,
+    search: Option<Search>,
+}
+
+/// A line search under way.
+#[derive(Debug)]
+struct Search {
+    /// The last accepted points.
+    base: Iterate,
+    /// Where the search goes from them, `[batch, dim]`.
+    direction: Tensor<2>,
+    lines: Armijo,
 }
 
 impl BroydenState {
@@ -166,7 +174,10 @@ impl InverseJacobian {
         product(&self.v, &self.u, x)
     }
 
-    fn update(&mut self, dz: &Tensor<2>, dg: &Tensor<2>, config: &BroydenConfig) {
+    /// Learns from the move between two points.
+    fn update(&mut self, from: &Iterate, to: &Iterate, config: &BroydenConfig) {
+        let dz = &(to.z().clone() - from.z().clone());
+        let dg = &(to.residual().clone() - from.residual().clone());
         let full = self.rank() == config.history;
         match config.when_full {
             FullHistory::Restart if full => self.clear(),
@@ -225,11 +236,6 @@ fn product(left: &History, right: &History, x: &Tensor<2>) -> Tensor<2> {
     left.combine(&right.dot(x)) - x.clone()
 }
 
-/// Inner products per sample, `[batch, 1]`.
-fn dot(a: &Tensor<2>, b: &Tensor<2>) -> Tensor<2> {
-    (a.clone() * b.clone()).sum_dim(1)
-}
-
 impl FixedPointSolver for Broyden {
     type State = BroydenState;
 
@@ -242,54 +248,62 @@ impl FixedPointSolver for Broyden {
 
     fn init(&self, first: &Iterate) -> Self::State {
         BroydenState {
-            accepted: None,
+            previous: None,
             inverse: InverseJacobian::new(first.z(), self.config.history),
             search: None,
-            direction: None,
         }
     }
 
     fn step(&self, at: &Iterate, state: &mut Self::State) -> Tensor<2> {
-        let Some(line_search) = &self.config.line_search else {
-            if let Some(previous) = state.accepted.replace(at.clone()) {
-                let dz = at.z().clone() - previous.z().clone();
-                let dg = at.residual().clone() - previous.residual().clone();
-                state.inverse.update(&dz, &dg, &self.config);
-            }
-            return at.z().clone() - state.inverse.apply(at.residual());
-        };
-        // Rows that go on searching do not move. A difference of 0 adds a term of 0, so that the number of terms, and with it a restart,
-        // does not depend on the batch mates.
-        let (base, accepted) = match (state.accepted.take(), &mut state.search) {
-            (Some(base), Some(search)) => {
-                let accepted = search.judge(at.residual());
-                let z = merge_rows(at.z(), base.z(), &accepted);
-                let fz = merge_rows(at.fz(), base.fz(), &accepted);
-                let moved = Iterate::new(z, fz);
-                let dz = moved.z().clone() - base.z().clone();
-                let dg = moved.residual().clone() - base.residual().clone();
-                state.inverse.update(&dz, &dg, &self.config);
-                (moved, accepted)
-            }
-            _ => {
-                state.search = Some(Armijo::new(line_search, at.residual()));
-                let [batch, _] = at.z().dims();
-                (at.clone(), vec![true; batch])
-            }
-        };
-        let fresh = state.inverse.apply(base.residual()).neg();
-        let direction = match &state.direction {
-            Some(old) => merge_rows(&fresh, old, &accepted),
-            None => fresh,
-        };
-        let trial = state.search.as_ref().map(Armijo::trial).unwrap_or_default();
-        let next = base.z().clone() + direction.clone() * column(trial, base.z());
-        state.direction = Some(direction);
-        state.accepted = Some(base);
-        next
+        if let Some(line_search) = &self.config.line_search {
+            return self.step_searching(line_search, at, state);
+        }
+        if let Some(previous) = state.previous.replace(at.clone()) {
+            state.inverse.update(&previous, at, &self.config);
+        }
+        at.z().clone() - state.inverse.apply(at.residual())
     }
 
     fn reads(&self, state: &Self::State) -> usize {
         usize::from(state.search.is_some())
+    }
+}
+
+impl Broyden {
+    fn step_searching(
+        &self,
+        line_search: &ArmijoConfig,
+        at: &Iterate,
+        state: &mut BroydenState,
+    ) -> Tensor<2> {
+        let (base, lines, held) = match state.search.take() {
+            None => (at.clone(), Armijo::new(line_search, at.residual()), None),
+            Some(Search {
+                base,
+                direction,
+                mut lines,
+            }) => {
+                let accepted = lines.judge(at.residual());
+                // Rows that go on searching do not move. A difference of 0 adds a term of 0, so that the number of terms, and with it a
+                // restart, does not depend on the batch mates.
+                let z = merge_rows(at.z(), base.z(), &accepted);
+                let fz = merge_rows(at.fz(), base.fz(), &accepted);
+                let moved = Iterate::new(z, fz);
+                state.inverse.update(&base, &moved, &self.config);
+                (moved, lines, Some((direction, accepted)))
+            }
+        };
+        let fresh = state.inverse.apply(base.residual()).neg();
+        let direction = match held {
+            Some((held, accepted)) => merge_rows(&fresh, &held, &accepted),
+            None => fresh,
+        };
+        let next = base.z().clone() + direction.clone() * column(lines.trial(), base.z());
+        state.search = Some(Search {
+            base,
+            direction,
+            lines,
+        });
+        next
     }
 }

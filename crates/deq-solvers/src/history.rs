@@ -77,3 +77,13 @@ impl History {
         sum.squeeze_dim::<2>(2)
     }
 }
+
+/// `[batch, slots, 1]`, such as inner products with the slots of a history, completed by zeros to `[batch, len, 1]`.
+pub(crate) fn pad(column: Tensor<3>, len: usize) -> Tensor<3> {
+    let [batch, slots, _] = column.dims();
+    if slots == len {
+        return column;
+    }
+    let zeros = Tensor::zeros([batch, len - slots, 1], (&column.device(), column.dtype()));
+    Tensor::cat(vec![column, zeros], 1)
+}

@@ -148,7 +148,7 @@ impl Monitor {
         self.reads += 1;
 
         let batch = self.samples.len();
-        let before: Vec<bool> = self.samples.iter().map(|s| s.ended.is_none()).collect();
+        let before = self.active_mask();
         let mut picks: Vec<Option<usize>> = vec![None; batch];
         let mut ended_at = vec![usize::MAX; batch];
         for (k, pending) in window.iter().enumerate() {

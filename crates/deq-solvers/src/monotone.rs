@@ -24,6 +24,8 @@ pub struct MonotoneLayer {
 impl MonotoneLayer {
     /// # Shapes
     ///
+    /// f32 or f64, since the splittings work in the type of the layer.
+    ///
     /// - weight: `W`, `[dim, dim]`
     /// - bias: `b`, everything that does not depend on `z`, `[batch, dim]`
     ///

@@ -1,4 +1,4 @@
-//! Moves between host and device, and choices by row.
+//! Operations on the rows of a batch: moves between host and device, inner products, choices.
 
 use burn::tensor::{Int, Tensor, TensorData};
 
@@ -25,6 +25,11 @@ pub(crate) fn merge_rows(then: &Tensor<2>, otherwise: &Tensor<2>, chosen: &[bool
         .collect();
     let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [batch]), &then.device());
     Tensor::cat(vec![then.clone(), otherwise.clone()], 0).select(0, rows)
+}
+
+/// Inner products per sample, `[batch, 1]`.
+pub(crate) fn dot(a: &Tensor<2>, b: &Tensor<2>) -> Tensor<2> {
+    (a.clone() * b.clone()).sum_dim(1)
 }
 
 /// One number per sample as a `[batch, 1]` tensor of the type of `like`.

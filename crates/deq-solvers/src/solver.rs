@@ -185,11 +185,7 @@ impl<'a, S: FixedPointSolver> Drive<'a, S> {
     }
 
     fn take_in(&mut self, fz: Tensor<2>, rows: usize) -> bool {
-        assert_eq!(
-            fz.dims(),
-            self.point.dims(),
-            "the map must keep the shape [batch, dim] of the state"
-        );
+        assert_same_shape(&fz, &self.point);
         let at = Iterate::new(
             self.precision.raise(self.point.clone()),
             self.precision.raise(fz),
@@ -218,11 +214,11 @@ impl<S: FixedPointSolver> Stepper for Drive<'_, S> {
     fn advance(&mut self, f: &mut dyn FixedPointMap) -> bool {
         if let (Some(rows), Some(map)) = (self.monitor.active_rows(), f.by_rows()) {
             let z = self.point.clone().select(0, rows.clone());
-            let shape = z.dims();
-            let fz = map.call_rows(z, rows);
-            assert_eq!(fz.dims(), shape, "the map must keep the shape [rows, dim]");
+            let fz = map.call_rows(z.clone(), rows);
+            assert_same_shape(&fz, &z);
+            let [rows, _] = z.dims();
             let fz = self.monitor.complete(self.precision.raise(fz));
-            return self.take_in(fz, shape[0]);
+            return self.take_in(fz, rows);
         }
         let fz = f.call(self.point.clone());
         self.observe(fz)
@@ -237,16 +233,19 @@ impl<S: FixedPointSolver> Stepper for Drive<'_, S> {
     }
 
     fn finish(self: Box<Self>) -> Solution {
-        let precision = self.precision;
-        let mut solution = self.monitor.finish();
-        solution.z = precision.lower(solution.z);
-        solution.fz = precision.lower(solution.fz);
-        for state in &mut solution.states {
-            state.z = precision.lower(state.z.clone());
-            state.fz = precision.lower(state.fz.clone());
-        }
-        solution
+        self.precision.lower_solution(self.monitor.finish())
     }
+}
+
+/// # Panics
+///
+/// If a map returned `image` for `point` and they differ in shape.
+pub(crate) fn assert_same_shape(image: &Tensor<2>, point: &Tensor<2>) {
+    assert_eq!(
+        image.dims(),
+        point.dims(),
+        "the map must keep the shape [batch, dim] of the state"
+    );
 }
 
 /// The float type of the map, and the wider one of the solver's own arithmetic.
@@ -272,6 +271,16 @@ impl Precision {
 
     pub(crate) fn lower(self, tensor: Tensor<2>) -> Tensor<2> {
         self.cast(tensor, self.map)
+    }
+
+    pub(crate) fn lower_solution(self, mut solution: Solution) -> Solution {
+        solution.z = self.lower(solution.z);
+        solution.fz = self.lower(solution.fz);
+        for state in &mut solution.states {
+            state.z = self.lower(state.z.clone());
+            state.fz = self.lower(state.fz.clone());
+        }
+        solution
     }
 
     fn cast(self, tensor: Tensor<2>, to: DType) -> Tensor<2> {

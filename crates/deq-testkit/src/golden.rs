@@ -133,6 +133,30 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f64>> {
     }
 }
 
+/// All cases of a folder, in order of their names.
+///
+/// # Errors
+///
+/// [`GoldenError`] with the folder or the file that cannot be read.
+pub fn cases(folder: &Path) -> Result<Vec<Golden>, GoldenError> {
+    let unreadable = |source| GoldenError::Io {
+        path: folder.to_owned(),
+        source,
+    };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let file = entry.map_err(unreadable)?.file_name();
+        if let Some(name) = file.to_str().and_then(|f| f.strip_suffix(".safetensors")) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    names
+        .iter()
+        .map(|name| Golden::open(folder, name))
+        .collect()
+}
+
 /// The case `name` of the folder that `DEQ_FIXTURES` names.
 ///
 /// `None`, with a line on standard error, if the variable is not set, so that a test can report itself skipped.
@@ -154,16 +178,9 @@ pub fn fixtures_of_kind(kind: &str) -> Vec<Golden> {
     let Some(folder) = named_folder("DEQ_FIXTURES") else {
         return Vec::new();
     };
-    let entries = std::fs::read_dir(&folder)
-        .unwrap_or_else(|error| panic!("cannot list {}: {error}", folder.display()));
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter_map(|file| file.strip_suffix(".safetensors").map(str::to_owned))
-        .collect();
-    names.sort();
-    let cases: Vec<Golden> = names
-        .iter()
-        .map(|name| Golden::open(&folder, name).unwrap_or_else(|error| panic!("{error}")))
+    let cases: Vec<Golden> = cases(&folder)
+        .unwrap_or_else(|error| panic!("{error}"))
+        .into_iter()
         .filter(|case| case.info["kind"] == kind)
         .collect();
     assert!(

@@ -1,5 +1,5 @@
 //! Test problems with known answers, finite differences, assertions with written-down tolerances, and readers of
-//! recorded numbers.
+//! recorded numbers with the [`parity`] checks on them.
 //!
 //! A development dependency of every crate of the workspace; never published.
 
@@ -13,7 +13,7 @@ mod problems;
 pub use assertions::{assert_close, relative_error, values};
 pub use dense::solve_dense;
 pub use differences::finite_difference;
-pub use golden::{Golden, GoldenError, fixture, fixtures_of_kind};
+pub use golden::{Golden, GoldenError, cases, fixture, fixtures_of_kind};
 pub use problems::{Problem, problems};
 
 use burn::tensor::{Device, FloatDType};

@@ -1,7 +1,8 @@
 //! The stabilised biconjugate gradient method.
 
-use super::{LinearMap, LinearSolve, System, dot, ratio};
+use super::{LinearMap, LinearSolve, System, ratio};
 use crate::error::InvalidConfig;
+use crate::rows::dot;
 use crate::solution::Solution;
 use crate::stop::StopRule;
 use burn::config::Config;

@@ -1,8 +1,9 @@
 //! GMRES with restarts.
 
-use super::{LinearMap, LinearSolve, System, dot, ratio};
+use super::{LinearMap, LinearSolve, System, ratio};
 use crate::error::{InvalidConfig, require};
-use crate::history::History;
+use crate::history::{History, pad};
+use crate::rows::dot;
 use crate::solution::Solution;
 use crate::stop::StopRule;
 use burn::config::Config;
@@ -129,18 +130,7 @@ impl Cycle {
 
         let mut direction = self.newest.clone();
         if k > 1 {
-            let above = rotated.narrow(1, 0, k - 1);
-            let slots = self.directions.slots();
-            let [batch, _, _] = above.dims();
-            let zeros = Tensor::zeros(
-                [batch, slots - (k - 1), 1],
-                (&above.device(), above.dtype()),
-            );
-            let above = if slots == k - 1 {
-                above
-            } else {
-                Tensor::cat(vec![above, zeros], 1)
-            };
+            let above = pad(rotated.narrow(1, 0, k - 1), self.directions.slots());
             direction = direction - self.directions.combine(&above);
         }
         let direction = direction * ratio(radius.ones_like(), &radius);

@@ -13,7 +13,7 @@ use crate::error::InvalidConfig;
 use crate::map::Iterate;
 use crate::monitor::Monitor;
 use crate::solution::Solution;
-use crate::solver::{Precision, Solve};
+use crate::solver::{Precision, Solve, assert_same_shape};
 use crate::stop::StopRule;
 use burn::config::Config;
 use burn::tensor::Tensor;
@@ -153,11 +153,7 @@ impl<'a> System<'a> {
     /// If the map changes the shape.
     fn apply(&mut self, x: &Tensor<2>) -> Tensor<2> {
         let image = self.a.apply(self.precision.lower(x.clone()));
-        assert_eq!(
-            image.dims(),
-            x.dims(),
-            "the map must keep the shape [batch, dim] of the state"
-        );
+        assert_same_shape(&image, x);
         self.precision.raise(image)
     }
 
@@ -169,17 +165,8 @@ impl<'a> System<'a> {
     }
 
     fn finish(self) -> Solution {
-        let precision = self.precision;
-        let mut solution = self.monitor.finish();
-        solution.z = precision.lower(solution.z);
-        solution.fz = precision.lower(solution.fz);
-        solution
+        self.precision.lower_solution(self.monitor.finish())
     }
-}
-
-/// Inner products per sample, `[batch, 1]`.
-fn dot(a: &Tensor<2>, b: &Tensor<2>) -> Tensor<2> {
-    (a.clone() * b.clone()).sum_dim(1)
 }
 
 /// `a / b` per sample, 0 where `b` is 0: a recurrence that has reached its end adds nothing more.

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Distribution, Tensor};
 use deq_solvers::{
-    GmresConfig, LinearSolverConfig, SolveStatus, SolverConfig, StopConfig, TraceLevel,
+    GmresConfig, LinearSolverConfig, Solution, SolveStatus, SolverConfig, StopConfig, TraceLevel,
 };
 use deq_testkit::{f64_device, problems, relative_error, solve_dense, values};
 
@@ -52,17 +52,27 @@ fn product(a: &Tensor<3>) -> impl FnMut(Tensor<2>) -> Tensor<2> + '_ {
     |u| a.clone().matmul(u.unsqueeze_dim(2)).squeeze_dim::<2>(2)
 }
 
+fn converged(
+    config: &LinearSolverConfig,
+    a: &Tensor<3>,
+    g: &Tensor<2>,
+    stop: &StopConfig,
+) -> Solution {
+    let solver = config.build().unwrap();
+    let solution = solver.solve(&mut product(a), g.clone(), &stop.build().unwrap());
+    assert!(
+        solution.stats.all_converged(),
+        "{config}: {:?}",
+        solution.stats
+    );
+    solution
+}
+
 #[test]
 fn every_method_agrees_with_elimination() {
     let (a, g, exact) = systems(14, 0.6, 5);
     for config in all() {
-        let solver = config.build().unwrap();
-        let solution = solver.solve(&mut product(&a), g.clone(), &stop().build().unwrap());
-        assert!(
-            solution.stats.all_converged(),
-            "{config}: {:?}",
-            solution.stats
-        );
+        let solution = converged(&config, &a, &g, &stop());
         let error = relative_error(&values(&solution.z), &exact);
         // Residual 1e-11 times |(I - A)^-1| below 10.
         assert!(error < 1e-10, "{config}: {error:e}");
@@ -73,13 +83,7 @@ fn every_method_agrees_with_elimination() {
 fn krylov_methods_solve_where_the_series_diverges_and_the_spectrum_is_complex() {
     let (a, g, exact) = systems(14, 1.7, 5);
     for config in [LinearSolverConfig::gmres(), LinearSolverConfig::bicgstab()] {
-        let solver = config.build().unwrap();
-        let solution = solver.solve(&mut product(&a), g.clone(), &stop().build().unwrap());
-        assert!(
-            solution.stats.all_converged(),
-            "{config}: {:?}",
-            solution.stats
-        );
+        let solution = converged(&config, &a, &g, &stop());
         assert!(
             relative_error(&values(&solution.z), &exact) < 1e-8,
             "{config}"
@@ -121,13 +125,7 @@ fn the_residual_of_the_recurrence_is_the_residual() {
         let (a, g) = (a.clone().cast(dtype), g.clone().cast(dtype));
         for config in krylov() {
             let stop = StopConfig::new().with_rel_tol(1e-4).with_max_steps(200);
-            let solver = config.build().unwrap();
-            let solution = solver.solve(&mut product(&a), g.clone(), &stop.build().unwrap());
-            assert!(
-                solution.stats.all_converged(),
-                "{config}: {:?}",
-                solution.stats
-            );
+            let solution = converged(&config, &a, &g, &stop);
             let image = product(&a)(solution.z.clone()) + g.clone();
             let residual = (image.clone() - solution.z).square().sum_dim(1).sqrt();
             let relative = values(&(residual / image.square().sum_dim(1).sqrt()));

@@ -1,6 +1,7 @@
 //! Checks every recorded case of a folder and prints a table: case, quantity, error, tolerance, pass.
 
-use deq_testkit::parity::{Outcome, cases, check};
+use deq_testkit::cases;
+use deq_testkit::parity::{Outcome, check};
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -77,7 +77,17 @@ fn worst(ours: &[f64], recorded: &[f64]) -> f64 {
     ours.iter()
         .zip(recorded)
         .map(|(a, b)| (a - b).abs() / b.abs().max(1e-300))
-        .fold(0.0, f64::max)
+        .fold(0.0, larger)
+}
+
+/// The larger of two errors; unlike with `f64::max`, a NaN is larger than any number.
+fn larger(a: f64, b: f64) -> f64 {
+    if a.is_nan() || a > b { a } else { b }
+}
+
+/// A solver that the sidecar names and this file does not know.
+fn unknown(run: &str, solver: &str) -> Check {
+    Check::new(format!("{run}: solver {solver} unknown"), f64::NAN, 0.0)
 }
 
 /// The steps of `ours` that the recording keeps: those of the recorded values in their order. The rest are trials of a line search.
@@ -133,8 +143,7 @@ pub(super) fn original(case: &Golden) -> Vec<Check> {
                 (config.into(), 1, 1e-9)
             }
             other => {
-                let unknown = Check::new(format!("{name}: solver {other} unknown"), f64::NAN, 0.0);
-                checks.push(unknown);
+                checks.push(unknown(name, other));
                 continue;
             }
         };
@@ -196,7 +205,11 @@ pub(super) fn torchdeq(case: &Golden) -> Vec<Check> {
         let (config, first) = match text(info, "solver").as_str() {
             "anderson" => (anderson(), 2),
             "broyden" => (broyden(steps + 2).into(), 1),
-            _ => (SolverConfig::picard(), 0),
+            "fixed_point_iter" => (SolverConfig::picard(), 0),
+            other => {
+                checks.push(unknown(name, other));
+                continue;
+            }
         };
         // No tolerance is ever met, so that nothing is held.
         let stop = StopConfig::new()
@@ -214,17 +227,13 @@ pub(super) fn torchdeq(case: &Golden) -> Vec<Check> {
             let sure = determined(&ours, &nudged, sample);
             let recorded = &recorded[sample * length..][1..length];
             // Filled up with its last value after the end.
-            let last = recorded[length - 2];
-            let taken = length
-                - 1
-                - recorded
-                    .iter()
-                    .rev()
-                    .take_while(|r| r.to_bits() == last.to_bits())
-                    .count()
-                + 1;
-            let count = sure.saturating_sub(first).min(taken.saturating_sub(1));
-            error = error.max(worst(&all[first..first + count], recorded));
+            let last = recorded[recorded.len() - 1];
+            let filled = recorded.iter().rev();
+            let filled = filled.take_while(|r| r.to_bits() == last.to_bits());
+            let count = sure
+                .saturating_sub(first)
+                .min(recorded.len() - filled.count());
+            error = larger(error, worst(&all[first..first + count], recorded));
             fewest = fewest.min(count);
         }
         let error = if fewest < FEWEST { f64::NAN } else { error };
