@@ -54,7 +54,7 @@ fn main() -> Result<(), DeqError> {
         network = optimizer.step(0.01, network, gradients);
         if step % 50 == 0 {
             let forward = out.solve.unwrap_or_default();
-            let backward = out.backward.get().unwrap_or_default();
+            let backward = out.backward.solve().unwrap_or_default();
             println!(
                 "step {step:3}  error {:.4}  evaluations of f {:2} forward, {:2} backward",
                 error.into_scalar::<f32>(),

@@ -1,5 +1,6 @@
 //! What a user writes: the map whose fixed point is the layer's output.
 
+use crate::context::CellContext;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -31,7 +32,7 @@ pub trait EquilibriumCell: Module + Sync + 'static {
     /// The returned closure maps a cotangent `u` to `J(z)^T u` (both `[batch, dim]`). It may keep the activations
     /// of one evaluation and so saves the fresh forward pass that automatic differentiation needs for
     /// every product (Burn keeps no graph after `backward`). The default, `None`, differentiates
-    /// [`forward`](Self::forward) automatically.
+    /// [`forward`](Self::forward) automatically. [`check::pullback_error`](crate::check::pullback_error) compares the two.
     fn pullback(&self, _z: &Tensor<2>, _context: &Self::Context) -> Option<Pullback> {
         None
     }
@@ -40,30 +41,26 @@ pub trait EquilibriumCell: Module + Sync + 'static {
 /// A hand-written vector-Jacobian product at a fixed point of linearisation: `u -> J^T u`.
 pub type Pullback = Box<dyn Fn(Tensor<2>) -> Tensor<2> + Send + Sync>;
 
-/// The constant inputs of a cell during one solve.
-pub trait CellContext: Clone + Send + Sync + 'static {
-    /// The same values on the plain device: every float tensor through
-    /// [`Tensor::without_autodiff`].
+/// A cell that multiplies directions by its Jacobian by hand.
+///
+/// The Jacobian penalty needs it for an exact gradient where `f` has kinks (ReLU, max pooling). [`check`](crate::check) compares it with automatic
+/// differentiation.
+pub trait TangentCell: EquilibriumCell {
+    /// `J(z) d`, computed by tensor operations that record the parameters and the context.
     ///
-    /// Solves run on this copy, so that they record no tape, and the backward hook's nested
-    /// graph must share no tracked tensor with the outer one.
-    fn without_autodiff(&self) -> Self;
-}
-
-impl CellContext for () {
-    fn without_autodiff(&self) -> Self {}
-}
-
-impl<const D: usize> CellContext for Tensor<D> {
-    fn without_autodiff(&self) -> Self {
-        self.clone().inner()
-    }
+    /// Where `f` applies an activation `a` to `g(z)`, the tangent is `a'(g(z)) * (tangent of g)`; at a ReLU the factor is a
+    /// mask, through which no gradient flows.
+    ///
+    /// # Shapes
+    ///
+    /// - z, direction, output: `[batch, dim]`
+    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, context: &Self::Context) -> Tensor<2>;
 }
 
 /// A cell and its context detached from every tape: the map that solvers iterate and that products differentiate.
 pub struct FrozenCell<C: EquilibriumCell> {
-    cell: C,
-    context: C::Context,
+    pub(crate) cell: C,
+    pub(crate) context: C::Context,
 }
 
 impl<C: EquilibriumCell> FrozenCell<C> {

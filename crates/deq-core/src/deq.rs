@@ -1,13 +1,21 @@
 //! The implicit layer.
 
 use crate::cell::{EquilibriumCell, FrozenCell};
-use crate::error::DeqError;
-use crate::gradient::{GradientConfig, ImplicitConfig};
-use crate::hook::rewrite_cotangent;
+use crate::error::{DeqError, require};
+use crate::gradient::GradientConfig;
+use crate::gradient::adjoint::{Adjoint, At};
+use crate::gradient::replay::{Replay, ReplayNames};
+use crate::gradient::reversible::ReversiblePairs;
+use crate::random;
+use crate::report::BackwardReport;
+use crate::tape::Inputs;
 use burn::config::Config;
 use burn::tensor::Tensor;
-use deq_solvers::{Solve, SolveStats, SolverConfig, StopConfig, StopRule, Trace};
-use std::sync::{Arc, Mutex, PoisonError};
+use deq_solvers::{
+    Broyden, FixedPointSolver, InverseJacobian, KeptState, Solution, Solve, SolveStats,
+    SolverConfig, StopConfig, StopRule, Trace,
+};
+use std::sync::Arc;
 
 /// Configuration of a [`Deq`].
 #[derive(Config, Debug, PartialEq)]
@@ -16,6 +24,8 @@ pub struct DeqConfig {
     #[config(default = "SolverConfig::anderson()")]
     pub solver: SolverConfig,
     /// When the forward solve ends. Default: relative tolerance 1e-3 within 30 steps.
+    ///
+    /// The steps named in [`StopConfig::keep`] come back as [`Equilibrium::corrections`].
     #[config(default = "StopConfig::new()")]
     pub stop: StopConfig,
     /// The stop rule on plain devices, that is in evaluation. Default: the same as in training.
@@ -24,6 +34,10 @@ pub struct DeqConfig {
     /// How gradients cross the equilibrium. Default implicit.
     #[config(default = "GradientConfig::default()")]
     pub gradient: GradientConfig,
+    /// In training, [`Deq::at_step`] draws the budget uniformly from `stop.max_steps` plus or minus so many steps, so that a model does not
+    /// tune itself to one budget. Default 0; the original scripts use 2 with regularisation.
+    #[config(default = 0)]
+    pub budget_jitter: usize,
 }
 
 impl DeqConfig {
@@ -33,25 +47,91 @@ impl DeqConfig {
     ///
     /// [`DeqError`] naming the solve and the field that is wrong.
     pub fn build(&self) -> Result<Deq, DeqError> {
-        let gradient = match &self.gradient {
-            GradientConfig::Implicit(implicit) => Gradient::Implicit(Adjoint::build(implicit)?),
-            GradientConfig::OneStep => Gradient::OneStep,
-            GradientConfig::Unrolled(unrolled) => match unrolled.steps {
-                0 => return Err(DeqError::NoUnrolledSteps),
-                steps => Gradient::Unrolled(steps),
-            },
-        };
         let stop = self.stop.build().map_err(DeqError::Forward)?;
         let eval_stop = match &self.eval_stop {
             Some(eval) => eval.build().map_err(DeqError::Forward)?,
             None => stop.clone(),
         };
+        require(
+            self.budget_jitter < self.stop.max_steps,
+            "budget_jitter",
+            self.budget_jitter as f64,
+            "below stop.max_steps",
+        )?;
         Ok(Deq {
-            solver: self.solver.build().map_err(DeqError::Forward)?,
+            solver_name: self.solver.build().map_err(DeqError::Forward)?.name(),
+            strategy: self.strategy()?,
             stop,
             eval_stop,
-            gradient,
+            budget_jitter: self.budget_jitter,
         })
+    }
+
+    fn strategy(&self) -> Result<Strategy, DeqError> {
+        let solver = self.solver.build().map_err(DeqError::Forward)?;
+        let wrong = |gradient, needs| DeqError::WrongSolver {
+            gradient,
+            needs,
+            solver: solver.name(),
+        };
+        let at_equilibrium = |gradient| {
+            Ok(Strategy::Solved {
+                solver: Forward::Any(solver.clone()),
+                gradient,
+            })
+        };
+        match &self.gradient {
+            GradientConfig::Implicit(config) => {
+                at_equilibrium(AtEquilibrium::Adjoint(Adjoint::solved(config)?))
+            }
+            GradientConfig::Neumann(config) => {
+                at_equilibrium(AtEquilibrium::Adjoint(Adjoint::series(config)?))
+            }
+            GradientConfig::OneStep => at_equilibrium(AtEquilibrium::OneStep),
+            GradientConfig::Phantom(config) => {
+                let names = ReplayNames {
+                    steps: "phantom.steps",
+                    stored_states: "phantom.stored_states",
+                };
+                let replay =
+                    Replay::build(names, config.steps, config.damping, config.stored_states)?;
+                at_equilibrium(AtEquilibrium::Phantom(replay))
+            }
+            GradientConfig::Shine(config) => match &self.solver {
+                SolverConfig::Broyden(broyden) => Ok(Strategy::Solved {
+                    solver: Forward::Shared(broyden.build().map_err(DeqError::Forward)?),
+                    gradient: AtEquilibrium::Adjoint(Adjoint::shine(config)?),
+                }),
+                _ => Err(wrong("shine", "broyden")),
+            },
+            GradientConfig::Reversible => {
+                self.nothing_to_keep("reversible")?;
+                match &self.solver {
+                    SolverConfig::Reversible(config) => {
+                        let iteration = config.build().map_err(DeqError::Forward)?;
+                        Ok(Strategy::Reversible(ReversiblePairs::new(iteration)))
+                    }
+                    _ => Err(wrong("reversible", "reversible")),
+                }
+            }
+            GradientConfig::Unrolled(config) => {
+                self.nothing_to_keep("unrolled")?;
+                let names = ReplayNames {
+                    steps: "unrolled.steps",
+                    stored_states: "unrolled.stored_states",
+                };
+                let replay = Replay::build(names, config.steps, 1.0, config.stored_states)?;
+                Ok(Strategy::Unrolled(replay))
+            }
+        }
+    }
+
+    fn nothing_to_keep(&self, gradient: &'static str) -> Result<(), DeqError> {
+        let asked = |stop: &StopConfig| !stop.keep.is_empty();
+        match asked(&self.stop) || self.eval_stop.as_ref().is_some_and(asked) {
+            true => Err(DeqError::NothingToKeep { gradient }),
+            false => Ok(()),
+        }
     }
 }
 
@@ -60,50 +140,64 @@ impl DeqConfig {
 /// The layer holds no parameters; those belong to the [`EquilibriumCell`]. One `Deq` can serve several cells.
 #[derive(Clone, Debug)]
 pub struct Deq {
-    solver: Arc<dyn Solve>,
+    solver_name: &'static str,
     stop: StopRule,
     eval_stop: StopRule,
-    gradient: Gradient,
+    strategy: Strategy,
+    budget_jitter: usize,
+}
+
+/// How the output comes about and what of it the tape records.
+#[derive(Clone, Debug)]
+enum Strategy {
+    /// A solve without tape, then something at its end.
+    Solved {
+        solver: Forward,
+        gradient: AtEquilibrium,
+    },
+    /// A solve that the backward pass undoes.
+    Reversible(ReversiblePairs),
+    /// No solve.
+    Unrolled(Replay),
 }
 
 #[derive(Clone, Debug)]
-enum Gradient {
-    Implicit(Adjoint),
+enum Forward {
+    Any(Arc<dyn Solve>),
+    /// A solve whose inverse Jacobian the backward pass reuses.
+    Shared(Broyden),
+}
+
+#[derive(Clone, Debug)]
+enum AtEquilibrium {
+    /// One recorded evaluation whose cotangent an adjoint rewrites.
+    Adjoint(Adjoint),
+    /// One recorded evaluation.
     OneStep,
-    Unrolled(usize),
+    /// Some recorded evaluations.
+    Phantom(Replay),
 }
 
-/// The backward solve.
-#[derive(Clone, Debug)]
-struct Adjoint {
-    solver: Arc<dyn Solve>,
-    stop: StopRule,
-}
-
-impl Adjoint {
-    fn build(config: &ImplicitConfig) -> Result<Self, DeqError> {
-        Ok(Self {
-            solver: config.solver.build().map_err(DeqError::Backward)?,
-            stop: config.stop.build().map_err(DeqError::Backward)?,
-        })
-    }
-
-    /// Attaches the solve of `u = J(z)^T u + g` to the backward pass of `image = f(z)`.
-    fn attach<C: EquilibriumCell>(
-        self,
-        image: Tensor<2>,
-        frozen: FrozenCell<C>,
-        z: Tensor<2>,
-        report: BackwardReport,
-    ) -> Tensor<2> {
-        rewrite_cotangent(image, move |cotangent: Tensor<2>| {
-            let product = frozen.linearize(z.clone());
-            let mut map = |u: Tensor<2>| product(u) + cotangent.clone();
-            // Starting from the cotangent, every iterate is at least the one-step gradient.
-            let solution = self.solver.solve(&mut map, cotangent.clone(), &self.stop);
-            report.record(solution.stats);
-            solution.z
-        })
+impl Forward {
+    fn solve<C: EquilibriumCell>(
+        &self,
+        frozen: &FrozenCell<C>,
+        z0: Tensor<2>,
+        stop: &StopRule,
+    ) -> (Solution, Option<InverseJacobian>) {
+        let mut map = |z: Tensor<2>| frozen.call(z);
+        match self {
+            Forward::Any(solver) => (solver.solve(&mut map, z0, stop), None),
+            Forward::Shared(broyden) => {
+                let (solution, state) = broyden.solve_with_state(&mut map, z0, stop);
+                // A start that is already the answer leaves no state: the first estimate of the inverse is then the last.
+                let inverse = match state {
+                    Some(state) => state.into_inverse(),
+                    None => InverseJacobian::identity(&solution.z),
+                };
+                (solution, Some(inverse))
+            }
+        }
     }
 }
 
@@ -111,11 +205,11 @@ impl Deq {
     /// Finds the equilibrium from `z0` and makes it differentiable.
     ///
     /// In training, that is when `z0` or a parameter of the cell lives on an autodiff device, the solve itself records no
-    /// tape. Then `f` is evaluated once more at `z*`, tracked, and the gradient strategy is attached to that evaluation:
-    /// `loss.backward()` needs nothing else. On plain devices only the solve runs, under
+    /// tape; the gradient strategy is attached to its end. `loss.backward()` needs nothing else. On plain devices only the solve runs, under
     /// [`DeqConfig::eval_stop`].
     ///
-    /// The start is a constant: no gradient flows into `z0`, except through an unroll.
+    /// A good start saves steps: pass the [`z_star`](Equilibrium::z_star) of a similar problem, such as the last frame of a video, or zeros.
+    /// The start is a constant: no gradient flows into `z0`, except through the unrolled and the reversible strategy.
     ///
     /// # Shapes
     ///
@@ -123,7 +217,7 @@ impl Deq {
     ///
     /// # Panics
     ///
-    /// If the cell changes the shape of the state; with an implicit gradient, if this crate was built without the feature of
+    /// If the cell changes the shape of the state; in training, if this crate was built without the feature of
     /// the device's backend (`flex`, `cuda`, ...), since Burn finds custom operations per backend.
     pub fn forward<C: EquilibriumCell>(
         &self,
@@ -131,47 +225,152 @@ impl Deq {
         context: &C::Context,
         z0: Tensor<2>,
     ) -> Equilibrium {
-        if let Gradient::Unrolled(steps) = self.gradient {
-            return unroll(cell, context, z0, steps);
-        }
         let training = z0.is_autodiff() || cell.devices().iter().any(|device| device.is_autodiff());
-        let stop = if training {
-            &self.stop
-        } else {
-            &self.eval_stop
+        let layer = Layer {
+            cell,
+            context,
+            training,
+            stop: if training {
+                &self.stop
+            } else {
+                &self.eval_stop
+            },
         };
-        let frozen = FrozenCell::new(cell, context);
-        let mut map = |z: Tensor<2>| frozen.call(z);
-        let solution = self.solver.solve(&mut map, z0.inner(), stop);
-
-        let backward = BackwardReport::default();
-        let z_star = solution.z;
-        let (z, tracked_evaluations) = if training {
-            let image = cell.forward(z_star.clone(), context);
-            let z = match &self.gradient {
-                Gradient::Implicit(adjoint) if image.is_tracked() => {
-                    let adjoint = adjoint.clone();
-                    adjoint.attach(image, frozen, z_star.clone(), backward.clone())
-                }
-                _ => image,
-            };
-            (z, 1)
-        } else {
-            (solution.fz, 0)
-        };
-        Equilibrium {
-            z,
-            z_star,
-            nfe: solution.stats.nfe + tracked_evaluations,
-            solve: Some(solution.stats),
-            trace: solution.trace,
-            backward,
+        match &self.strategy {
+            Strategy::Unrolled(replay) => layer.unroll(*replay, z0),
+            Strategy::Reversible(pairs) => layer.reversible(pairs, z0),
+            Strategy::Solved { solver, gradient } => layer.solved(solver, gradient, z0),
         }
+    }
+
+    /// The layer with the budget of one training step, drawn as [`DeqConfig::budget_jitter`] says. The same seed and step give the same budget, so that a
+    /// resumed run repeats it.
+    #[must_use]
+    pub fn at_step(&self, seed: u64, step: u64) -> Self {
+        // Apart from other draws that depend on the same seed and step.
+        const SALT: u64 = 0x6275_6467_6574;
+        let choices = 2 * self.budget_jitter + 1;
+        let draw = (random::uniform(seed ^ SALT, step) * choices as f64) as usize;
+        let budget = self.stop.config().max_steps - self.budget_jitter + draw;
+        self.with_max_steps(budget)
+    }
+
+    /// The layer with another budget for training solves, of at least one step.
+    #[must_use]
+    pub fn with_max_steps(&self, max_steps: usize) -> Self {
+        let mut other = self.clone();
+        other.stop = other.stop.with_max_steps(max_steps);
+        other
     }
 
     /// The name of the forward solver.
     pub fn solver_name(&self) -> &'static str {
-        self.solver.name()
+        self.solver_name
+    }
+}
+
+/// One call of [`Deq::forward`].
+struct Layer<'a, C: EquilibriumCell> {
+    cell: &'a C,
+    context: &'a C::Context,
+    training: bool,
+    stop: &'a StopRule,
+}
+
+impl<C: EquilibriumCell> Layer<'_, C> {
+    fn solved(&self, solver: &Forward, gradient: &AtEquilibrium, z0: Tensor<2>) -> Equilibrium {
+        let frozen = FrozenCell::new(self.cell, self.context);
+        let (mut solution, inverse) = solver.solve(&frozen, z0.inner(), self.stop);
+        let backward = BackwardReport::default();
+        let z = solution.z.clone();
+        let kept = std::mem::take(&mut solution.states);
+        let mut tracked = 0;
+        let mut corrections = Vec::with_capacity(kept.len());
+        for state in kept {
+            corrections.push(self.correction(state));
+            tracked += usize::from(self.training);
+        }
+        let output = match gradient {
+            _ if !self.training => solution.fz,
+            AtEquilibrium::Phantom(replay) => {
+                tracked += replay.steps();
+                replay.run(self.cell, self.context, z.clone(), &backward)
+            }
+            AtEquilibrium::OneStep => {
+                tracked += 1;
+                self.cell.forward(z.clone(), self.context)
+            }
+            AtEquilibrium::Adjoint(adjoint) => {
+                tracked += 1;
+                let image = self.cell.forward(z.clone(), self.context);
+                match image.is_tracked() {
+                    true => {
+                        let z = z.clone();
+                        let at = At { frozen, z, inverse };
+                        adjoint.attach(image, at, backward.clone())
+                    }
+                    false => image,
+                }
+            }
+        };
+        Equilibrium {
+            z: output,
+            z_star: z,
+            nfe: solution.stats.nfe + tracked,
+            solve: Some(solution.stats),
+            trace: solution.trace,
+            corrections,
+            backward,
+        }
+    }
+
+    fn correction(&self, state: KeptState) -> Correction {
+        Correction {
+            step: state.step,
+            reached: state.reached,
+            z: match self.training {
+                true => self.cell.forward(state.z, self.context),
+                false => state.fz,
+            },
+        }
+    }
+
+    fn reversible(&self, pairs: &ReversiblePairs, z0: Tensor<2>) -> Equilibrium {
+        let frozen = FrozenCell::new(self.cell, self.context);
+        let solve = pairs.solve(frozen, z0.clone().inner(), self.stop);
+        let backward = BackwardReport::default();
+        let z_star = solve.z();
+        let Solution { stats, trace, .. } = solve.solution.clone();
+        let z = match self.training {
+            true => {
+                let inputs = Inputs::of(self.cell, self.context);
+                pairs.attach(solve, &z0, inputs, backward.clone())
+            }
+            false => z_star.clone(),
+        };
+        Equilibrium {
+            z,
+            z_star,
+            nfe: stats.nfe,
+            solve: Some(stats),
+            trace,
+            corrections: Vec::new(),
+            backward,
+        }
+    }
+
+    fn unroll(&self, replay: Replay, z0: Tensor<2>) -> Equilibrium {
+        let backward = BackwardReport::default();
+        let z = replay.run(self.cell, self.context, z0, &backward);
+        Equilibrium {
+            z_star: z.clone().inner(),
+            z,
+            nfe: replay.steps(),
+            solve: None,
+            trace: None,
+            corrections: Vec::new(),
+            backward,
+        }
     }
 }
 
@@ -188,16 +387,14 @@ pub fn unroll<C: EquilibriumCell>(
     z0: Tensor<2>,
     steps: usize,
 ) -> Equilibrium {
-    let mut z = z0;
-    for _ in 0..steps {
-        z = cell.forward(z, context);
-    }
+    let z = (0..steps).fold(z0, |z, _| cell.forward(z, context));
     Equilibrium {
         z_star: z.clone().inner(),
         z,
         nfe: steps,
         solve: None,
         trace: None,
+        corrections: Vec::new(),
         backward: BackwardReport::default(),
     }
 }
@@ -205,36 +402,31 @@ pub fn unroll<C: EquilibriumCell>(
 /// The output of a [`Deq`] and how it was found.
 #[derive(Clone, Debug)]
 pub struct Equilibrium {
-    /// The output `f(z*)`, `[batch, dim]`, differentiable in training.
+    /// The output, `[batch, dim]`, differentiable in training: `f(z*)`, the end of the phantom steps, or the end of an unroll or a reversible iteration.
     pub z: Tensor<2>,
     /// The point `z*` itself, `[batch, dim]`, without autodiff: for the Jacobian penalty, memories, warm starts.
     pub z_star: Tensor<2>,
-    /// Evaluations of `f` in the forward pass, the tracked one included.
+    /// Evaluations of `f` in the forward pass, the tracked ones included.
     pub nfe: usize,
-    /// The forward solve; `None` after an unroll, which tests nothing.
+    /// The forward solve; `None` after an unroll, which tests nothing. A reversible solve counts pairs as steps and tests the change of a whole
+    /// pair, which is about `damping` times the residual.
     pub solve: Option<SolveStats>,
     /// Residuals of every step, if the stop rule asked for them.
     pub trace: Option<Trace>,
-    /// The backward solve, filled in by `backward()`.
+    /// States on the way to the equilibrium, at the steps of [`StopConfig::keep`].
+    pub corrections: Vec<Correction>,
+    /// What the backward pass did, filled in by `backward()`.
     pub backward: BackwardReport,
 }
 
-/// Statistics of a backward solve, which exist only once `loss.backward()` has run.
-#[derive(Clone, Debug, Default)]
-pub struct BackwardReport(Arc<Mutex<Option<SolveStats>>>);
-
-impl BackwardReport {
-    fn record(&self, stats: SolveStats) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stats);
-    }
-
-    /// The statistics of the last backward solve through this equilibrium. An evaluation is one vector-Jacobian product.
-    ///
-    /// `None` before `backward()`, and for strategies without a backward solve.
-    pub fn get(&self) -> Option<SolveStats> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
+/// A state on the way, for a fixed-point correction loss: a weighted loss on it teaches `f` to approach the equilibrium in few steps
+/// (Bai et al., "Deep Equilibrium Optical Flow Estimation", CVPR 2022, section 3.3).
+#[derive(Clone, Debug)]
+pub struct Correction {
+    /// The step, counted from 0 for the start.
+    pub step: usize,
+    /// Whether the solve went so far. If not, this is the equilibrium.
+    pub reached: bool,
+    /// `f(z_step)`, `[batch, dim]`; in training recorded with its one-step gradient, which costs the memory of one evaluation.
+    pub z: Tensor<2>,
 }

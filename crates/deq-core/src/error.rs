@@ -12,7 +12,50 @@ pub enum DeqError {
     /// The backward solver or its stop rule is invalid.
     #[error("the backward solve is misconfigured: {0}")]
     Backward(#[source] InvalidConfig),
-    /// An unrolled gradient without steps.
-    #[error("gradient.unrolled.steps is 0, but must be at least 1")]
-    NoUnrolledSteps,
+    /// A field outside its range.
+    #[error("{field} is {value}, but must be {requirement}")]
+    OutOfRange {
+        /// Its path in the configuration.
+        field: &'static str,
+        /// What was given.
+        value: f64,
+        /// What it must be.
+        requirement: &'static str,
+    },
+    /// A gradient that reuses the forward solve needs the solver that provides it.
+    #[error(
+        "the {gradient} gradient reuses the solve of the {needs} solver, but solver is {solver}"
+    )]
+    WrongSolver {
+        /// The gradient strategy.
+        gradient: &'static str,
+        /// The solver it needs.
+        needs: &'static str,
+        /// The one configured.
+        solver: &'static str,
+    },
+    /// `stop.keep` names steps of a solve, and this gradient has no solve with single steps.
+    #[error(
+        "stop.keep names solver steps for losses on the way, which the {gradient} gradient does not have"
+    )]
+    NothingToKeep {
+        /// The gradient strategy.
+        gradient: &'static str,
+    },
+}
+
+pub(crate) fn require(
+    valid: bool,
+    field: &'static str,
+    value: f64,
+    requirement: &'static str,
+) -> Result<(), DeqError> {
+    match valid {
+        true => Ok(()),
+        false => Err(DeqError::OutOfRange {
+            field,
+            value,
+            requirement,
+        }),
+    }
 }

@@ -36,7 +36,7 @@
 //!
 //! let grads = out.z.square().sum().backward();
 //! assert!(cell.inner.weight.val().grad(&grads).is_some());
-//! assert!(out.backward.get().expect("backward ran").all_converged());
+//! assert!(out.backward.solve().expect("backward ran").all_converged());
 //! # Ok::<(), deq_core::DeqError>(())
 //! ```
 //!
@@ -53,15 +53,33 @@
 //! least one is needed to run: the backward hook is implemented per backend.
 
 mod cell;
+pub mod check;
+mod context;
 mod deq;
+pub mod dropout;
 mod error;
 mod gradient;
 mod hook;
 mod layout;
+pub mod normalization;
+pub mod random;
+mod report;
+mod tape;
 
-pub use cell::{CellContext, EquilibriumCell, FrozenCell, Pullback};
-pub use deq::{BackwardReport, Deq, DeqConfig, Equilibrium, unroll};
+#[doc = include_str!("../docs/gradients.md")]
+pub mod gradients {}
+
+#[doc = include_str!("../docs/tutorial.md")]
+pub mod tutorial {}
+
+pub use cell::{EquilibriumCell, FrozenCell, Pullback, TangentCell};
+pub use context::{CellContext, TensorMap};
+pub use deq::{Correction, Deq, DeqConfig, Equilibrium, unroll};
 pub use deq_solvers as solvers;
 pub use error::DeqError;
-pub use gradient::{GradientConfig, ImplicitConfig, UnrolledConfig};
+pub use gradient::{
+    GradientConfig, ImplicitConfig, NeumannGradientConfig, PhantomConfig, ShineConfig,
+    UnrolledConfig,
+};
 pub use layout::StateLayout;
+pub use report::{BackwardPass, BackwardReport};

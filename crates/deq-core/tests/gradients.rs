@@ -9,7 +9,7 @@ use deq_core::solvers::{
 };
 use deq_core::{
     CellContext, DeqConfig, EquilibriumCell, FrozenCell, GradientConfig, ImplicitConfig, Pullback,
-    UnrolledConfig, unroll,
+    TensorMap, UnrolledConfig, unroll,
 };
 use deq_testkit::{
     assert_close, f64_device, finite_difference, fixture, relative_error, solve_dense, values,
@@ -38,10 +38,10 @@ struct Inputs {
 }
 
 impl CellContext for Inputs {
-    fn without_autodiff(&self) -> Self {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
         Self {
-            x: self.x.clone().inner(),
-            e: self.e.clone().inner(),
+            x: self.x.map_tensors(map),
+            e: self.e.map_tensors(map),
         }
     }
 }
@@ -119,7 +119,11 @@ fn config(forward: SolverConfig, gradient: GradientConfig) -> DeqConfig {
 }
 
 fn implicit(solver: SolverConfig) -> GradientConfig {
-    GradientConfig::Implicit(ImplicitConfig::new().with_solver(solver).with_stop(tight()))
+    GradientConfig::Implicit(
+        ImplicitConfig::new()
+            .with_solver(solver.into())
+            .with_stop(tight()),
+    )
 }
 
 fn all_solvers() -> [SolverConfig; 3] {
@@ -205,7 +209,7 @@ fn implicit_gradients_equal_the_closed_form_with_every_pair_of_solvers() {
                 assert!(out.solve.as_ref().unwrap().all_converged());
                 let actual = gradients(&cell, &inputs, loss(&out.z, &device));
                 assert_gradients(&actual, &expected, 1e-8, "implicit against closed form");
-                assert!(out.backward.get().unwrap().all_converged());
+                assert!(out.backward.solve().unwrap().all_converged());
             }
         }
     }
@@ -382,7 +386,7 @@ fn an_adjoint_that_cannot_converge_says_so_and_gives_a_finite_gradient() {
     let inputs = inputs(&device);
     let backward = GradientConfig::Implicit(
         ImplicitConfig::new()
-            .with_solver(SolverConfig::picard())
+            .with_solver(SolverConfig::picard().into())
             .with_stop(tight()),
     );
     // The forward solve succeeds by Broyden; plain iteration of the adjoint expands.
@@ -393,7 +397,7 @@ fn an_adjoint_that_cannot_converge_says_so_and_gives_a_finite_gradient() {
     let actual = gradients(&cell, &inputs, loss(&out.z, &device));
     assert!(actual.iter().flatten().all(|g| g.is_finite()));
     assert!(actual[2].iter().any(|g| *g != 0.0));
-    let report = out.backward.get().unwrap();
+    let report = out.backward.solve().unwrap();
     assert_eq!(report.status, [SolveStatus::Diverged; BATCH]);
 }
 

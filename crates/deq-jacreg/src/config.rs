@@ -1,8 +1,8 @@
 //! What a user sets: strength, frequency and estimator of the penalty, and how they change during training.
 
 use crate::error::{InvalidPenalty, require};
-use crate::hash;
 use burn::config::Config;
+use deq_core::random;
 
 /// Which of the two unbiased estimates of `|J|_F^2` is made.
 ///
@@ -178,7 +178,7 @@ impl JacobianPenalty {
     ///
     /// `false` always where [`weight_at`](Self::weight_at) is 0.
     pub fn applies_at(&self, seed: u64, step: usize) -> bool {
-        self.weight_at(step) > 0.0 && hash::uniform(seed, step as u64) < self.config.frequency
+        self.weight_at(step) > 0.0 && random::uniform(seed, step as u64) < self.config.frequency
     }
 
     fn stopped(&self, step: usize) -> bool {

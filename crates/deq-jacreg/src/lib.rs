@@ -77,12 +77,12 @@ mod config;
 mod difference;
 mod error;
 mod exact;
-mod hash;
 mod penalty;
 mod spectral;
 
 pub use config::{Estimator, JacobianPenalty, JacobianPenaltyConfig, Probe};
+pub use deq_core::TangentCell;
 pub use error::InvalidPenalty;
 pub use exact::{dense_jacobian, frobenius_norm_sq};
-pub use penalty::{Penalty, TangentCell};
+pub use penalty::Penalty;
 pub use spectral::{SpectralRadius, SpectralRadiusConfig, spectral_radius};

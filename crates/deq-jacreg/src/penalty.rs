@@ -4,7 +4,7 @@ use crate::config::{Estimator, JacobianPenalty, Probe};
 use crate::difference::{CentralDifference, finite_rows, keep_rows, relative_step};
 use crate::error::InvalidPenalty;
 use burn::tensor::{Bool, Distribution, Tensor, assert_shape};
-use deq_core::{EquilibriumCell, FrozenCell};
+use deq_core::{EquilibriumCell, FrozenCell, TangentCell};
 
 /// One estimate of the penalty and what it cost.
 #[derive(Clone, Debug)]
@@ -29,23 +29,6 @@ struct Contribution {
     value: Tensor<2>,
     /// `[batch, 1]`.
     finite: Tensor<2, Bool>,
-}
-
-/// A cell that multiplies directions by its Jacobian by hand.
-///
-/// With it the penalty's gradient has no difference error: [`JacobianPenalty::estimate_exact`]. Write one for every
-/// cell with kinks (ReLU, max pooling): there, differences are not accurate enough, see
-/// [`estimate`](JacobianPenalty::estimate).
-pub trait TangentCell: EquilibriumCell {
-    /// `J(z) d`, computed by tensor operations that record the parameters and the context.
-    ///
-    /// Where `f` applies an activation `a` to `g(z)`, the tangent is `a'(g(z)) * (tangent of g)`; at a ReLU the factor is a
-    /// mask, through which no gradient flows.
-    ///
-    /// # Shapes
-    ///
-    /// - z, direction, output: `[batch, dim]`
-    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, context: &Self::Context) -> Tensor<2>;
 }
 
 impl JacobianPenalty {

@@ -1,9 +1,9 @@
 //! The spectral radius of the Jacobian at an equilibrium, by power iteration.
 
 use crate::error::{InvalidPenalty, require};
-use crate::hash;
 use burn::config::Config;
 use burn::tensor::{Tensor, TensorData};
+use deq_core::random;
 use deq_core::{EquilibriumCell, FrozenCell};
 
 /// Settings of [`spectral_radius`].
@@ -159,7 +159,7 @@ pub fn spectral_radius<C: EquilibriumCell>(
 /// One vector of norm 1, repeated for every sample, so that a sample's estimate does not depend on its batch.
 fn start(z: &Tensor<2>, seed: u64) -> Tensor<2> {
     let [batch, dim] = z.dims();
-    let values = TensorData::new(hash::normal(seed, dim), [1, dim]);
+    let values = TensorData::new(random::normal(seed, dim), [1, dim]);
     let row = Tensor::<2>::from_data(values, (&z.device(), z.dtype()));
     let norm = norm(&row);
     (row / nonzero(&norm)).repeat_dim(0, batch)

@@ -26,7 +26,7 @@ fn tight() -> Deq {
         .with_stop(stop.clone())
         .with_gradient(GradientConfig::Implicit(
             ImplicitConfig::new()
-                .with_solver(SolverConfig::broyden())
+                .with_solver(SolverConfig::broyden().into())
                 .with_stop(stop),
         ))
         .build()

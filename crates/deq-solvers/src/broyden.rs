@@ -131,6 +131,11 @@ impl BroydenState {
     pub fn inverse(&self) -> &InverseJacobian {
         &self.inverse
     }
+
+    /// That approximation, without the rest of the state.
+    pub fn into_inverse(self) -> InverseJacobian {
+        self.inverse
+    }
 }
 
 /// `B = -I + sum_i u_i v_i^T` for every sample, an approximation of the inverse of the Jacobian of `f(z) - z`.
@@ -149,6 +154,15 @@ impl InverseJacobian {
             v: History::new(like, history),
             pairs: VecDeque::new(),
         }
+    }
+
+    /// `B = -I`, what a solve begins with.
+    ///
+    /// # Shapes
+    ///
+    /// - like: `[batch, dim]`
+    pub fn identity(like: &Tensor<2>) -> Self {
+        Self::new(like, 1)
     }
 
     /// The number of rank-one terms in use.

@@ -68,6 +68,11 @@ pub struct ReversiblePair {
 }
 
 impl Reversible {
+    /// The weight of the image.
+    pub fn damping(&self) -> f64 {
+        self.damping
+    }
+
     /// `(1 - damping) point + damping image`
     fn mix(&self, point: &Tensor<2>, image: &Tensor<2>) -> Tensor<2> {
         point.clone().mul_scalar(1.0 - self.damping) + image.clone().mul_scalar(self.damping)

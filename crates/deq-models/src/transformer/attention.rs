@@ -1,9 +1,10 @@
 //! Relative positional attention over memory and segment (Transformer-XL, Dai et al. 2019).
 
 use super::linear::{Affine, LinearShape, NormedLinear};
-use super::{dropout_mask, masked, plain};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Tensor, activation::softmax};
+use deq_core::dropout::DropoutMask;
+use deq_core::{CellContext, TensorMap};
 
 /// Multi-head attention with relative positions.
 ///
@@ -42,7 +43,7 @@ pub(crate) struct AttentionContext {
     /// 0 where a query sees a key, -1e9 where it does not, `[1, 1, time, keys]`.
     mask: Tensor<4>,
     /// On attention probabilities, `[batch, heads, time, keys]`.
-    dropout: Option<Tensor<4>>,
+    dropout: DropoutMask<4>,
 }
 
 /// What [`Attention::context`] reads besides the parameters.
@@ -113,7 +114,7 @@ impl Attention {
             memory,
             distances: heads(distances, n_heads).swap_dims(2, 3),
             mask: causal_mask(time, past, inputs.window, inputs.device),
-            dropout: dropout_mask([batch, n_heads, time, keys], inputs.dropout, inputs.device),
+            dropout: DropoutMask::draw([batch, n_heads, time, keys], inputs.dropout, inputs.device),
         }
     }
 }
@@ -136,7 +137,7 @@ impl AttentionContext {
             + relative_shift(position.matmul(self.distances.clone()))
             + self.mask.clone();
         let probabilities = softmax(scores, 3);
-        let weights = masked(probabilities.clone(), &self.dropout);
+        let weights = self.dropout.apply(probabilities.clone());
         let output = self.output.apply(merge(weights.matmul(value.clone())));
         AttentionValues {
             output,
@@ -173,8 +174,10 @@ impl AttentionContext {
             + by_key;
         // d softmax = p (ds - p . ds)
         let along = (probabilities.clone() * d_scores.clone()).sum_dim(3);
-        let d_weights = masked(probabilities.clone() * (d_scores - along), &self.dropout);
-        let weights = masked(probabilities, &self.dropout).narrow(3, past, time);
+        let d_weights = self
+            .dropout
+            .apply(probabilities.clone() * (d_scores - along));
+        let weights = self.dropout.apply(probabilities).narrow(3, past, time);
         let d_mixed = d_weights.matmul(at.value.clone()) + weights.matmul(d_value);
         self.output.tangent(merge(d_mixed))
     }
@@ -188,7 +191,7 @@ impl AttentionContext {
         let time = self.time();
         let values = self.evaluate(z);
         let [.., keys] = values.probabilities.dims();
-        let weights = masked(values.probabilities.clone(), &self.dropout);
+        let weights = self.dropout.apply(values.probabilities.clone());
         let pullback = AttentionPullback {
             to_mixed: self.output.transposed(),
             to_input: self.qkv.transposed(),
@@ -216,25 +219,24 @@ impl AttentionContext {
         1.0 / (d_head as f64).sqrt()
     }
 
-    pub(crate) fn without_autodiff(&self) -> Self {
-        Self {
-            qkv: self.qkv.without_autodiff(),
-            output: self.output.without_autodiff(),
-            content_bias: self.content_bias.clone().inner(),
-            position_bias: self.position_bias.clone().inner(),
-            injection: self.injection.clone().inner(),
-            memory: self
-                .memory
-                .clone()
-                .map(|(key, value)| (key.inner(), value.inner())),
-            distances: self.distances.clone().inner(),
-            mask: self.mask.clone().inner(),
-            dropout: plain(&self.dropout),
-        }
-    }
-
     pub(crate) fn time(&self) -> usize {
         self.injection.dims()[1]
+    }
+}
+
+impl CellContext for AttentionContext {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+        Self {
+            qkv: self.qkv.map_tensors(map),
+            output: self.output.map_tensors(map),
+            content_bias: self.content_bias.map_tensors(map),
+            position_bias: self.position_bias.map_tensors(map),
+            injection: self.injection.map_tensors(map),
+            memory: self.memory.map_tensors(map),
+            distances: self.distances.map_tensors(map),
+            mask: self.mask.map_tensors(map),
+            dropout: self.dropout.map_tensors(map),
+        }
     }
 }
 
@@ -260,7 +262,7 @@ pub(crate) struct AttentionPullback {
     weights: Tensor<4>,
     /// `[1, heads, keys, d_head]`
     distances: Tensor<4>,
-    dropout: Option<Tensor<4>>,
+    dropout: DropoutMask<4>,
     scale: f64,
     /// `[batch, heads, d_head, keys]`
     values: Tensor<4>,
@@ -281,7 +283,7 @@ impl AttentionPullback {
         let [.., keys] = self.probabilities.dims();
         let g_mixed = heads(self.to_mixed.apply(cotangent), n_heads);
         let g_value = self.weights.clone().matmul(g_mixed.clone());
-        let g_weights = masked(g_mixed.matmul(self.values.clone()), &self.dropout);
+        let g_weights = self.dropout.apply(g_mixed.matmul(self.values.clone()));
         // The Jacobian of the softmax is symmetric.
         let along = (self.probabilities.clone() * g_weights.clone()).sum_dim(3);
         let g_scores = self.probabilities.clone() * (g_weights - along);

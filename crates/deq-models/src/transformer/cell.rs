@@ -2,11 +2,10 @@
 
 use super::attention::{Attention, AttentionContext, AttentionInputs};
 use super::linear::{Affine, LinearShape, NormedLinear};
-use super::{dropout_mask, masked, plain};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation::relu};
-use deq_core::{CellContext, EquilibriumCell, Pullback};
-use deq_jacreg::TangentCell;
+use deq_core::dropout::DropoutMask;
+use deq_core::{CellContext, EquilibriumCell, Pullback, TangentCell, TensorMap};
 
 /// One Transformer-XL layer with input injection, `[batch, time, d_model]` flattened to `[batch, time * d_model]`.
 ///
@@ -54,9 +53,9 @@ pub struct TransformerContext {
     inner: Affine,
     outer: Affine,
     /// On the output of attention and of the feed-forward layer, `[batch, 1, d_model]`.
-    dropout: [Option<Tensor<3>>; 2],
+    dropout: [DropoutMask<3>; 2],
     /// On inner activations, `[batch, 1, d_inner]`.
-    inner_dropout: Option<Tensor<3>>,
+    inner_dropout: DropoutMask<3>,
 }
 
 pub(crate) struct CellShape {
@@ -126,7 +125,7 @@ impl TransformerCell {
             device: &device,
         });
         let inner = self.feed_forward.inner.effective();
-        let mask = |width| dropout_mask([batch, 1, width], dropout.hidden, &device);
+        let mask = |width| DropoutMask::draw([batch, 1, width], dropout.hidden, &device);
         TransformerContext {
             attention,
             dropout: [mask(width / 3), mask(width / 3)],
@@ -151,10 +150,10 @@ impl EquilibriumCell for TransformerCell {
             z.clone()
         };
         let attended = context.attention.evaluate(seen).output;
-        let y = LayerNorm::at(z + masked(attended, after_attention)).normed;
+        let y = LayerNorm::at(z + after_attention.apply(attended)).normed;
         let inner = relu(context.inner.apply(y.clone()));
-        let fed = context.outer.apply(masked(inner, &context.inner_dropout));
-        let out = y + masked(fed, after_feed_forward);
+        let fed = context.outer.apply(context.inner_dropout.apply(inner));
+        let out = y + after_feed_forward.apply(fed);
         let out = if self.pre_norm {
             out
         } else {
@@ -175,13 +174,13 @@ impl EquilibriumCell for TransformerCell {
             .as_ref()
             .map_or(z.clone(), |norm| norm.normed.clone());
         let (attended, attention) = context.attention.linearize(seen);
-        let middle = LayerNorm::at(z + masked(attended, &after_attention));
+        let middle = LayerNorm::at(z + after_attention.apply(attended));
         let y = middle.normed.clone();
         let inner = context.inner.apply(y.clone());
         let off = inner.clone().lower_equal_elem(0.0);
         let after = (!self.pre_norm).then(|| {
-            let fed = context.outer.apply(masked(relu(inner), &inner_dropout));
-            LayerNorm::at(y + masked(fed, &after_feed_forward))
+            let fed = context.outer.apply(inner_dropout.apply(relu(inner)));
+            LayerNorm::at(y + after_feed_forward.apply(fed))
         });
         let (to_inner, to_middle) = (context.outer.transposed(), context.inner.transposed());
 
@@ -190,10 +189,10 @@ impl EquilibriumCell for TransformerCell {
             let shape = middle.normed.dims();
             let g = cotangent.reshape(shape);
             let g = after.as_ref().map_or(g.clone(), |norm| norm.carry(g));
-            let g_inner = to_inner.apply(masked(g.clone(), &after_feed_forward));
-            let g_inner = masked(g_inner, &inner_dropout).mask_fill(off.clone(), 0.0);
+            let g_inner = to_inner.apply(after_feed_forward.apply(g.clone()));
+            let g_inner = inner_dropout.apply(g_inner).mask_fill(off.clone(), 0.0);
             let g = middle.carry(g + to_middle.apply(g_inner));
-            let g_seen = attention.carry(masked(g.clone(), &after_attention));
+            let g_seen = attention.carry(after_attention.apply(g.clone()));
             let g_seen = before
                 .as_ref()
                 .map_or(g_seen.clone(), |norm| norm.carry(g_seen));
@@ -223,23 +222,21 @@ impl TangentCell for TransformerCell {
         };
         let attention = context.attention.evaluate(seen);
         let d_attended = context.attention.tangent(&attention, d_seen);
-        let middle = LayerNorm::at(z + masked(attention.output, after_attention));
-        let dy = middle.carry(dz + masked(d_attended, after_attention));
+        let middle = LayerNorm::at(z + after_attention.apply(attention.output));
+        let dy = middle.carry(dz + after_attention.apply(d_attended));
         let y = middle.normed;
         let before = context.inner.apply(y.clone());
         let off = before.clone().lower_equal_elem(0.0);
         let d_inner = context.inner.tangent(dy.clone()).mask_fill(off, 0.0);
-        let d_fed = context
-            .outer
-            .tangent(masked(d_inner, &context.inner_dropout));
-        let d_out = dy + masked(d_fed, after_feed_forward);
+        let d_fed = context.outer.tangent(context.inner_dropout.apply(d_inner));
+        let d_out = dy + after_feed_forward.apply(d_fed);
         if self.pre_norm {
             return d_out.reshape([batch, dim]);
         }
         let fed = context
             .outer
-            .apply(masked(relu(before), &context.inner_dropout));
-        let norm = LayerNorm::at(y + masked(fed, after_feed_forward));
+            .apply(context.inner_dropout.apply(relu(before)));
+        let norm = LayerNorm::at(y + after_feed_forward.apply(fed));
         norm.carry(d_out).reshape([batch, dim])
     }
 }
@@ -254,13 +251,13 @@ impl TransformerContext {
 }
 
 impl CellContext for TransformerContext {
-    fn without_autodiff(&self) -> Self {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
         Self {
-            attention: self.attention.without_autodiff(),
-            inner: self.inner.without_autodiff(),
-            outer: self.outer.without_autodiff(),
-            dropout: [plain(&self.dropout[0]), plain(&self.dropout[1])],
-            inner_dropout: plain(&self.inner_dropout),
+            attention: self.attention.map_tensors(map),
+            inner: self.inner.map_tensors(map),
+            outer: self.outer.map_tensors(map),
+            dropout: self.dropout.map_tensors(map),
+            inner_dropout: self.inner_dropout.map_tensors(map),
         }
     }
 }

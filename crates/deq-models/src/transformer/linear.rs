@@ -2,6 +2,8 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Tensor};
+use deq_core::normalization::{norm_except, weight_norm};
+use deq_core::{CellContext, TensorMap};
 
 /// `y = x W + b` with `W = weight`, or `W = weight * gain / |weight|` with norms over the columns.
 ///
@@ -35,7 +37,7 @@ impl NormedLinear {
         } = shape;
         let normal = Distribution::Normal(0.0, std);
         let weight = Tensor::<2>::random([input, output], normal, device);
-        let gain = normed.then(|| Param::from_tensor(column_norms(weight.clone())));
+        let gain = normed.then(|| Param::from_tensor(norm_except(weight.clone(), 1)));
         Self {
             weight: Param::from_tensor(weight),
             gain,
@@ -47,7 +49,7 @@ impl NormedLinear {
     pub(crate) fn effective(&self) -> Affine {
         let weight = self.weight.val();
         let weight = match &self.gain {
-            Some(gain) => weight.clone() * (gain.val() / column_norms(weight)),
+            Some(gain) => weight_norm(weight, gain.val(), 1),
             None => weight,
         };
         Affine {
@@ -55,10 +57,6 @@ impl NormedLinear {
             bias: self.bias.as_ref().map(|bias| bias.val().unsqueeze()),
         }
     }
-}
-
-fn column_norms(weight: Tensor<2>) -> Tensor<2> {
-    weight.square().sum_dim(0).sqrt()
 }
 
 /// An evaluated [`NormedLinear`].
@@ -106,11 +104,13 @@ impl Affine {
             bias: self.bias.clone().map(|bias| bias.narrow(1, start, size)),
         }
     }
+}
 
-    pub(crate) fn without_autodiff(&self) -> Self {
+impl CellContext for Affine {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
         Self {
-            weight: self.weight.clone().inner(),
-            bias: super::plain(&self.bias),
+            weight: self.weight.map_tensors(map),
+            bias: self.bias.map_tensors(map),
         }
     }
 }

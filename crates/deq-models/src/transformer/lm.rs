@@ -3,12 +3,12 @@
 use super::cell::{CellShape, DropoutRates, TransformerCell, TransformerContext};
 use super::memory::LmMemory;
 use super::softmax::OutputLayer;
-use super::{dropout_mask, masked};
 use crate::error::ModelError;
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Int, Tensor};
+use deq_core::dropout::DropoutMask;
 use deq_core::{Deq, Equilibrium, unroll};
 
 /// Configuration of [`DeqTransformerLm`].
@@ -224,13 +224,13 @@ impl DeqTransformerLm {
         let rate = if training { self.dropout } else { 0.0 };
         let [batch, time] = tokens.dims();
         let [_, d_model] = embedding.dims();
-        let mask = || dropout_mask([batch, 1, d_model], rate, &device);
+        let mask = || DropoutMask::draw([batch, 1, d_model], rate, &device);
 
         let embedded = embedding
             .select(0, tokens.reshape([batch * time]))
             .reshape([batch, time, d_model])
             .mul_scalar((d_model as f64).sqrt());
-        let injection = self.injection.forward(masked(embedded, &mask()));
+        let injection = self.injection.forward(mask().apply(embedded));
         let (past_z, all_injections) = match memory.state() {
             Some((z, past)) => (
                 Some(z.clone()),
@@ -256,7 +256,7 @@ impl DeqTransformerLm {
         let z = equilibrium.z.clone().reshape([batch, time, d_model]);
         LmOutput {
             memory: memory.extended(z.clone(), injection, self.mem_len),
-            hidden: masked(z, &mask()),
+            hidden: mask().apply(z),
             equilibrium,
             context,
         }

@@ -174,7 +174,7 @@ impl TrainStep for LmLearner {
             backward: out
                 .equilibrium
                 .backward
-                .get()
+                .solve()
                 .as_ref()
                 .map(SolveRecord::from),
             penalty: penalty.map(|penalty| PenaltyRecord {

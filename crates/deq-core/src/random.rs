@@ -1,4 +1,4 @@
-//! Random numbers as pure functions of a seed and a counter.
+//! Random numbers as pure functions of a seed and a counter, so that a resumed run repeats the draws of an uninterrupted one.
 
 /// The output function of SplitMix64 (Steele, Lea, Flood 2014).
 fn mix(value: u64) -> u64 {
@@ -9,14 +9,14 @@ fn mix(value: u64) -> u64 {
 }
 
 /// A number of `[0, 1)`, uniform over `counter` for a fixed `seed`.
-pub(crate) fn uniform(seed: u64, counter: u64) -> f64 {
+pub fn uniform(seed: u64, counter: u64) -> f64 {
     let bits = mix(mix(seed) ^ counter);
     // The upper 53 bits are the mantissa of an f64.
     (bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
 /// A vector of standard normal numbers, by the Box-Muller transform.
-pub(crate) fn normal(seed: u64, len: usize) -> Vec<f64> {
+pub fn normal(seed: u64, len: usize) -> Vec<f64> {
     (0..len as u64)
         .map(|index| {
             // 1 - u is never 0.

@@ -1,0 +1,132 @@
+//! What stays constant during a solve.
+
+use burn::tensor::{Bool, Int, Tensor};
+
+/// The constant inputs of a cell during one solve: the injected input, memories, normalised weights, dropout masks.
+///
+/// Tensors, `Option`s, `Vec`s, arrays and tuples of contexts are contexts. A struct lists its tensors once:
+///
+/// ```
+/// use burn::tensor::Tensor;
+/// use deq_core::{CellContext, TensorMap};
+///
+/// #[derive(Clone)]
+/// struct Inputs {
+///     image: Tensor<4>,
+///     mask: Option<Tensor<4>>,
+///     temperature: f64,
+/// }
+///
+/// impl CellContext for Inputs {
+///     fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+///         Self {
+///             image: self.image.map_tensors(map),
+///             mask: self.mask.map_tensors(map),
+///             temperature: self.temperature,
+///         }
+///     }
+/// }
+/// ```
+pub trait CellContext: Clone + Send + Sync + 'static {
+    /// Rebuilds the context with every tensor replaced by its image under `map`, always in the same order.
+    ///
+    /// A tensor that is left out receives no gradient from strategies that differentiate inside the backward pass (reversible, recomputed unroll),
+    /// and must not live on an autodiff device.
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self;
+
+    /// The same values on the plain device.
+    ///
+    /// Solves run on this copy, so that they record no tape, and the backward hook's nested
+    /// graph must share no tracked tensor with the outer one.
+    fn without_autodiff(&self) -> Self {
+        self.map_tensors(&mut Detach)
+    }
+}
+
+/// A function of tensors of any rank, for [`CellContext::map_tensors`].
+pub trait TensorMap {
+    /// The image of a float tensor.
+    fn float<const D: usize>(&mut self, tensor: &Tensor<D>) -> Tensor<D>;
+
+    /// The image of an integer tensor. Default: itself.
+    fn int<const D: usize>(&mut self, tensor: &Tensor<D, Int>) -> Tensor<D, Int> {
+        tensor.clone()
+    }
+
+    /// The image of a boolean tensor. Default: itself.
+    fn bool<const D: usize>(&mut self, tensor: &Tensor<D, Bool>) -> Tensor<D, Bool> {
+        tensor.clone()
+    }
+}
+
+struct Detach;
+
+impl TensorMap for Detach {
+    fn float<const D: usize>(&mut self, tensor: &Tensor<D>) -> Tensor<D> {
+        tensor.clone().without_autodiff()
+    }
+
+    fn int<const D: usize>(&mut self, tensor: &Tensor<D, Int>) -> Tensor<D, Int> {
+        tensor.clone().without_autodiff()
+    }
+
+    fn bool<const D: usize>(&mut self, tensor: &Tensor<D, Bool>) -> Tensor<D, Bool> {
+        tensor.clone().without_autodiff()
+    }
+}
+
+impl CellContext for () {
+    fn map_tensors<M: TensorMap>(&self, _map: &mut M) -> Self {}
+}
+
+impl<const D: usize> CellContext for Tensor<D> {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+        map.float(self)
+    }
+}
+
+impl<const D: usize> CellContext for Tensor<D, Int> {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+        map.int(self)
+    }
+}
+
+impl<const D: usize> CellContext for Tensor<D, Bool> {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+        map.bool(self)
+    }
+}
+
+impl<T: CellContext> CellContext for Option<T> {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+        self.as_ref().map(|inner| inner.map_tensors(map))
+    }
+}
+
+impl<T: CellContext> CellContext for Vec<T> {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+        self.iter().map(|inner| inner.map_tensors(map)).collect()
+    }
+}
+
+impl<T: CellContext, const N: usize> CellContext for [T; N] {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+        self.each_ref().map(|inner| inner.map_tensors(map))
+    }
+}
+
+impl<A: CellContext, B: CellContext> CellContext for (A, B) {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+        (self.0.map_tensors(map), self.1.map_tensors(map))
+    }
+}
+
+impl<A: CellContext, B: CellContext, C: CellContext> CellContext for (A, B, C) {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+        (
+            self.0.map_tensors(map),
+            self.1.map_tensors(map),
+            self.2.map_tensors(map),
+        )
+    }
+}

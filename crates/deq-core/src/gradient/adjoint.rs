@@ -1,0 +1,167 @@
+//! Strategies that rewrite the cotangent before it enters one tracked evaluation at the equilibrium.
+
+use super::config::{ImplicitConfig, NeumannGradientConfig, ShineConfig};
+use crate::cell::{EquilibriumCell, FrozenCell};
+use crate::error::{DeqError, require};
+use crate::hook::rewrite_cotangent;
+use crate::report::{BackwardPass, BackwardReport};
+use burn::tensor::{DType, Tensor};
+use deq_solvers::{
+    InverseJacobian, LinearSolve, LinearSolverConfig, Solution, StopConfig, StopRule,
+};
+use std::sync::Arc;
+
+/// How the adjoint `u = J^T u + g` is answered.
+#[derive(Clone, Debug)]
+pub(crate) enum Adjoint {
+    Solved(AdjointSolve),
+    Series(AdjointSolve),
+    Shine {
+        max_growth: f64,
+        refine: Option<AdjointSolve>,
+    },
+}
+
+/// A solver of the adjoint equation with its stop rule.
+#[derive(Clone, Debug)]
+pub(crate) struct AdjointSolve {
+    solver: Arc<dyn LinearSolve>,
+    stop: StopRule,
+}
+
+impl AdjointSolve {
+    fn build(config: &ImplicitConfig) -> Result<Self, DeqError> {
+        Ok(Self {
+            solver: config.solver.build().map_err(DeqError::Backward)?,
+            stop: config.stop.build().map_err(DeqError::Backward)?,
+        })
+    }
+}
+
+/// Where a strategy stands: at `z` with the Jacobian of `frozen`.
+pub(crate) struct At<C: EquilibriumCell> {
+    pub(crate) frozen: FrozenCell<C>,
+    /// `[batch, dim]`
+    pub(crate) z: Tensor<2>,
+    /// What a Broyden solve has learnt on its way to `z`.
+    pub(crate) inverse: Option<InverseJacobian>,
+}
+
+impl Adjoint {
+    pub(crate) fn solved(config: &ImplicitConfig) -> Result<Self, DeqError> {
+        Ok(Self::Solved(AdjointSolve::build(config)?))
+    }
+
+    pub(crate) fn series(config: &NeumannGradientConfig) -> Result<Self, DeqError> {
+        let NeumannGradientConfig { terms } = *config;
+        require(terms >= 1, "neumann.terms", terms as f64, "at least 1")?;
+        // The length alone ends the series, and one read at its end tells how far it got.
+        let stop = StopConfig::new()
+            .with_max_steps(terms)
+            .with_check_every(terms)
+            .with_rel_tol(0.0)
+            .with_abs_tol(f64::MIN_POSITIVE);
+        Ok(Self::Series(AdjointSolve::build(&ImplicitConfig {
+            solver: LinearSolverConfig::neumann(),
+            stop,
+        })?))
+    }
+
+    pub(crate) fn shine(config: &ShineConfig) -> Result<Self, DeqError> {
+        let ShineConfig { max_growth, refine } = config;
+        require(
+            *max_growth > 0.0,
+            "shine.max_growth",
+            *max_growth,
+            "above 0",
+        )?;
+        Ok(Self::Shine {
+            max_growth: *max_growth,
+            refine: refine.as_ref().map(AdjointSolve::build).transpose()?,
+        })
+    }
+
+    /// Lets the cotangent of `image = f(z)` pass through the adjoint equation.
+    pub(crate) fn attach<C: EquilibriumCell>(
+        &self,
+        image: Tensor<2>,
+        at: At<C>,
+        report: BackwardReport,
+    ) -> Tensor<2> {
+        let adjoint = self.clone();
+        rewrite_cotangent(image, move |cotangent: Tensor<2>| {
+            let (u, pass) = adjoint.answer(&at, cotangent);
+            report.record(pass);
+            u
+        })
+    }
+
+    fn answer<C: EquilibriumCell>(
+        &self,
+        at: &At<C>,
+        cotangent: Tensor<2>,
+    ) -> (Tensor<2>, BackwardPass) {
+        let solve = |with: &AdjointSolve, start| {
+            let mut product = at.frozen.linearize(at.z.clone());
+            with.solver
+                .solve_from(&mut product, &cotangent, start, &with.stop)
+        };
+        match self {
+            // From the cotangent on, every iterate is at least the one-step gradient.
+            Adjoint::Solved(with) => {
+                let solution = solve(with, None);
+                (solution.z.clone(), solved(solution))
+            }
+            Adjoint::Series(with) => {
+                let solution = solve(with, None);
+                // The last term is paid for: it is the residual of the sum before it.
+                (solution.fz.clone(), solved(solution))
+            }
+            Adjoint::Shine { max_growth, refine } => {
+                let inverse = at.inverse.as_ref().expect("built with a Broyden solver");
+                let (estimate, refused) = share(inverse, &cotangent, *max_growth);
+                let (u, mut pass) = match refine {
+                    Some(with) => {
+                        let solution = solve(with, Some(estimate));
+                        (solution.z.clone(), solved(solution))
+                    }
+                    None => (estimate, BackwardPass::default()),
+                };
+                pass.refused = refused;
+                (u, pass)
+            }
+        }
+    }
+}
+
+fn solved(solution: Solution) -> BackwardPass {
+    BackwardPass {
+        products: solution.stats.nfe,
+        solve: Some(solution.stats),
+        ..BackwardPass::default()
+    }
+}
+
+/// `-B^T g`, since `B` approximates the inverse of `J - I` and the adjoint is `(I - J^T)^-1 g`; `g` itself for the samples where
+/// that is too long or not finite, and which samples those are.
+fn share(inverse: &InverseJacobian, g: &Tensor<2>, max_growth: f64) -> (Tensor<2>, Vec<bool>) {
+    let own = g.dtype();
+    // Solvers keep their factors in f32 for 16-bit maps.
+    let wide = match own {
+        DType::F64 | DType::F32 => g.clone(),
+        _ => g.clone().cast(DType::F32),
+    };
+    let estimate = inverse.apply_transposed(&wide).neg();
+    let length = |x: &Tensor<2>| x.clone().square().sum_dim(1).sqrt();
+    // Asked this way round, a NaN is refused.
+    let accepted = length(&estimate).lower_equal(length(&wide).mul_scalar(max_growth));
+    let refused = accepted.bool_not();
+    let estimate = estimate.mask_where(refused.clone().expand(wide.shape()), wide);
+    let estimate = if estimate.dtype() == own {
+        estimate
+    } else {
+        estimate.cast(own)
+    };
+    let refused = refused.into_data().iter::<bool>().collect();
+    (estimate, refused)
+}

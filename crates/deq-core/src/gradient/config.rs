@@ -1,0 +1,115 @@
+//! Configuration of the gradient strategies.
+
+use burn::config::Config;
+use deq_solvers::{LinearSolverConfig, SolverConfig, StopConfig};
+
+/// The gradient strategy of a [`Deq`](crate::Deq), orthogonal to its solver except where it reuses what the solver did.
+///
+/// With `z* = f(z*, x)` and a loss `l`, the exact gradient with respect to anything that `f` reads is
+///
+/// ```text
+/// dl/dx = u^T df/dx (z*, x)     where    u = J^T u + dl/dz,   J = df/dz (z*, x)
+/// ```
+///
+/// by the implicit function theorem (Bai, Kolter, Koltun 2019, Theorem 1). The guide
+/// [`gradients`](crate::gradients) says which one to choose and what each costs.
+#[derive(Config, Debug, PartialEq)]
+pub enum GradientConfig {
+    /// Solve for `u`. Exact up to the tolerance of the backward solve; constant memory.
+    Implicit(ImplicitConfig),
+    /// Take `u = dl/dz`, that is, differentiate one evaluation of `f` at `z*` ("Jacobian-free", Fung et al. 2021,
+    /// arXiv 2103.12803). One backward pass of `f`, a descent direction where `f` contracts; not the gradient.
+    OneStep,
+    /// Take the first terms of `u = g + J^T g + (J^T)^2 g + ...`. Tends to the exact gradient like `|J|^terms`, where the series converges.
+    Neumann(NeumannGradientConfig),
+    /// Differentiate a few damped steps of plain iteration from `z*`. Tends to the exact gradient as the steps grow.
+    Phantom(PhantomConfig),
+    /// Take `u` from the inverse Jacobian that the forward Broyden solve has built. No product at all, unless refined.
+    /// Needs [`SolverConfig::Broyden`].
+    Shine(ShineConfig),
+    /// Undo the iteration of the forward solve step by step and differentiate each: the exact gradient of what was computed, converged or not,
+    /// in constant memory. Needs [`SolverConfig::Reversible`].
+    ///
+    /// Two products per pair of steps. Rounding errors grow backward by about `1 / (1 - damping)` per step:
+    /// [`BackwardPass::reversal_error`](crate::BackwardPass) measures them. In f32 use few steps or little damping
+    /// (McCallum et al., "Reversible Deep Equilibrium Models", arXiv 2509.12917).
+    Reversible,
+    /// Apply `f` a fixed number of times from the start and differentiate through all of it. Memory grows with
+    /// the number of steps, unless states are recomputed. This is also the papers' pre-training mode and a weight-tied explicit network.
+    Unrolled(UnrolledConfig),
+}
+
+impl Default for GradientConfig {
+    fn default() -> Self {
+        GradientConfig::Implicit(ImplicitConfig::new())
+    }
+}
+
+/// The backward solve of [`GradientConfig::Implicit`].
+#[derive(Config, Debug, PartialEq)]
+pub struct ImplicitConfig {
+    /// The solver of the adjoint equation. Default Anderson, which on this linear equation behaves like GMRES restarted smoothly and
+    /// keeps twelve states.
+    #[config(default = "SolverConfig::anderson().into()")]
+    pub solver: LinearSolverConfig,
+    /// When the backward solve ends; a step is one vector-Jacobian product. Default: relative tolerance 1e-4, the backward
+    /// tolerance of Bai et al. 2021, Table 4, within 30 steps.
+    #[config(default = "StopConfig::new().with_rel_tol(1e-4)")]
+    pub stop: StopConfig,
+}
+
+/// The length of [`GradientConfig::Neumann`].
+#[derive(Config, Debug, PartialEq)]
+pub struct NeumannGradientConfig {
+    /// Products with `J^T`; 0 would be the one-step gradient. Default 5, as in Geng et al. 2021, section 4.
+    #[config(default = 5)]
+    pub terms: usize,
+}
+
+/// The steps of [`GradientConfig::Phantom`].
+///
+/// ```text
+/// z <- (1 - damping) z + damping f(z)        steps times, from z*, recorded
+/// ```
+///
+/// Geng et al., "On Training Implicit Models", NeurIPS 2021, arXiv 2111.05177, equation 8 ("unrolling-based phantom gradient").
+#[derive(Config, Debug, PartialEq)]
+pub struct PhantomConfig {
+    /// Recorded steps. Default 5, of the paper's DEQ and MDEQ runs.
+    #[config(default = 5)]
+    pub steps: usize,
+    /// Weight of the image, in (0, 1]. Smaller values condition the gradient at the price of its accuracy. Default 0.5, of the
+    /// paper's MDEQ runs.
+    #[config(default = 0.5)]
+    pub damping: f64,
+    /// Keep only so many states and compute the others again, as [`UnrolledConfig::stored_states`] does. Default: all on the tape.
+    #[config(default = "None")]
+    pub stored_states: Option<usize>,
+}
+
+/// How far [`GradientConfig::Shine`] trusts the forward solve.
+///
+/// Ramzi et al., "SHINE: SHaring the INverse Estimate from the forward pass for bi-level optimization and implicit models", ICLR 2022,
+/// arXiv 2106.00553.
+#[derive(Config, Debug, PartialEq)]
+pub struct ShineConfig {
+    /// A sample whose estimate is longer than so many times the cotangent falls back to the one-step gradient. Default 1.3, the threshold
+    /// of the paper's fallback, section 3.
+    #[config(default = 1.3)]
+    pub max_growth: f64,
+    /// A backward solve that starts at the estimate ("refine" in the paper). Default none.
+    #[config(default = "None")]
+    pub refine: Option<ImplicitConfig>,
+}
+
+/// The depth of [`GradientConfig::Unrolled`].
+#[derive(Config, Debug, PartialEq)]
+pub struct UnrolledConfig {
+    /// How many times `f` is applied.
+    pub steps: usize,
+    /// Store only so many states, the start included, and compute the others again in the backward pass, in the order that
+    /// needs fewest evaluations (Griewank and Walther, "Revolve", ACM TOMS 2000). Memory then does not grow with `steps`. Default: every step on the
+    /// tape.
+    #[config(default = "None")]
+    pub stored_states: Option<usize>,
+}

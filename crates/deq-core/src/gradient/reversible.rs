@@ -1,0 +1,205 @@
+//! The gradient of a reversible iteration: its steps are undone and differentiated one by one.
+
+use crate::cell::{EquilibriumCell, FrozenCell};
+use crate::report::{BackwardPass, BackwardReport};
+use crate::tape::{Inputs, Pulled, TapedCell, attach};
+use burn::tensor::{Bool, Tensor, TensorData};
+use deq_solvers::{PicardConfig, Reversible, ReversiblePair, Solution, Solve, StopRule};
+use std::sync::Arc;
+
+/// The reversible iteration as plain iteration of pairs `[y, z]`, so that a sample's answer is always a whole number of pairs from its start.
+#[derive(Clone, Debug)]
+pub(crate) struct ReversiblePairs {
+    iteration: Reversible,
+    plain: Arc<dyn Solve>,
+}
+
+/// A forward solve by pairs.
+pub(crate) struct PairSolve<C: EquilibriumCell> {
+    frozen: FrozenCell<C>,
+    pub(crate) solution: Solution,
+    /// `[batch, dim]` each.
+    pair: ReversiblePair,
+    /// How many pairs of steps made it, per sample.
+    pairs: Vec<usize>,
+}
+
+impl<C: EquilibriumCell> PairSolve<C> {
+    /// The answer, `[batch, dim]`.
+    pub(crate) fn z(&self) -> Tensor<2> {
+        self.pair.z.clone()
+    }
+}
+
+impl ReversiblePairs {
+    pub(crate) fn new(iteration: Reversible) -> Self {
+        let plain = PicardConfig::new().build().expect("has nothing to refuse");
+        Self {
+            iteration,
+            plain: Arc::new(plain),
+        }
+    }
+
+    /// Iterates from `z0`; the budget of `stop` counts evaluations.
+    ///
+    /// # Shapes
+    ///
+    /// - z0: `[batch, dim]`
+    pub(crate) fn solve<C: EquilibriumCell>(
+        &self,
+        frozen: FrozenCell<C>,
+        z0: Tensor<2>,
+        stop: &StopRule,
+    ) -> PairSolve<C> {
+        let stop = stop.clone().with_max_steps(stop.config().max_steps / 2);
+        let mut step = |pair: Tensor<2>| {
+            let mut f = |z| frozen.call(z);
+            join(self.iteration.forward(&mut f, &parted(pair)))
+        };
+        let start = Tensor::cat(vec![z0.clone(), z0], 1);
+        let mut solution = self.plain.solve(&mut step, start, &stop);
+
+        // The image of the best pair is one pair further, and has been paid for. It is unusable only if no evaluation was finite.
+        let lost: Vec<bool> = (solution.stats.abs_residual.iter())
+            .map(|residual| !residual.is_finite())
+            .collect();
+        let pairs = (solution.stats.best_step.iter().zip(&lost))
+            .map(|(best, lost)| if *lost { 0 } else { best + 1 })
+            .collect();
+        let mut answer = solution.fz.clone();
+        if lost.contains(&true) {
+            let shape = answer.shape();
+            let mask = rows(lost, &answer).expand(shape);
+            answer = answer.mask_where(mask, solution.z.clone());
+        }
+        solution.stats.nfe *= 2;
+        solution.stats.evaluated_rows *= 2;
+        PairSolve {
+            frozen,
+            solution,
+            pair: parted(answer),
+            pairs,
+        }
+    }
+
+    /// Makes the answer differentiable with respect to `z0`, the parameters and the context.
+    pub(crate) fn attach<C: EquilibriumCell>(
+        &self,
+        solve: PairSolve<C>,
+        z0: &Tensor<2>,
+        inputs: Inputs,
+        report: BackwardReport,
+    ) -> Tensor<2> {
+        let answer = solve.z();
+        let PairSolve {
+            frozen,
+            pair: end,
+            pairs,
+            ..
+        } = solve;
+        let start = z0.clone().inner();
+        let (tracked, iteration) = (inputs.tracked(), self.iteration.clone());
+        attach(answer, z0, inputs, move |cotangent| {
+            let mut undo = Undo {
+                taped: TapedCell::new(&frozen, &tracked),
+                damping: iteration.damping(),
+                idle: None,
+            };
+            let mut pair = end.clone();
+            let mut adjoint = ReversiblePair {
+                y: cotangent.zeros_like(),
+                z: cotangent,
+            };
+            let longest = pairs.iter().copied().max().unwrap_or(0);
+            for step in (0..longest).rev() {
+                let active = pairs.iter().map(|pairs| step < *pairs).collect();
+                undo.idle = idle_rows(active, &pair.z);
+                (pair.z, adjoint.z, adjoint.y) =
+                    undo.half_step(pair.z, &pair.y, adjoint.z, adjoint.y);
+                (pair.y, adjoint.y, adjoint.z) =
+                    undo.half_step(pair.y, &pair.z, adjoint.y, adjoint.z);
+            }
+            report.record(BackwardPass {
+                products: undo.taped.products(),
+                reversal_error: distance(&pair, &start, &end.z),
+                ..BackwardPass::default()
+            });
+            Pulled {
+                start: adjoint.y + adjoint.z,
+                inputs: undo.taped.into_cotangents(),
+            }
+        })
+    }
+}
+
+/// Undoes `a <- (1 - damping) a + damping f(b)`.
+struct Undo<C: EquilibriumCell> {
+    taped: TapedCell<C>,
+    damping: f64,
+    /// The samples that did not take this step, `[batch, 1]`, if there are any.
+    idle: Option<Tensor<2, Bool>>,
+}
+
+impl<C: EquilibriumCell> Undo<C> {
+    /// Returns `a` before the step and the cotangents of `a` and `b`; all tensors are `[batch, dim]`.
+    fn half_step(
+        &mut self,
+        a: Tensor<2>,
+        b: &Tensor<2>,
+        a_cotangent: Tensor<2>,
+        b_cotangent: Tensor<2>,
+    ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
+        let along = a_cotangent.clone().mul_scalar(self.damping);
+        let along = match &self.idle {
+            Some(idle) => along.mask_fill(idle.clone().expand(a.shape()), 0.0),
+            None => along,
+        };
+        let pull = self.taped.pull(b.clone(), along);
+        let before = (a.clone() - pull.image.mul_scalar(self.damping))
+            .mul_scalar(1.0 / (1.0 - self.damping));
+        let kept = a_cotangent.clone().mul_scalar(1.0 - self.damping);
+        let (before, kept) = match &self.idle {
+            Some(idle) => {
+                let idle = idle.clone().expand(a.shape());
+                (
+                    before.mask_where(idle.clone(), a),
+                    kept.mask_where(idle, a_cotangent),
+                )
+            }
+            None => (before, kept),
+        };
+        (before, kept, b_cotangent + pull.product)
+    }
+}
+
+fn idle_rows(active: Vec<bool>, like: &Tensor<2>) -> Option<Tensor<2, Bool>> {
+    let idle: Vec<bool> = active.into_iter().map(|active| !active).collect();
+    idle.contains(&true).then(|| rows(idle, like))
+}
+
+/// `[batch, 1]`
+fn rows(values: Vec<bool>, like: &Tensor<2>) -> Tensor<2, Bool> {
+    let batch = values.len();
+    Tensor::from_data(TensorData::new(values, [batch, 1]), &like.device())
+}
+
+fn join(pair: ReversiblePair) -> Tensor<2> {
+    Tensor::cat(vec![pair.y, pair.z], 1)
+}
+
+fn parted(pair: Tensor<2>) -> ReversiblePair {
+    let [_, width] = pair.dims();
+    ReversiblePair {
+        y: pair.clone().narrow(1, 0, width / 2),
+        z: pair.narrow(1, width / 2, width / 2),
+    }
+}
+
+/// The larger of the distances of `y` and `z` from the true start, relative to the norm of the answer, per sample.
+fn distance(pair: &ReversiblePair, start: &Tensor<2>, answer: &Tensor<2>) -> Vec<f64> {
+    let norm = |x: Tensor<2>| x.square().sum_dim(1).sqrt();
+    let furthest =
+        norm(pair.y.clone() - start.clone()).max_pair(norm(pair.z.clone() - start.clone()));
+    let relative = furthest / norm(answer.clone()).clamp_min(f64::from(f32::MIN_POSITIVE));
+    relative.into_data().iter::<f64>().collect()
+}

@@ -1,0 +1,155 @@
+//! Weights that are bounded or reparametrised, computed once per solve.
+//!
+//! `f` is evaluated many times per solve with the same weights. Compute the effective weight once, in the cell's
+//! [context](crate::CellContext), instead of in every evaluation; gradients flow through the context to the parameters.
+
+use burn::module::{Module, Param, RunningState};
+use burn::tensor::{Device, Distribution, Tensor};
+
+/// A weight as length times direction, one length for every slice along one axis.
+///
+/// ```text
+/// w = direction * gain / |direction|           norms over all axes but `axis`
+/// ```
+///
+/// Salimans and Kingma, "Weight Normalization", NeurIPS 2016. The original DEQ-Transformer and MDEQ use it on the maps inside `f`.
+#[derive(Module, Debug)]
+pub struct WeightNorm<const D: usize> {
+    /// The direction, of any length.
+    pub direction: Param<Tensor<D>>,
+    /// The lengths: size 1 on all axes but one.
+    pub gain: Param<Tensor<D>>,
+    #[module(skip)]
+    axis: usize,
+}
+
+impl<const D: usize> WeightNorm<D> {
+    /// Splits a weight, which keeps its value.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such axis.
+    pub fn new(weight: Tensor<D>, axis: usize) -> Self {
+        Self {
+            gain: Param::from_tensor(norm_except(weight.clone(), axis).detach()),
+            direction: Param::from_tensor(weight.detach()),
+            axis,
+        }
+    }
+
+    /// The weight to use throughout one solve.
+    pub fn weight(&self) -> Tensor<D> {
+        weight_norm(self.direction.val(), self.gain.val(), self.axis)
+    }
+}
+
+/// `direction * gain / |direction|`, see [`WeightNorm`].
+///
+/// # Shapes
+///
+/// - gain: that of `direction` with size 1 on all axes but `axis`
+pub fn weight_norm<const D: usize>(
+    direction: Tensor<D>,
+    gain: Tensor<D>,
+    axis: usize,
+) -> Tensor<D> {
+    direction.clone() * (gain / norm_except(direction, axis))
+}
+
+/// The Euclidean norm over all axes but one, which stay with size 1.
+pub fn norm_except<const D: usize>(weight: Tensor<D>, axis: usize) -> Tensor<D> {
+    assert!(axis < D, "a tensor of rank {D} has no axis {axis}");
+    (0..D)
+        .filter(|other| *other != axis)
+        .fold(weight.square(), |sum, other| sum.sum_dim(other))
+        .sqrt()
+}
+
+/// A weight whose largest singular value is kept at or below a bound.
+///
+/// ```text
+/// w = weight * bound / max(s, bound)           s: the largest singular value of the weight as a matrix, first axis against the rest
+/// ```
+///
+/// A chain of such maps and 1-Lipschitz activations has a Lipschitz constant below the product of the bounds: below 1, `f` contracts and every solver
+/// converges. The singular vectors come from power iteration that goes on from one solve to the next, and count as constants in the
+/// gradient.
+///
+/// Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018. Unlike there, a weight that is within its bound is left alone.
+#[derive(Module, Debug)]
+pub struct SpectralNorm<const D: usize> {
+    /// The weight before it is bounded.
+    pub weight: Param<Tensor<D>>,
+    /// The left singular vector, `[rows]`.
+    left: RunningState<Tensor<1>>,
+    #[module(skip)]
+    bound: f64,
+}
+
+/// Rounds of power iteration per solve: one, as in the paper, since weights change little from step to step.
+const ROUNDS: usize = 1;
+/// Rounds that find the first vector.
+const FIRST_ROUNDS: usize = 50;
+
+impl<const D: usize> SpectralNorm<D> {
+    /// Bounds a weight.
+    ///
+    /// # Panics
+    ///
+    /// If `bound` is not a positive number.
+    pub fn new(weight: Tensor<D>, bound: f64) -> Self {
+        assert!(
+            bound > 0.0 && bound.is_finite(),
+            "the bound is {bound}, but must be a finite number above 0"
+        );
+        let matrix = as_matrix(weight.clone().inner());
+        let [rows, _] = matrix.dims();
+        let device: Device = matrix.device();
+        let start = Tensor::<2>::random([rows, 1], Distribution::Normal(0.0, 1.0), &device);
+        let (left, _) = power_iteration(&matrix, start, FIRST_ROUNDS);
+        Self {
+            weight: Param::from_tensor(weight.detach()),
+            left: RunningState::new(left.squeeze_dim(1)),
+            bound,
+        }
+    }
+
+    /// The weight to use throughout one solve. In training, it improves the singular vector for the next.
+    pub fn weight(&self) -> Tensor<D> {
+        let weight = self.weight.val();
+        let matrix = as_matrix(weight.clone());
+        let start = self.left.value_sync().inner().unsqueeze_dim(1);
+        let (left, right) = power_iteration(&matrix.clone().inner(), start, ROUNDS);
+        if weight.is_autodiff() {
+            self.left.update(left.clone().squeeze_dim(1));
+        }
+        let largest = left.transpose().matmul(matrix).matmul(right); // [1, 1]
+        let factor = largest.clamp_min(self.bound).recip().mul_scalar(self.bound);
+        weight * factor.reshape([1; D])
+    }
+}
+
+fn as_matrix<const D: usize>(weight: Tensor<D>) -> Tensor<2> {
+    let rows = weight.dims()[0];
+    let columns = weight.dims().iter().skip(1).product::<usize>();
+    weight.reshape([rows, columns])
+}
+
+/// Improves the left singular vector, `[rows, 1]`, and returns both, the right one as `[columns, 1]`.
+fn power_iteration(
+    matrix: &Tensor<2>,
+    mut left: Tensor<2>,
+    rounds: usize,
+) -> (Tensor<2>, Tensor<2>) {
+    let unit = |x: Tensor<2>| {
+        let norm = x.clone().square().sum().sqrt().clamp_min(1e-30);
+        x / norm.unsqueeze()
+    };
+    let transposed = matrix.clone().transpose();
+    let mut right = unit(transposed.clone().matmul(left.clone()));
+    for _ in 0..rounds {
+        left = unit(matrix.clone().matmul(right));
+        right = unit(transposed.clone().matmul(left.clone()));
+    }
+    (left, right)
+}

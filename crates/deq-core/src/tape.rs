@@ -1,0 +1,264 @@
+//! Products inside the backward pass that also reach parameters and context.
+//!
+//! An ordinary layer leaves its evaluations on the tape. A strategy that undoes or repeats its iteration has none there: it must multiply by the
+//! Jacobians with respect to everything that `f` reads at points which exist only during the backward pass. [`attach`] is that one mechanism.
+//! The output of the layer is tied to every tracked tensor that the cell reads; when its cotangent arrives, a
+//! function supplies the cotangents of all of them at once, by nested graphs over a [`TapedCell`].
+
+use crate::cell::{EquilibriumCell, FrozenCell};
+use crate::context::{CellContext, TensorMap};
+use crate::hook::{self, CotangentMap};
+use burn::backend::DispatchTensor;
+use burn::module::{ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{GradientCheckpointingStrategy, Gradients, Tensor};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The tensors that a cell reads, parameters first, then the context, in a fixed order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Inputs {
+    /// Of every float tensor, whether the outer tape records it.
+    tracked: Vec<bool>,
+    /// Those that it records.
+    tensors: Vec<DispatchTensor>,
+    strategy: Option<GradientCheckpointingStrategy>,
+}
+
+impl Inputs {
+    pub(crate) fn of<C: EquilibriumCell>(cell: &C, context: &C::Context) -> Self {
+        let mut inputs = Self::default();
+        cell.visit(&mut inputs);
+        let _ = context.map_tensors(&mut inputs);
+        inputs
+    }
+
+    /// Of every float tensor in turn, whether the outer tape records it: what a backward pass may keep of the inputs.
+    pub(crate) fn tracked(&self) -> Vec<bool> {
+        self.tracked.clone()
+    }
+
+    fn push<const D: usize>(&mut self, tensor: Tensor<D>) {
+        let tracked = tensor.is_tracked();
+        self.tracked.push(tracked);
+        if tracked {
+            self.strategy = tensor.gradient_checkpointing_strategy();
+            self.tensors.push(tensor.into_dispatch());
+        }
+    }
+}
+
+impl ModuleVisitor for Inputs {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.push(param.val());
+    }
+}
+
+impl TensorMap for Inputs {
+    fn float<const D: usize>(&mut self, tensor: &Tensor<D>) -> Tensor<D> {
+        self.push(tensor.clone());
+        tensor.clone()
+    }
+}
+
+/// A copy of a cell whose tracked inputs are leaves of nested graphs, apart from the outer tape.
+pub(crate) struct TapedCell<C: EquilibriumCell> {
+    cell: C,
+    context: C::Context,
+    cotangents: Cotangents,
+    products: usize,
+}
+
+impl<C: EquilibriumCell> TapedCell<C> {
+    pub(crate) fn new(frozen: &FrozenCell<C>, tracked: &[bool]) -> Self {
+        let mut lift = Lift(tracked.iter());
+        Self {
+            cell: frozen.cell.clone().map(&mut lift),
+            context: frozen.context.map_tensors(&mut lift),
+            cotangents: Cotangents {
+                sums: tracked.iter().filter(|t| **t).map(|_| None).collect(),
+                next: 0,
+                grads: None,
+            },
+            products: 0,
+        }
+    }
+
+    /// Evaluates `f(z)` and `J(z)^T u`, and adds `u^T df/dtheta (z)` to the sum of every tracked input `theta`.
+    ///
+    /// # Shapes
+    ///
+    /// - z, u: `[batch, dim]`
+    pub(crate) fn pull(&mut self, z: Tensor<2>, u: Tensor<2>) -> Pull {
+        self.products += 1;
+        let leaf = z.autodiff().require_grad();
+        let image = self.cell.forward(leaf.clone(), &self.context);
+        let plain = image.clone().inner();
+        let zero = || leaf.clone().inner().zeros_like();
+        if !image.is_tracked() {
+            return Pull {
+                image: plain,
+                product: zero(),
+            };
+        }
+        let mut grads = (image * u.autodiff()).sum().backward();
+        let product = leaf.grad_remove(&mut grads).unwrap_or_else(zero);
+        self.cotangents.grads = Some(grads);
+        self.cotangents.next = 0;
+        self.cell.visit(&mut self.cotangents);
+        let _ = self.context.map_tensors(&mut self.cotangents);
+        Pull {
+            image: plain,
+            product,
+        }
+    }
+
+    /// Products made so far.
+    pub(crate) fn products(&self) -> usize {
+        self.products
+    }
+
+    /// The sums for every tracked input, in the order of [`Inputs`].
+    pub(crate) fn into_cotangents(mut self) -> Vec<DispatchTensor> {
+        // Inputs that no product has reached get zeros, because a step of the outer tape may wait for them.
+        self.cotangents.grads = None;
+        self.cotangents.next = 0;
+        self.cell.visit(&mut self.cotangents);
+        let _ = self.context.map_tensors(&mut self.cotangents);
+        self.cotangents.sums.into_iter().flatten().collect()
+    }
+}
+
+/// One product of a [`TapedCell`], `[batch, dim]` each.
+pub(crate) struct Pull {
+    /// `f(z)`
+    pub(crate) image: Tensor<2>,
+    /// `J(z)^T u`
+    pub(crate) product: Tensor<2>,
+}
+
+/// Makes leaves of the tensors that are tracked outside.
+struct Lift<'a>(std::slice::Iter<'a, bool>);
+
+impl Lift<'_> {
+    fn lift<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
+        match self.0.next() {
+            Some(true) => tensor.autodiff().require_grad(),
+            _ => tensor,
+        }
+    }
+}
+
+impl ModuleMapper for Lift<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (id, tensor, mapper) = param.consume();
+        Param::from_mapped_value(id, self.lift(tensor), mapper)
+    }
+}
+
+impl TensorMap for Lift<'_> {
+    fn float<const D: usize>(&mut self, tensor: &Tensor<D>) -> Tensor<D> {
+        self.lift(tensor.clone())
+    }
+}
+
+/// Adds the gradients of one nested graph to the sums.
+struct Cotangents {
+    sums: Vec<Option<DispatchTensor>>,
+    next: usize,
+    grads: Option<Gradients>,
+}
+
+impl Cotangents {
+    fn collect<const D: usize>(&mut self, leaf: &Tensor<D>) {
+        if !leaf.is_tracked() {
+            return;
+        }
+        let sum = &mut self.sums[self.next];
+        self.next += 1;
+        let Some(grads) = &mut self.grads else {
+            sum.get_or_insert_with(|| leaf.clone().inner().zeros_like().into_dispatch());
+            return;
+        };
+        let Some(grad) = leaf.grad_remove(grads) else {
+            return;
+        };
+        let total = match sum.take() {
+            Some(sum) => Tensor::<D>::from_dispatch(sum) + grad,
+            None => grad,
+        };
+        *sum = Some(total.into_dispatch());
+    }
+}
+
+impl ModuleVisitor for Cotangents {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.collect(&param.val());
+    }
+}
+
+impl TensorMap for Cotangents {
+    fn float<const D: usize>(&mut self, tensor: &Tensor<D>) -> Tensor<D> {
+        self.collect(tensor);
+        tensor.clone()
+    }
+}
+
+/// Cotangents of the start and of the tracked inputs.
+pub(crate) struct Pulled {
+    /// `[batch, dim]`
+    pub(crate) start: Tensor<2>,
+    /// In the order of [`Inputs`].
+    pub(crate) inputs: Vec<DispatchTensor>,
+}
+
+/// Returns `value`, computed without a tape, as a function of `start` and `inputs` whose derivative `vjp` supplies in the backward pass.
+///
+/// # Shapes
+///
+/// - value, start, the argument of `vjp`: `[batch, dim]`
+pub(crate) fn attach(
+    value: Tensor<2>,
+    start: &Tensor<2>,
+    inputs: Inputs,
+    vjp: impl Fn(Tensor<2>) -> Pulled + Send + Sync + 'static,
+) -> Tensor<2> {
+    let start_tracked = start.is_tracked();
+    let mut tensors = inputs.tensors;
+    let mut strategy = inputs.strategy;
+    if start_tracked {
+        strategy = start.gradient_checkpointing_strategy();
+        tensors.push(start.clone().into_dispatch());
+    }
+    let value = value.inner();
+    let Some(strategy) = strategy else {
+        return value;
+    };
+    let pulled = Arc::new(Mutex::new(Vec::new()));
+    let last = tensors.len() - 1;
+    let carrier = value
+        .autodiff()
+        .with_gradient_checkpointing_strategy(strategy)
+        .into_dispatch();
+    let vjp = Arc::new(move |cotangent: DispatchTensor| {
+        let Pulled { start, mut inputs } = vjp(Tensor::from_dispatch(cotangent));
+        if start_tracked {
+            inputs.push(start.into_dispatch());
+        }
+        inputs.into_iter().map(Some).collect::<Vec<_>>()
+    });
+    let tied = tensors
+        .into_iter()
+        .enumerate()
+        .fold(carrier, |carrier, (index, tensor)| {
+            let (pulled, vjp) = (pulled.clone(), vjp.clone());
+            let link = CotangentMap::new(move |cotangent| {
+                let mut pulled = pulled.lock().unwrap_or_else(PoisonError::into_inner);
+                // The backward pass meets the links in reverse order.
+                if index == last {
+                    *pulled = vjp(cotangent);
+                }
+                pulled[index].take().expect("one cotangent for every input")
+            });
+            hook::tie(carrier, tensor, link)
+        });
+    Tensor::from_dispatch(tied)
+}
