@@ -41,6 +41,13 @@ pub trait CellContext: Clone + Send + Sync + 'static {
     fn without_autodiff(&self) -> Self {
         self.map_tensors(&mut Detach)
     }
+
+    /// Whether a float tensor of the context lives on an autodiff device.
+    fn is_autodiff(&self) -> bool {
+        let mut found = AnyAutodiff(false);
+        let _ = self.map_tensors(&mut found);
+        found.0
+    }
 }
 
 /// A function of tensors of any rank, for [`CellContext::map_tensors`].
@@ -72,6 +79,15 @@ impl TensorMap for Detach {
 
     fn bool<const D: usize>(&mut self, tensor: &Tensor<D, Bool>) -> Tensor<D, Bool> {
         tensor.clone().without_autodiff()
+    }
+}
+
+struct AnyAutodiff(bool);
+
+impl TensorMap for AnyAutodiff {
+    fn float<const D: usize>(&mut self, tensor: &Tensor<D>) -> Tensor<D> {
+        self.0 |= tensor.is_autodiff();
+        tensor.clone()
     }
 }
 

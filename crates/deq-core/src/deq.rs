@@ -1,6 +1,7 @@
 //! The implicit layer.
 
 use crate::cell::{EquilibriumCell, FrozenCell};
+use crate::context::CellContext;
 use crate::error::{DeqError, require};
 use crate::gradient::GradientConfig;
 use crate::gradient::adjoint::{Adjoint, At};
@@ -204,7 +205,7 @@ impl Forward {
 impl Deq {
     /// Finds the equilibrium from `z0` and makes it differentiable.
     ///
-    /// In training, that is when `z0` or a parameter of the cell lives on an autodiff device, the solve itself records no
+    /// In training, that is when `z0`, a parameter of the cell or a tensor of the context lives on an autodiff device, the solve itself records no
     /// tape; the gradient strategy is attached to its end. `loss.backward()` needs nothing else. On plain devices only the solve runs, under
     /// [`DeqConfig::eval_stop`].
     ///
@@ -225,7 +226,9 @@ impl Deq {
         context: &C::Context,
         z0: Tensor<2>,
     ) -> Equilibrium {
-        let training = z0.is_autodiff() || cell.devices().iter().any(|device| device.is_autodiff());
+        let training = z0.is_autodiff()
+            || cell.devices().iter().any(|device| device.is_autodiff())
+            || context.is_autodiff();
         let layer = Layer {
             cell,
             context,

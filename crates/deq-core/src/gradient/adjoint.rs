@@ -5,7 +5,7 @@ use crate::cell::{EquilibriumCell, FrozenCell};
 use crate::error::{DeqError, require};
 use crate::hook::rewrite_cotangent;
 use crate::report::{BackwardPass, BackwardReport};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{Bool, DType, Tensor};
 use deq_solvers::{
     InverseJacobian, LinearSolve, LinearSolverConfig, Solution, StopConfig, StopRule,
 };
@@ -96,38 +96,34 @@ impl Adjoint {
         })
     }
 
-    fn answer<C: EquilibriumCell>(
-        &self,
-        at: &At<C>,
-        cotangent: Tensor<2>,
-    ) -> (Tensor<2>, BackwardPass) {
-        let solve = |with: &AdjointSolve, start| {
-            let mut product = at.frozen.linearize(at.z.clone());
-            with.solver
-                .solve_from(&mut product, &cotangent, start, &with.stop)
-        };
+    fn answer<C: EquilibriumCell>(&self, at: &At<C>, g: Tensor<2>) -> (Tensor<2>, BackwardPass) {
+        let mut product = at.frozen.linearize(at.z.clone());
         match self {
             // From the cotangent on, every iterate is at least the one-step gradient.
             Adjoint::Solved(with) => {
-                let solution = solve(with, None);
+                let solution = with.solver.solve(&mut product, g, &with.stop);
                 (solution.z.clone(), solved(solution))
             }
             Adjoint::Series(with) => {
-                let solution = solve(with, None);
+                let solution = with.solver.solve(&mut product, g, &with.stop);
                 // The last term is paid for: it is the residual of the sum before it.
                 (solution.fz.clone(), solved(solution))
             }
             Adjoint::Shine { max_growth, refine } => {
                 let inverse = at.inverse.as_ref().expect("built with a Broyden solver");
-                let (estimate, refused) = share(inverse, &cotangent, *max_growth);
+                let (shared, estimate) = Shared::new(inverse, g, *max_growth);
                 let (u, mut pass) = match refine {
                     Some(with) => {
-                        let solution = solve(with, Some(estimate));
+                        let mut preconditioned = |u: Tensor<2>| {
+                            let residual = u.clone() - product(u.clone());
+                            u - shared.apply(residual)
+                        };
+                        let solution = with.solver.solve(&mut preconditioned, estimate, &with.stop);
                         (solution.z.clone(), solved(solution))
                     }
                     None => (estimate, BackwardPass::default()),
                 };
-                pass.refused = refused;
+                pass.refused = shared.refused_rows();
                 (u, pass)
             }
         }
@@ -142,26 +138,50 @@ fn solved(solution: Solution) -> BackwardPass {
     }
 }
 
-/// `-B^T g`, since `B` approximates the inverse of `J - I` and the adjoint is `(I - J^T)^-1 g`; `g` itself for the samples where
-/// that is too long or not finite, and which samples those are.
-fn share(inverse: &InverseJacobian, g: &Tensor<2>, max_growth: f64) -> (Tensor<2>, Vec<bool>) {
-    let own = g.dtype();
-    // Solvers keep their factors in f32 for 16-bit maps.
-    let wide = match own {
-        DType::F64 | DType::F32 => g.clone(),
-        _ => g.clone().cast(DType::F32),
-    };
-    let estimate = inverse.apply_transposed(&wide).neg();
-    let length = |x: &Tensor<2>| x.clone().square().sum_dim(1).sqrt();
-    // Asked this way round, a NaN is refused.
-    let accepted = length(&estimate).lower_equal(length(&wide).mul_scalar(max_growth));
-    let refused = accepted.bool_not();
-    let estimate = estimate.mask_where(refused.clone().expand(wide.shape()), wide);
-    let estimate = if estimate.dtype() == own {
-        estimate
-    } else {
-        estimate.cast(own)
-    };
-    let refused = refused.into_data().iter::<bool>().collect();
-    (estimate, refused)
+/// `-B^T`, which approximates `(I - J^T)^-1` since `B` approximates the inverse of `J - I`; the identity for samples where it is not trusted.
+struct Shared<'a> {
+    inverse: &'a InverseJacobian,
+    /// `[batch, 1]`
+    refused: Tensor<2, Bool>,
+}
+
+impl<'a> Shared<'a> {
+    /// Judges the inverse by what it makes of `g`, and returns that too.
+    fn new(inverse: &'a InverseJacobian, g: Tensor<2>, max_growth: f64) -> (Self, Tensor<2>) {
+        let length = |x: Tensor<2>| x.square().sum_dim(1).sqrt();
+        let estimate = estimate(inverse, g.clone());
+        // Asked this way round, a NaN is refused.
+        let accepted =
+            length(estimate.clone()).lower_equal(length(g.clone()).mul_scalar(max_growth));
+        let shared = Self {
+            inverse,
+            refused: accepted.bool_not(),
+        };
+        let estimate = shared.choose(estimate, g);
+        (shared, estimate)
+    }
+
+    fn apply(&self, x: Tensor<2>) -> Tensor<2> {
+        self.choose(estimate(self.inverse, x.clone()), x)
+    }
+
+    fn choose(&self, trusted: Tensor<2>, plain: Tensor<2>) -> Tensor<2> {
+        let refused = self.refused.clone().expand(plain.shape());
+        trusted.mask_where(refused, plain)
+    }
+
+    fn refused_rows(&self) -> Vec<bool> {
+        self.refused.to_data().iter::<bool>().collect()
+    }
+}
+
+/// `-B^T x`; solvers keep the factors in f32 for 16-bit maps.
+fn estimate(inverse: &InverseJacobian, x: Tensor<2>) -> Tensor<2> {
+    match x.dtype() {
+        DType::F64 | DType::F32 => inverse.apply_transposed(&x).neg(),
+        own => inverse
+            .apply_transposed(&x.cast(DType::F32))
+            .neg()
+            .cast(own),
+    }
 }

@@ -181,14 +181,8 @@ impl LinearSolve for Gmres {
         "gmres"
     }
 
-    fn solve_from(
-        &self,
-        a: &mut dyn LinearMap,
-        g: &Tensor<2>,
-        start: Option<Tensor<2>>,
-        stop: &StopRule,
-    ) -> Solution {
-        let (mut system, start) = System::start(a, g, start, stop);
+    fn solve(&self, a: &mut dyn LinearMap, g: Tensor<2>, stop: &StopRule) -> Solution {
+        let (mut system, start) = System::start(a, g, stop);
         let Some((mut u, mut residual)) = start else {
             return system.finish();
         };

@@ -52,22 +52,7 @@ pub trait LinearSolve: std::fmt::Debug + Send + Sync {
     /// # Shapes
     ///
     /// - g: `[batch, dim]`
-    fn solve(&self, a: &mut dyn LinearMap, g: Tensor<2>, stop: &StopRule) -> Solution {
-        self.solve_from(a, &g, None, stop)
-    }
-
-    /// Solves like [`LinearSolve::solve`], from `start` if one is given, such as the solution of a similar system.
-    ///
-    /// # Shapes
-    ///
-    /// - g, start: `[batch, dim]`
-    fn solve_from(
-        &self,
-        a: &mut dyn LinearMap,
-        g: &Tensor<2>,
-        start: Option<Tensor<2>>,
-        stop: &StopRule,
-    ) -> Solution;
+    fn solve(&self, a: &mut dyn LinearMap, g: Tensor<2>, stop: &StopRule) -> Solution;
 }
 
 /// Any of the solvers of linear systems, for configuration files.
@@ -129,16 +114,9 @@ impl LinearSolve for Affine {
         self.0.name()
     }
 
-    fn solve_from(
-        &self,
-        a: &mut dyn LinearMap,
-        g: &Tensor<2>,
-        start: Option<Tensor<2>>,
-        stop: &StopRule,
-    ) -> Solution {
+    fn solve(&self, a: &mut dyn LinearMap, g: Tensor<2>, stop: &StopRule) -> Solution {
         let mut map = |u: Tensor<2>| a.apply(u) + g.clone();
-        self.0
-            .solve(&mut map, start.unwrap_or_else(|| g.clone()), stop)
+        self.0.solve(&mut map, g.clone(), stop)
     }
 }
 
@@ -150,28 +128,20 @@ struct System<'a> {
 }
 
 impl<'a> System<'a> {
-    /// Tests the start `u`, and returns the system, the start and its residual `A u + g - u`, if the solve goes on.
+    /// Tests the start `u = g`, and returns the system, the start and its residual `A g`, if the solve goes on.
     fn start(
         a: &'a mut dyn LinearMap,
-        g: &Tensor<2>,
-        start: Option<Tensor<2>>,
+        g: Tensor<2>,
         stop: &StopRule,
     ) -> (Self, Option<(Tensor<2>, Tensor<2>)>) {
         let [batch, _] = g.dims();
         let mut system = Self {
             a,
             monitor: Monitor::new(stop.config(), batch, g.device()),
-            precision: Precision::of(g),
+            precision: Precision::of(&g),
         };
-        let g = system.precision.raise(g.clone());
-        let (u, residual) = match start {
-            None => (g.clone(), system.apply(&g)),
-            Some(u) => {
-                let u = system.precision.raise(u);
-                let residual = system.apply(&u) + g - u.clone();
-                (u, residual)
-            }
-        };
+        let u = system.precision.raise(g);
+        let residual = system.apply(&u);
         let running = system.observe(&u, &residual);
         (system, running.then_some((u, residual)))
     }

@@ -48,14 +48,8 @@ impl LinearSolve for Neumann {
         "neumann"
     }
 
-    fn solve_from(
-        &self,
-        a: &mut dyn LinearMap,
-        g: &Tensor<2>,
-        start: Option<Tensor<2>>,
-        stop: &StopRule,
-    ) -> Solution {
-        let (mut system, start) = System::start(a, g, start, stop);
+    fn solve(&self, a: &mut dyn LinearMap, g: Tensor<2>, stop: &StopRule) -> Solution {
+        let (mut system, start) = System::start(a, g, stop);
         if let Some((mut sum, mut term)) = start {
             loop {
                 sum = sum + term.clone();

@@ -1,0 +1,8 @@
+//! The equilibrium layer on small cells with known answers, in f64 (or in f32 on another device, see `support`).
+
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+
+mod behaviour;
+mod exact;
+mod strategies;
+mod support;
