@@ -4,5 +4,6 @@
 
 mod behaviour;
 mod exact;
+mod normalization;
 mod strategies;
 mod support;

@@ -1,5 +1,6 @@
 //! Recorded cases checked one by one, by their kind.
 
+mod gradient;
 mod solver;
 
 use crate::golden::Golden;
@@ -51,6 +52,7 @@ pub enum Outcome {
 pub fn check(case: &Golden) -> Outcome {
     let mut checks = match case.info["kind"].as_str() {
         Some("solver") => solver::original(case),
+        Some("gradient") => gradient::tanh(case),
         Some("torchdeq_solver") => solver::torchdeq(case),
         kind => return Outcome::NotCovered(kind.unwrap_or("none named").to_owned()),
     };
@@ -65,9 +67,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_recorded_solver_case_passes() {
+    fn every_recorded_case_of_these_kinds_passes() {
         let _ = crate::f64_device();
-        for kind in ["solver", "torchdeq_solver"] {
+        for kind in ["solver", "torchdeq_solver", "gradient"] {
             for case in crate::fixtures_of_kind(kind) {
                 let Outcome::Checked(checks) = check(&case) else {
                     panic!("{kind} must be covered");
