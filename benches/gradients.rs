@@ -34,7 +34,7 @@ impl EquilibriumCell for Block {
     type Context = Tensor<2>;
 
     fn forward(&self, z: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
-        (self.down.forward(relu(self.up.forward(z))) * 1.6 + x.clone()).tanh()
+        (self.down.forward(relu(self.up.forward(z))) * 2.5 + x.clone()).tanh()
     }
 }
 
@@ -98,8 +98,8 @@ fn unrolled(steps: usize, states: Option<usize>) -> GradientConfig {
 }
 
 fn strategies() -> Vec<(&'static str, DeqConfig)> {
-    let forward = StopConfig::new().with_rel_tol(1e-3).with_max_steps(60);
-    let backward = forward.clone().with_rel_tol(1e-3);
+    let forward = StopConfig::new().with_rel_tol(1e-4).with_max_steps(60);
+    let backward = forward.clone();
     let anderson = |gradient| layer(SolverConfig::anderson(), forward.clone(), gradient);
     let broyden = |gradient| layer(BroydenConfig::new().into(), forward.clone(), gradient);
     let phantom = |damping, states| {
@@ -269,12 +269,12 @@ fn draw(path: &str, curves: &[(&str, [(f64, f64); 5])]) -> Result<(), Box<dyn st
         .margin(12)
         .x_label_area_size(42)
         .y_label_area_size(56)
-        .build_cartesian_2d((5.0..80.0).log_scale(), (5.0..1000.0).log_scale())?;
+        .build_cartesian_2d(0.0..85.0, (5.0..1000.0).log_scale())?;
     chart
         .configure_mesh()
         .x_desc("steps of the solve")
         .y_desc("peak memory, in states of the batch")
-        .x_labels(5)
+        .x_labels(9)
         .draw()?;
     for (index, (name, points)) in curves.iter().enumerate() {
         let colour = Palette99::pick(index).to_rgba();

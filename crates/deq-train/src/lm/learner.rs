@@ -100,7 +100,7 @@ impl LmLearner {
     }
 
     /// The phase and depth of training step `step`, counted from 0; `None` means evaluation.
-    fn depth(&self, step: Option<usize>) -> (Phase, Depth<'_>) {
+    fn depth<'a>(&self, step: Option<usize>, deq: &'a Deq) -> (Phase, Depth<'a>) {
         let plan = &self.plan;
         match plan.network {
             Network::WeightTied { depth } => (Phase::Unrolled, Depth::Unrolled(depth)),
@@ -108,14 +108,14 @@ impl LmLearner {
                 Some(step) if step < plan.pretrain_steps => {
                     (Phase::Unrolled, Depth::Unrolled(plan.pretrain_depth))
                 }
-                _ => (Phase::Equilibrium, Depth::Equilibrium(&plan.deq)),
+                _ => (Phase::Equilibrium, Depth::Equilibrium(deq)),
             },
         }
     }
 
     /// Reads a segment in evaluation mode.
     pub(crate) fn read(&self, input: &LmInput) -> LmOutput {
-        let (_, depth) = self.depth(None);
+        let (_, depth) = self.depth(None, &self.plan.deq);
         self.model
             .forward(input.tokens.clone(), &input.memory, depth)
     }
@@ -146,7 +146,8 @@ impl TrainStep for LmLearner {
         let plan = &self.plan;
         // Masks and probes depend on seed and step alone, so that a resumed run draws what the first one would have.
         input.tokens.device().seed(mix(plan.seed, input.step));
-        let (phase, depth) = self.depth(Some(input.step));
+        let deq = plan.deq.at_step(plan.seed, input.step as u64);
+        let (phase, depth) = self.depth(Some(input.step), &deq);
         let out = self
             .model
             .forward(input.tokens.clone(), &input.memory, depth);
