@@ -49,7 +49,12 @@ fn implicit_gradients_equal_a_long_unroll() {
     let expected = gradients(&cell, &inputs, loss(&unrolled.z, &device));
     let deq = config(SolverConfig::anderson(), implicit(SolverConfig::anderson()));
     let out = deq.build().unwrap().forward(&cell, &inputs, z0);
-    assert_close(&values(&out.z), &values(&unrolled.z), 1e-10, "z*");
+    assert_close(
+        &values(&out.z),
+        &values(&unrolled.z),
+        tolerance(1e-10),
+        "z*",
+    );
     let actual = gradients(&cell, &inputs, loss(&out.z, &device));
     assert_gradients(&actual, &expected, 1e-6, "implicit against unroll");
 }
@@ -95,6 +100,10 @@ fn the_one_step_gradient_is_that_of_one_transition_at_the_equilibrium() {
 
 #[test]
 fn implicit_gradients_equal_finite_differences_of_the_solved_loss() {
+    if single() {
+        // Behind a solve to 1e-6, differences in f32 have no digit left.
+        return;
+    }
     let device = plain_device();
     let tracked = device.clone().autodiff();
     let cell = Cell::new(true, &tracked);
