@@ -9,7 +9,7 @@ use deq_core::solvers::{
 };
 use deq_core::{
     DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, NeumannGradientConfig,
-    PhantomConfig, ShineConfig, UnrolledConfig,
+    PhantomConfig, ReversibleGradientConfig, ShineConfig, UnrolledConfig,
 };
 use peak_alloc::PeakAlloc;
 use plotters::prelude::*;
@@ -45,6 +45,8 @@ struct Step {
     forward: usize,
     evaluations: usize,
     products: usize,
+    /// The largest of the batch.
+    reversal_error: f64,
     gradient: Vec<f32>,
 }
 
@@ -72,6 +74,7 @@ impl Bench {
             forward: out.nfe,
             evaluations: pass.evaluations,
             products: pass.products,
+            reversal_error: pass.reversal_error.into_iter().fold(0.0, f64::max),
             gradient,
         }
     }
@@ -149,7 +152,7 @@ fn strategies() -> Vec<(&'static str, DeqConfig)> {
             layer(
                 ReversibleConfig::new().into(),
                 forward.clone(),
-                GradientConfig::Reversible,
+                GradientConfig::Reversible(ReversibleGradientConfig::new()),
             ),
         ),
         ("unrolled 20", anderson(unrolled(20, None))),
@@ -204,6 +207,12 @@ fn main() {
             step.peak,
             distance(&step.gradient, &exact)
         );
+        if step.reversal_error > 0.0 {
+            println!(
+                "{:24} went back to within {:.1e} of its start",
+                "", step.reversal_error
+            );
+        }
     }
     memory(&bench);
 }
@@ -214,7 +223,7 @@ fn memory(bench: &Bench) {
     let stop = |steps| StopConfig::new().with_rel_tol(1e-30).with_max_steps(steps);
     let solved = |steps, gradient: GradientConfig| {
         let solver = match gradient {
-            GradientConfig::Reversible => SolverConfig::reversible(),
+            GradientConfig::Reversible(_) => SolverConfig::reversible(),
             _ => SolverConfig::anderson(),
         };
         layer(solver, stop(steps), gradient)
@@ -235,7 +244,10 @@ fn memory(bench: &Bench) {
             solved(steps, GradientConfig::Phantom(PhantomConfig::new()))
         }),
         ("reversible", &|steps| {
-            solved(steps, GradientConfig::Reversible)
+            solved(
+                steps,
+                GradientConfig::Reversible(ReversibleGradientConfig::new()),
+            )
         }),
         ("unrolled, 4 states", &|steps| {
             solved(steps, unrolled(steps, Some(4)))

@@ -105,12 +105,14 @@ impl DeqConfig {
                 }),
                 _ => Err(wrong("shine", "broyden")),
             },
-            GradientConfig::Reversible => {
+            GradientConfig::Reversible(gradient) => {
                 self.nothing_to_keep("reversible")?;
                 match &self.solver {
                     SolverConfig::Reversible(config) => {
                         let iteration = config.build().map_err(DeqError::Forward)?;
-                        Ok(Strategy::Reversible(ReversiblePairs::new(iteration)))
+                        Ok(Strategy::Reversible(ReversiblePairs::build(
+                            gradient, iteration,
+                        )?))
                     }
                     _ => Err(wrong("reversible", "reversible")),
                 }

@@ -78,8 +78,8 @@ pub use deq::{Correction, Deq, DeqConfig, Equilibrium, unroll};
 pub use deq_solvers as solvers;
 pub use error::DeqError;
 pub use gradient::{
-    GradientConfig, ImplicitConfig, NeumannGradientConfig, PhantomConfig, ShineConfig,
-    UnrolledConfig,
+    GradientConfig, ImplicitConfig, NeumannGradientConfig, PhantomConfig, ReversibleGradientConfig,
+    ShineConfig, UnrolledConfig,
 };
 pub use layout::StateLayout;
 pub use report::{BackwardPass, BackwardReport};

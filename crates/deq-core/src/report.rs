@@ -16,7 +16,7 @@ pub struct BackwardPass {
     pub solve: Option<SolveStats>,
     /// Of every sample, whether SHINE's estimate was refused and the one-step cotangent taken instead. Empty for other strategies.
     pub refused: Vec<bool>,
-    /// Of every sample, the distance between the true start of a reversible iteration and the one computed backward, relative to the norm of
+    /// Of every sample, the largest distance between a stored pair of a reversible iteration and the one that was computed backward, relative to the norm of
     /// the answer: the size of the rounding errors in the points at which the gradient was taken. Empty for other strategies.
     pub reversal_error: Vec<f64>,
 }

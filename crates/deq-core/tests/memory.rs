@@ -8,7 +8,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor, activation::relu};
 use deq_core::solvers::{LinearSolverConfig, SolverConfig, StopConfig};
 use deq_core::{
-    DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, PhantomConfig, UnrolledConfig,
+    DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, PhantomConfig,
+    ReversibleGradientConfig, UnrolledConfig,
 };
 use peak_alloc::PeakAlloc;
 
@@ -59,7 +60,7 @@ fn memory_is_flat_in_the_length_of_the_solve_but_for_the_recorded_unroll() {
     let stop = |steps| StopConfig::new().with_rel_tol(1e-30).with_max_steps(steps);
     let solved = |steps, gradient| {
         let solver = match gradient {
-            GradientConfig::Reversible => SolverConfig::reversible(),
+            GradientConfig::Reversible(_) => SolverConfig::reversible(),
             _ => SolverConfig::picard(),
         };
         DeqConfig::new()
@@ -85,7 +86,8 @@ fn memory_is_flat_in_the_length_of_the_solve_but_for_the_recorded_unroll() {
             solved(steps, GradientConfig::Phantom(PhantomConfig::new()))
         }),
         ("reversible", &|steps| {
-            solved(steps, GradientConfig::Reversible)
+            let start_only = ReversibleGradientConfig::new().with_stored_pairs(1);
+            solved(steps, GradientConfig::Reversible(start_only))
         }),
         ("recomputed unroll", &|steps| unrolled(steps, Some(4))),
     ];
@@ -101,6 +103,17 @@ fn memory_is_flat_in_the_length_of_the_solve_but_for_the_recorded_unroll() {
         assert!(most - least < 2.1, "{name}: {peaks:?}");
         assert!(most < 60.0, "{name}: {peaks:?}");
     }
+    // Seven stored pairs more than the start, of two states each, and the workspace.
+    let reversible = |stored| {
+        let config = ReversibleGradientConfig::new().with_stored_pairs(stored);
+        solved(80, GradientConfig::Reversible(config))
+    };
+    let [start_only, eight] = [1, 8].map(|stored| peak(&reversible(stored), &cell, &x));
+    assert!(
+        eight - start_only < 14.0 + 2.1,
+        "{start_only} and {eight} states"
+    );
+
     let peaks = lengths.map(|steps| peak(&unrolled(steps, None), &cell, &x));
     println!("unrolled: {peaks:.1?} states");
     let growth: Vec<f64> = peaks.windows(2).map(|pair| pair[1] - pair[0]).collect();

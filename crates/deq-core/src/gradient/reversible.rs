@@ -1,6 +1,8 @@
 //! The gradient of a reversible iteration: its steps are undone and differentiated one by one.
 
 use crate::cell::{EquilibriumCell, FrozenCell};
+use crate::error::{DeqError, require};
+use crate::gradient::config::ReversibleGradientConfig;
 use crate::report::{BackwardPass, BackwardReport};
 use crate::tape::{Inputs, Pulled, TapedCell, attach};
 use burn::tensor::{Bool, Tensor, TensorData};
@@ -12,6 +14,7 @@ use std::sync::Arc;
 pub(crate) struct ReversiblePairs {
     iteration: Reversible,
     plain: Arc<dyn Solve>,
+    stored_pairs: usize,
 }
 
 /// A forward solve by pairs.
@@ -22,6 +25,7 @@ pub(crate) struct PairSolve<C: EquilibriumCell> {
     pair: ReversiblePair,
     /// How many pairs of steps made it, per sample.
     pairs: Vec<usize>,
+    landmarks: Landmarks,
 }
 
 impl<C: EquilibriumCell> PairSolve<C> {
@@ -32,12 +36,26 @@ impl<C: EquilibriumCell> PairSolve<C> {
 }
 
 impl ReversiblePairs {
-    pub(crate) fn new(iteration: Reversible) -> Self {
-        let plain = PicardConfig::new().build().expect("has nothing to refuse");
-        Self {
+    /// # Errors
+    ///
+    /// If the configuration stores no pair.
+    pub(crate) fn build(
+        config: &ReversibleGradientConfig,
+        iteration: Reversible,
+    ) -> Result<Self, DeqError> {
+        let stored_pairs = config.stored_pairs;
+        require(
+            stored_pairs >= 1,
+            "reversible.stored_pairs",
+            stored_pairs as f64,
+            "at least 1, since the start must be stored",
+        )?;
+        let plain = PicardConfig::new().build().map_err(DeqError::Forward)?;
+        Ok(Self {
             iteration,
             plain: Arc::new(plain),
-        }
+            stored_pairs,
+        })
     }
 
     /// Iterates from `z0`; the budget of `stop` counts evaluations.
@@ -52,7 +70,9 @@ impl ReversiblePairs {
         stop: &StopRule,
     ) -> PairSolve<C> {
         let stop = stop.clone().with_max_steps(stop.config().max_steps / 2);
+        let mut landmarks = Landmarks::new(self.stored_pairs);
         let mut step = |pair: Tensor<2>| {
+            landmarks.pass(&pair);
             let mut f = |z| frozen.call(z);
             join(self.iteration.forward(&mut f, &parted(pair)))
         };
@@ -79,6 +99,7 @@ impl ReversiblePairs {
             solution,
             pair: parted(answer),
             pairs,
+            landmarks,
         }
     }
 
@@ -95,9 +116,9 @@ impl ReversiblePairs {
             frozen,
             pair: end,
             pairs,
+            landmarks,
             ..
         } = solve;
-        let start = z0.clone().inner();
         let (tracked, iteration) = (inputs.tracked(), self.iteration.clone());
         attach(answer, z0, inputs, move |cotangent| {
             let mut undo = Undo {
@@ -110,6 +131,8 @@ impl ReversiblePairs {
                 y: cotangent.zeros_like(),
                 z: cotangent,
             };
+            let norm = length(end.z.clone()).clamp_min(f64::from(f32::MIN_POSITIVE));
+            let mut missed = norm.zeros_like();
             let longest = pairs.iter().copied().max().unwrap_or(0);
             for step in (0..longest).rev() {
                 let active = pairs.iter().map(|pairs| step < *pairs).collect();
@@ -118,10 +141,16 @@ impl ReversiblePairs {
                     undo.half_step(pair.z, &pair.y, adjoint.z, adjoint.y);
                 (pair.y, adjoint.y, adjoint.z) =
                     undo.half_step(pair.y, &pair.z, adjoint.y, adjoint.z);
+                if let Some(true_pair) = landmarks.at(step) {
+                    let there = undo.unless_idle(true_pair.clone(), join(pair.clone()));
+                    let distance = length(join(pair) - there.clone()) / norm.clone();
+                    missed = missed.max_pair(distance);
+                    pair = parted(there);
+                }
             }
             report.record(BackwardPass {
                 products: undo.taped.products(),
-                reversal_error: distance(&pair, &start, &end.z),
+                reversal_error: missed.into_data().iter::<f64>().collect(),
                 ..BackwardPass::default()
             });
             Pulled {
@@ -150,26 +179,73 @@ impl<C: EquilibriumCell> Undo<C> {
         b_cotangent: Tensor<2>,
     ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
         let along = a_cotangent.clone().mul_scalar(self.damping);
-        let along = match &self.idle {
-            Some(idle) => along.mask_fill(idle.clone().expand(a.shape()), 0.0),
-            None => along,
-        };
+        let along = self.unless_idle(along.clone(), along.zeros_like());
         let pull = self.taped.pull(b.clone(), along);
         let before = (a.clone() - pull.image.mul_scalar(self.damping))
             .mul_scalar(1.0 / (1.0 - self.damping));
         let kept = a_cotangent.clone().mul_scalar(1.0 - self.damping);
-        let (before, kept) = match &self.idle {
-            Some(idle) => {
-                let idle = idle.clone().expand(a.shape());
-                (
-                    before.mask_where(idle.clone(), a),
-                    kept.mask_where(idle, a_cotangent),
-                )
-            }
-            None => (before, kept),
-        };
-        (before, kept, b_cotangent + pull.product)
+        (
+            self.unless_idle(before, a),
+            self.unless_idle(kept, a_cotangent),
+            b_cotangent + pull.product,
+        )
     }
+
+    /// `taken` for the samples that took this step, `other` for those that did not.
+    fn unless_idle(&self, taken: Tensor<2>, other: Tensor<2>) -> Tensor<2> {
+        match &self.idle {
+            Some(idle) => taken.mask_where(idle.clone().expand(other.shape()), other),
+            None => taken,
+        }
+    }
+}
+
+/// Some of the pairs that a solve has passed, the start among them, at equal distances: when there are too many, every second is dropped.
+#[derive(Clone, Debug)]
+struct Landmarks {
+    capacity: usize,
+    stride: usize,
+    passed: usize,
+    /// By step, `[batch, 2 dim]`.
+    pairs: Vec<(usize, Tensor<2>)>,
+}
+
+impl Landmarks {
+    fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            stride: 1,
+            passed: 0,
+            pairs: Vec::with_capacity(capacity),
+        }
+    }
+
+    fn pass(&mut self, pair: &Tensor<2>) {
+        let step = self.passed;
+        self.passed += 1;
+        if !step.is_multiple_of(self.stride) {
+            return;
+        }
+        while self.pairs.len() == self.capacity {
+            self.stride *= 2;
+            self.pairs
+                .retain(|(step, _)| step.is_multiple_of(self.stride));
+            if !step.is_multiple_of(self.stride) {
+                return;
+            }
+        }
+        self.pairs.push((step, pair.clone()));
+    }
+
+    fn at(&self, step: usize) -> Option<&Tensor<2>> {
+        let found = self.pairs.iter().find(|(at, _)| *at == step);
+        found.map(|(_, pair)| pair)
+    }
+}
+
+/// `[batch, 1]`
+fn length(x: Tensor<2>) -> Tensor<2> {
+    x.square().sum_dim(1).sqrt()
 }
 
 fn idle_rows(active: Vec<bool>, like: &Tensor<2>) -> Option<Tensor<2, Bool>> {
@@ -195,11 +271,30 @@ fn parted(pair: Tensor<2>) -> ReversiblePair {
     }
 }
 
-/// The larger of the distances of `y` and `z` from the true start, relative to the norm of the answer, per sample.
-fn distance(pair: &ReversiblePair, start: &Tensor<2>, answer: &Tensor<2>) -> Vec<f64> {
-    let norm = |x: Tensor<2>| x.square().sum_dim(1).sqrt();
-    let furthest =
-        norm(pair.y.clone() - start.clone()).max_pair(norm(pair.z.clone() - start.clone()));
-    let relative = furthest / norm(answer.clone()).clamp_min(f64::from(f32::MIN_POSITIVE));
-    relative.into_data().iter::<f64>().collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    #[test]
+    fn landmarks_stay_within_their_number_and_evenly_spaced() {
+        let pair = Tensor::<2>::zeros([1, 2], &Device::flex());
+        for capacity in [1, 2, 3, 8] {
+            let mut landmarks = Landmarks::new(capacity);
+            for passed in 1..50 {
+                landmarks.pass(&pair);
+                let steps: Vec<usize> = landmarks.pairs.iter().map(|(step, _)| *step).collect();
+                assert!(steps.len() <= capacity && steps[0] == 0, "{steps:?}");
+                if capacity > 1 {
+                    assert!(
+                        steps
+                            .windows(2)
+                            .all(|pair| pair[1] - pair[0] == landmarks.stride)
+                    );
+                    // No way back is longer than twice an even division of the whole.
+                    assert!(landmarks.stride * capacity < 2 * passed + capacity);
+                }
+            }
+        }
+    }
 }

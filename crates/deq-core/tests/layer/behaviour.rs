@@ -8,8 +8,8 @@ use deq_core::dropout::DropoutMask;
 use deq_core::solvers::{SolverConfig, StopConfig};
 use deq_core::{
     CellContext, DeqConfig, EquilibriumCell, FrozenCell, GradientConfig, ImplicitConfig,
-    NeumannGradientConfig, PhantomConfig, ShineConfig, StateLayout, TensorMap, UnrolledConfig,
-    check, unroll,
+    NeumannGradientConfig, PhantomConfig, ReversibleGradientConfig, ShineConfig, StateLayout,
+    TensorMap, UnrolledConfig, check, unroll,
 };
 use deq_testkit::{assert_close, relative_error, values};
 
@@ -52,7 +52,10 @@ fn misconfigured_layers_say_which_solve_is_wrong() {
         "the shine gradient reuses the solve of the broyden solver, but solver is anderson"
     );
     assert_eq!(
-        message(DeqConfig::new().with_gradient(GradientConfig::Reversible)),
+        message(
+            DeqConfig::new()
+                .with_gradient(GradientConfig::Reversible(ReversibleGradientConfig::new()))
+        ),
         "the reversible gradient reuses the solve of the reversible solver, but solver is anderson"
     );
     let keep = StopConfig::new().with_keep(vec![2]);

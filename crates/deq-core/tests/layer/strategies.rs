@@ -8,7 +8,7 @@ use deq_core::solvers::{
 };
 use deq_core::{
     Deq, EquilibriumCell, GradientConfig, ImplicitConfig, NeumannGradientConfig, PhantomConfig,
-    ShineConfig, UnrolledConfig, unroll,
+    ReversibleGradientConfig, ShineConfig, UnrolledConfig, unroll,
 };
 use deq_testkit::{assert_close, problems, relative_error, values};
 use std::sync::Arc;
@@ -70,7 +70,11 @@ fn the_reversible_gradient_is_that_of_the_iteration_converged_or_not() {
     let reversible = || ReversibleConfig::new().with_damping(damping).into();
     for budget in [2, 6, 12] {
         let stop = tight().with_max_steps(budget);
-        let deq = config(reversible(), GradientConfig::Reversible).with_stop(stop);
+        let deq = config(
+            reversible(),
+            GradientConfig::Reversible(ReversibleGradientConfig::new()),
+        )
+        .with_stop(stop);
         let z0 = numbers([BATCH, DIM], 7, 1.0, &device).require_grad();
         let out = deq.build().unwrap().forward(&cell, &inputs, z0.clone());
         assert_eq!(out.nfe, budget);
@@ -107,14 +111,46 @@ fn the_reversible_gradient_is_that_of_the_iteration_converged_or_not() {
 }
 
 #[test]
+fn stored_pairs_keep_rounding_from_spoiling_a_long_way_back() {
+    if single() {
+        return; // The numbers below are those of f64.
+    }
+    let device = device();
+    let cell = Cell::new(true, &device);
+    let inputs = inputs(&device);
+    // Twenty pairs back multiply rounding by up to 100^20, four by 100^4.
+    let solver = || SolverConfig::from(ReversibleConfig::new().with_damping(0.9));
+    let stop = StopConfig::new().with_rel_tol(1e-30).with_max_steps(40);
+    let run = |stored| {
+        let gradient = ReversibleGradientConfig::new().with_stored_pairs(stored);
+        let deq = config(solver(), GradientConfig::Reversible(gradient)).with_stop(stop.clone());
+        let z0 = Tensor::zeros([BATCH, DIM], &device);
+        let out = deq.build().unwrap().forward(&cell, &inputs, z0);
+        let gradients = gradients(&cell, &inputs, loss(&out.z, &device));
+        let missed = out.backward.get().unwrap().reversal_error;
+        (gradients, missed.into_iter().fold(0.0, f64::max))
+    };
+    let (every, missed) = run(40);
+    assert!(missed < 1e-12, "{missed}");
+    let (some, missed) = run(8);
+    assert!(missed < 1e-7, "{missed}");
+    assert_gradients(&some, &every, 1e-7, "eight stored pairs");
+    let (_, missed) = run(1);
+    assert!(missed > 1.0, "{missed}");
+}
+
+#[test]
 fn samples_of_a_reversible_solve_end_one_by_one_and_keep_their_own_gradient() {
     let device = device();
     let cell = Cell::new(true, &device);
     let stop = tight().with_abs_tol(1e-3).with_max_steps(60);
-    let deq = config(ReversibleConfig::new().into(), GradientConfig::Reversible)
-        .with_stop(stop)
-        .build()
-        .unwrap();
+    let deq = config(
+        ReversibleConfig::new().into(),
+        GradientConfig::Reversible(ReversibleGradientConfig::new()),
+    )
+    .with_stop(stop)
+    .build()
+    .unwrap();
     // The second sample starts at its answer, the third far from it.
     let all = inputs(&device);
     let answer = deq.forward(&cell, &all, Tensor::zeros([BATCH, DIM], &device));

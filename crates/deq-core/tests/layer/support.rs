@@ -8,7 +8,8 @@ use deq_core::solvers::{
 };
 use deq_core::{
     CellContext, Deq, DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig,
-    NeumannGradientConfig, PhantomConfig, Pullback, ShineConfig, TensorMap, UnrolledConfig,
+    NeumannGradientConfig, PhantomConfig, Pullback, ReversibleGradientConfig, ShineConfig,
+    TensorMap, UnrolledConfig,
 };
 use deq_testkit::{assert_close, f64_device, solve_dense, values};
 
@@ -257,7 +258,7 @@ pub(crate) fn every_gradient() -> Vec<GradientConfig> {
         GradientConfig::Phantom(phantom.clone()),
         GradientConfig::Phantom(phantom.with_stored_states(Some(4))),
         GradientConfig::Shine(ShineConfig::new().with_refine(Some(refined))),
-        GradientConfig::Reversible,
+        GradientConfig::Reversible(ReversibleGradientConfig::new()),
         GradientConfig::Unrolled(UnrolledConfig::new(60)),
         GradientConfig::Unrolled(UnrolledConfig::new(60).with_stored_states(Some(4))),
     ]
@@ -266,8 +267,7 @@ pub(crate) fn every_gradient() -> Vec<GradientConfig> {
 /// A forward solver with which that strategy works.
 pub(crate) fn solver_for(gradient: &GradientConfig) -> SolverConfig {
     match gradient {
-        // Twenty steps back divide by 0.5^20; with 0.8 rounding would spoil the gradient.
-        GradientConfig::Reversible => ReversibleConfig::new().with_damping(0.5).into(),
+        GradientConfig::Reversible(_) => ReversibleConfig::new().with_damping(0.5).into(),
         GradientConfig::Shine(_) => BroydenConfig::new().with_history(60).into(),
         _ => SolverConfig::anderson(),
     }
