@@ -413,18 +413,17 @@ fn a_position_does_not_see_the_future_nor_other_streams() {
     let model = DeqTransformerLmConfig::new(20, 8, 2, 16)
         .init(&device)
         .unwrap();
-    let deq = tight();
+    // What no application of the cell lets through, its equilibrium does not either; and this holds for every draw of the weights.
     let run = |tokens: [[i64; 5]; 2]| {
         let tokens = Tensor::<2, Int>::from_data(tokens, &device);
-        let out = model.forward(tokens, &LmMemory::empty(), Depth::Equilibrium(&deq));
+        let out = model.forward(tokens, &LmMemory::empty(), Depth::Unrolled(6));
         values(&out.hidden)
     };
     let base = run([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]);
     let changed = run([[1, 2, 3, 4, 19], [6, 7, 8, 9, 10]]);
     let width = 8;
     let before = 4 * width;
-    // Solves stop at a relative residual of 1e-12 per stream, so earlier positions may move by as much.
-    assert!(relative_error(&changed[..before], &base[..before]) < 1e-10);
+    assert!(relative_error(&changed[..before], &base[..before]) < 1e-13);
     assert!(relative_error(&changed[before..5 * width], &base[before..5 * width]) > 1e-3);
     assert_eq!(changed[5 * width..], base[5 * width..]);
 }

@@ -1,14 +1,13 @@
 //! Fixed-point problems as data: a map, its solution, and how strongly it contracts.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use std::sync::Arc;
 
 /// A batch of fixed-point problems with a known solution.
 pub struct Problem {
     /// A name for messages.
     pub name: &'static str,
     /// The map, `[batch, dim]` to `[batch, dim]`, on any float type.
-    pub map: Arc<dyn Fn(Tensor<2>) -> Tensor<2> + Send + Sync>,
+    pub map: Box<dyn Fn(Tensor<2>) -> Tensor<2> + Send + Sync>,
     /// A start, `[batch, dim]`.
     pub z0: Tensor<2>,
     /// The solution, `[batch, dim]`.
@@ -64,7 +63,7 @@ fn affine(
     let b = z_star.clone() - z_star.clone().matmul(w.clone());
     Problem {
         name,
-        map: Arc::new(move |z| z.matmul(w.clone()) + b.clone()),
+        map: Box::new(move |z| z.matmul(w.clone()) + b.clone()),
         z0: Tensor::zeros([BATCH, dim], device),
         z_star,
         lipschitz,
@@ -82,7 +81,7 @@ fn tanh(name: &'static str, dim: usize, lipschitz: f64, device: &Device) -> Prob
     let b = z_star.clone().atanh() - z_star.clone().matmul(w.clone());
     Problem {
         name,
-        map: Arc::new(move |z| (z.matmul(w.clone()) + b.clone()).tanh()),
+        map: Box::new(move |z| (z.matmul(w.clone()) + b.clone()).tanh()),
         z0: Tensor::zeros([BATCH, dim], device),
         z_star,
         lipschitz,
@@ -94,7 +93,7 @@ fn cosine(device: &Device) -> Problem {
     let z_star = tensor(vec![0.739_085_133_215_160_6; BATCH * 3], [BATCH, 3], device);
     Problem {
         name: "cosine",
-        map: Arc::new(|z| z.cos()),
+        map: Box::new(|z| z.cos()),
         z0: Tensor::zeros([BATCH, 3], device),
         z_star,
         lipschitz: 1.0_f64.sin(),

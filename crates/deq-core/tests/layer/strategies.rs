@@ -314,7 +314,7 @@ struct SuiteCell {
 }
 
 #[derive(Clone)]
-struct Map(Arc<dyn Fn(Tensor<2>) -> Tensor<2> + Send + Sync>);
+struct Map(Arc<Box<dyn Fn(Tensor<2>) -> Tensor<2> + Send + Sync>>);
 
 impl std::fmt::Debug for Map {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -336,7 +336,7 @@ fn shine_beats_one_step_on_the_suite() {
     let (mut saved, mut refusals) = (0, 0);
     for problem in problems(&plain_device()) {
         let cell = SuiteCell {
-            problem: Map(problem.map.clone()),
+            problem: Map(Arc::new(problem.map)),
         };
         let adjoint = |gradient: GradientConfig| {
             let broyden = BroydenConfig::new().with_history(60).into();

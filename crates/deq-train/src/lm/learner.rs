@@ -203,7 +203,7 @@ impl InferenceStep for LmLearner {
         let started = Instant::now();
         let out = self.read(&input);
         let nll = self.model.nll(out.hidden.clone(), &input.targets).mean();
-        let (phase, _) = self.depth(None);
+        let (phase, _) = self.depth(None, &self.plan.deq);
         let loss = nll.into_scalar::<f64>();
         LmStepOutput {
             record: StepRecord {
