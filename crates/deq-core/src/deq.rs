@@ -295,6 +295,7 @@ impl<C: EquilibriumCell> Layer<'_, C> {
             corrections.push(self.correction(state));
             tracked += usize::from(self.training);
         }
+        let mut recorded = None;
         let output = match gradient {
             _ if !self.training => solution.fz,
             AtEquilibrium::Phantom(replay) => {
@@ -303,11 +304,14 @@ impl<C: EquilibriumCell> Layer<'_, C> {
             }
             AtEquilibrium::OneStep => {
                 tracked += 1;
-                self.cell.forward(z.clone(), self.context)
+                let image = self.cell.forward(z.clone(), self.context);
+                recorded = Some(image.clone());
+                image
             }
             AtEquilibrium::Adjoint(adjoint) => {
                 tracked += 1;
                 let image = self.cell.forward(z.clone(), self.context);
+                recorded = Some(image.clone());
                 match image.is_tracked() {
                     true => {
                         let z = z.clone();
@@ -321,6 +325,7 @@ impl<C: EquilibriumCell> Layer<'_, C> {
         Equilibrium {
             z: output,
             z_star: z,
+            image: recorded,
             nfe: solution.stats.nfe + tracked,
             solve: Some(solution.stats),
             trace: solution.trace,
@@ -356,6 +361,7 @@ impl<C: EquilibriumCell> Layer<'_, C> {
         Equilibrium {
             z,
             z_star,
+            image: None,
             nfe: stats.nfe,
             solve: Some(stats),
             trace,
@@ -370,6 +376,7 @@ impl<C: EquilibriumCell> Layer<'_, C> {
         Equilibrium {
             z_star: z.clone().inner(),
             z,
+            image: None,
             nfe: replay.steps(),
             solve: None,
             trace: None,
@@ -396,6 +403,7 @@ pub fn unroll<C: EquilibriumCell>(
     Equilibrium {
         z_star: z.clone().inner(),
         z,
+        image: None,
         nfe: steps,
         solve: None,
         trace: None,
@@ -411,6 +419,9 @@ pub struct Equilibrium {
     pub z: Tensor<2>,
     /// The point `z*` itself, `[batch, dim]`, without autodiff: for the Jacobian penalty, memories, warm starts.
     pub z_star: Tensor<2>,
+    /// `f(z*)` as it was recorded, before the gradient strategy: a function of parameters and context at the constant `z*`. For penalties that can use
+    /// an evaluation which the layer makes anyway. `None` in evaluation and for strategies that record no evaluation at `z*`, or several.
+    pub image: Option<Tensor<2>>,
     /// Evaluations of `f` in the forward pass, the tracked ones included.
     pub nfe: usize,
     /// The forward solve; `None` after an unroll, which tests nothing. A reversible solve counts pairs as steps and tests the change of a whole

@@ -73,16 +73,24 @@
 
 #![deny(missing_docs)]
 
+mod arnoldi;
 mod config;
+mod controller;
 mod difference;
 mod error;
 mod exact;
 mod penalty;
 mod spectral;
 
-pub use config::{Estimator, JacobianPenalty, JacobianPenaltyConfig, Probe};
+pub use arnoldi::{ArnoldiConfig, RitzValues, arnoldi, spectrum};
+pub use config::{
+    Estimator, IncrementConfig, JacobianPenalty, JacobianPenaltyConfig, LinearConfig, Probe,
+    WeightSchedule,
+};
+pub use controller::{WeightController, WeightControllerConfig};
 pub use deq_core::TangentCell;
 pub use error::InvalidPenalty;
 pub use exact::{dense_jacobian, frobenius_norm_sq};
+pub use nalgebra::Complex;
 pub use penalty::Penalty;
 pub use spectral::{SpectralRadius, SpectralRadiusConfig, spectral_radius};

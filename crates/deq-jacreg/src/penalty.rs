@@ -1,8 +1,8 @@
 //! The two estimators of the penalty.
 
-use crate::config::{Estimator, JacobianPenalty, Probe};
+use crate::config::{Estimator, JacobianPenalty, JacobianPenaltyConfig, Probe};
 use crate::difference::{CentralDifference, finite_rows, keep_rows, relative_step};
-use crate::error::InvalidPenalty;
+use crate::error::{InvalidPenalty, require};
 use burn::tensor::{Bool, Distribution, Tensor, assert_shape};
 use deq_core::{EquilibriumCell, FrozenCell, TangentCell};
 
@@ -14,6 +14,8 @@ pub struct Penalty {
     /// The estimate of `|J|_F^2 / (batch * dim)`, `[1]`, not yet weighted. Its gradient reaches the cell's parameters and
     /// whatever the context was computed from.
     pub value: Tensor<1>,
+    /// The same for every sample, `[batch]`: estimates of `|J|_F^2 / dim`, whose mean is `value`. For losses that weigh samples.
+    pub per_sample: Tensor<1>,
     /// Which samples contribute, `[batch]`: those for which the state, `J^T v` and `f` near the state are finite. The
     /// others count as zero in `value`.
     pub finite: Tensor<1, Bool>,
@@ -79,8 +81,10 @@ impl JacobianPenalty {
         z_star: Tensor<2>,
     ) -> Result<Penalty, InvalidPenalty> {
         relative_step(z_star.dtype())?;
-        let probes = self.draw(&z_star);
-        self.estimate_with_probes(cell, context, z_star, &probes)
+        let probes = self.draw(cell, context, &z_star);
+        let mut penalty = self.estimate_with_probes(cell, context, z_star, &probes)?;
+        penalty.products += self.turning_products();
+        Ok(penalty)
     }
 
     /// [`estimate`](Self::estimate) with given probes, whose number replaces
@@ -146,8 +150,10 @@ impl JacobianPenalty {
         context: &C::Context,
         z_star: Tensor<2>,
     ) -> Result<Penalty, InvalidPenalty> {
-        let probes = self.draw(&z_star);
-        self.estimate_exact_with_probes(cell, context, z_star, &probes)
+        let probes = self.draw(cell, context, &z_star);
+        let mut penalty = self.estimate_exact_with_probes(cell, context, z_star, &probes)?;
+        penalty.products += self.turning_products();
+        Ok(penalty)
     }
 
     /// [`estimate_exact`](Self::estimate_exact) with given probes, whose number replaces
@@ -175,6 +181,106 @@ impl JacobianPenalty {
         self.assemble(&frozen, z_star, probes, |z, direction| {
             cell.tangent(z.clone(), direction.clone(), context)
         })
+    }
+
+    /// Estimates the penalty by one-sided differences from an image that is at hand, the
+    /// [`Equilibrium::image`](deq_core::Equilibrium) of the layer: one evaluation of `f` per probe and nothing else.
+    ///
+    /// ```text
+    /// value     |(f(z + h v) - f(z)) / h|^2         and its gradient
+    /// ```
+    ///
+    /// It is the tangent estimate whatever [`Estimator`] says. A one-sided difference errs by a multiple of `h`, so the step is
+    /// `eps^(1/2)` in the units of [`estimate`](Self::estimate), which leaves a relative error near 1e-8 in f64 and 1e-3 in f32. What is said there about
+    /// kinks holds here.
+    ///
+    /// # Shapes
+    ///
+    /// - z_star, image: `[batch, dim]`; `image` is `f(z_star)`, tracked
+    ///
+    /// # Errors
+    ///
+    /// As [`estimate`](Self::estimate).
+    ///
+    /// # Panics
+    ///
+    /// If the shapes differ.
+    pub fn estimate_one_sided<C: EquilibriumCell>(
+        &self,
+        cell: &C,
+        context: &C::Context,
+        z_star: Tensor<2>,
+        image: Tensor<2>,
+    ) -> Result<Penalty, InvalidPenalty> {
+        // The central difference's step is the cube root of epsilon; this one wants the square root.
+        let relative = relative_step(z_star.dtype())?.powf(1.5);
+        let [batch, dim] = z_star.dims();
+        assert_shape!(image, [batch, dim]);
+        let probes = self.draw(cell, context, &z_star);
+        let frozen = FrozenCell::new(cell, context);
+        let tangent = Self {
+            config: JacobianPenaltyConfig {
+                estimator: Estimator::Tangent,
+                ..self.config.clone()
+            },
+        };
+        let mut penalty = tangent.assemble(&frozen, z_star, &probes, |z, direction| {
+            let points = CentralDifference::new(z, direction, relative);
+            let change = cell.forward(points.plus, context) - image.clone();
+            change * (points.factor * 2.0)
+        })?;
+        penalty.products += self.turning_products();
+        Ok(penalty)
+    }
+
+    /// The denoising energy: how far `f` carries a disturbed equilibrium from where it was.
+    ///
+    /// ```text
+    /// value     |f(z + sigma v) - z|^2 / sigma^2           and its gradient
+    /// ```
+    ///
+    /// For small `sigma` it is the tangent estimate with `z` in the place of `f(z)`, so that what the solve left of the residual counts
+    /// too, as `|f(z) - z|^2 / sigma^2`. A larger `sigma` makes `f` contract on a ball around the equilibrium instead of at one point. One tracked
+    /// evaluation per probe, any float type, and no trouble with kinks once `sigma` is larger than their distances.
+    ///
+    /// Perschewski and Stober, "Efficient Deep Equilibrium Models", Procedia Computer Science 2025, doi 10.1016/j.procs.2025.07.136. Their code does
+    /// not divide by `sigma^2`; here the weight means the same for all estimates.
+    ///
+    /// # Shapes
+    ///
+    /// - z_star: `[batch, dim]`
+    /// - sigma: the standard deviation of the disturbance, in the units of the state
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidPenalty::OutOfRange`] if `sigma` is not a positive number.
+    pub fn denoising_energy<C: EquilibriumCell>(
+        &self,
+        cell: &C,
+        context: &C::Context,
+        z_star: Tensor<2>,
+        sigma: f64,
+    ) -> Result<Penalty, InvalidPenalty> {
+        require(
+            sigma.is_finite() && sigma > 0.0,
+            "sigma",
+            sigma,
+            "a finite number above 0",
+        )?;
+        let probes = self.draw(cell, context, &z_star);
+        let frozen = FrozenCell::new(cell, context);
+        let tangent = Self {
+            config: JacobianPenaltyConfig {
+                estimator: Estimator::Tangent,
+                ..self.config.clone()
+            },
+        };
+        let mut penalty = tangent.assemble(&frozen, z_star, &probes, |z, direction| {
+            let disturbed = z.clone() + direction.clone() * sigma;
+            (cell.forward(disturbed, context) - z.clone()) * (1.0 / sigma)
+        })?;
+        penalty.products += self.turning_products();
+        Ok(penalty)
     }
 
     /// The penalty with `derivative` for `(z, d) -> J(z) d`, tracked.
@@ -213,26 +319,55 @@ impl JacobianPenalty {
             values.push(contribution.value);
         }
         // A factor, not a divisor: Burn's derivative of a division by a number rounds the number to f32.
-        let share = 1.0 / (probes.len() * batch * dim) as f64;
-        let value = values
+        let share = 1.0 / (probes.len() * dim) as f64;
+        let per_sample: Tensor<1> = values
             .into_iter()
-            .map(|value| (keep_rows(value, &finite) * share).sum())
+            .map(|value| keep_rows(value, &finite) * share)
             .reduce(|sum, value| sum + value)
-            .ok_or(InvalidPenalty::NoProbes)?;
+            .ok_or(InvalidPenalty::NoProbes)?
+            .squeeze_dim(1);
         Ok(Penalty {
-            value,
+            value: per_sample.clone().sum() * (1.0 / batch as f64),
+            per_sample,
             finite: finite.squeeze_dim(1),
             nfe: probes.len(),
             products: product.map_or(0, |_| probes.len()),
         })
     }
 
-    fn draw(&self, z_star: &Tensor<2>) -> Vec<Tensor<2>> {
+    fn draw<C: EquilibriumCell>(
+        &self,
+        cell: &C,
+        context: &C::Context,
+        z_star: &Tensor<2>,
+    ) -> Vec<Tensor<2>> {
         let z = z_star.clone().inner();
-        (0..self.config.vectors)
+        let mut probes: Vec<Tensor<2>> = (0..self.config.vectors)
             .map(|_| self.config.distribution.draw(&z))
-            .collect()
+            .collect();
+        if self.config.power_iterations > 0 {
+            let frozen = FrozenCell::new(cell, context);
+            let product = frozen.linearize(z);
+            for probe in &mut probes {
+                for _ in 0..self.config.power_iterations {
+                    *probe = lengthened(product(probe.clone()));
+                }
+            }
+        }
+        probes
     }
+
+    fn turning_products(&self) -> usize {
+        self.config.vectors * self.config.power_iterations
+    }
+}
+
+/// The rows with the length that a probe has on average, `sqrt(dim)`; a row of zeros stays.
+fn lengthened(rows: Tensor<2>) -> Tensor<2> {
+    let [_, dim] = rows.dims();
+    let norm = rows.clone().square().sum_dim(1).sqrt();
+    let norm = norm.clone().mask_fill(norm.equal_elem(0.0), 1.0);
+    rows * norm.recip().mul_scalar((dim as f64).sqrt())
 }
 
 /// `(f(z + h d) - f(z - h d)) / (2 h)`, tracked, `[batch, dim]`.

@@ -4,7 +4,7 @@ use crate::support::{ReluCell, TanhCell, device, normal, relative, seeded, tenso
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Gradients, Tensor};
 use core::slice::from_ref;
-use deq_core::FrozenCell;
+use deq_core::{EquilibriumCell, FrozenCell};
 use deq_jacreg::{
     Estimator, InvalidPenalty, JacobianPenalty, JacobianPenaltyConfig, Probe, TangentCell,
     dense_jacobian, frobenius_norm_sq,
@@ -345,4 +345,126 @@ fn rademacher_probes_are_exact_for_a_diagonal_jacobian() {
     let _guard = seeded(31);
     let estimate = penalty.estimate(&cell, &z.zeros_like(), z.clone()).unwrap();
     assert!(relative(&values(estimate.value.inner()), &[0.25]) < 1e-14);
+}
+
+/// Gradients of two estimates with respect to the weight.
+fn weight_gradient(case: &Case, value: Tensor<1>) -> Vec<f64> {
+    let grads = value.backward();
+    values(case.cell.weight.val().grad(&grads).unwrap())
+}
+
+#[test]
+fn samples_contribute_their_own_share() {
+    let case = tanh_case();
+    for estimator in [Estimator::Cotangent, Estimator::Tangent] {
+        let estimate = penalty(estimator)
+            .estimate_exact_with_probes(&case.cell, &case.context, case.z.clone(), &basis())
+            .unwrap();
+        let frozen = FrozenCell::new(&case.cell, &case.context);
+        let norms = values(frobenius_norm_sq(&frozen, case.z.clone()));
+        let expected: Vec<f64> = norms.iter().map(|norm| norm / DIM as f64).collect();
+        assert!(relative(&values(estimate.per_sample.clone()), &expected) < 1e-13);
+        let mean = estimate.per_sample.clone().mean();
+        assert!(relative(&values(mean), &values(estimate.value)) < 1e-14);
+        // The gradient of one sample is that of the cell on this sample alone.
+        let second = estimate.per_sample.slice([1..2]);
+        let context = case.context.clone().narrow(0, 1, 1);
+        let probes: Vec<_> = basis().iter().map(|p| p.clone().narrow(0, 1, 1)).collect();
+        let z = case.z.clone().narrow(0, 1, 1);
+        let alone = penalty(estimator)
+            .estimate_exact_with_probes(&case.cell, &context, z, &probes)
+            .unwrap();
+        let alone = weight_gradient(&case, alone.value);
+        assert!(relative(&weight_gradient(&case, second), &alone) < 1e-12);
+    }
+}
+
+#[test]
+fn one_sided_differences_reuse_the_image_and_are_accurate_to_the_root_of_epsilon() {
+    let case = tanh_case();
+    let setting = JacobianPenaltyConfig::new().with_estimator(Estimator::Tangent);
+    let setting = setting.with_vectors(2).build().unwrap();
+    let exact = {
+        let _guard = seeded(8);
+        setting
+            .estimate_exact(&case.cell, &case.context, case.z.clone())
+            .unwrap()
+    };
+    let image = case.cell.forward(case.z.clone(), &case.context);
+    let one_sided = {
+        let _guard = seeded(8);
+        setting
+            .estimate_one_sided(&case.cell, &case.context, case.z.clone(), image)
+            .unwrap()
+    };
+    assert_eq!((one_sided.nfe, one_sided.products), (2, 0));
+    let error = relative(
+        &values(one_sided.value.clone()),
+        &values(exact.value.clone()),
+    );
+    assert!(error < 1e-6, "{error}");
+    let actual = weight_gradient(&case, one_sided.value);
+    let error = relative(&actual, &weight_gradient(&case, exact.value));
+    assert!(error < 1e-6, "{error}");
+}
+
+#[test]
+fn the_denoising_energy_tends_to_the_tangent_estimate_at_an_equilibrium() {
+    let mut case = tanh_case();
+    let frozen = FrozenCell::new(&case.cell, &case.context);
+    for _ in 0..300 {
+        case.z = frozen.call(case.z);
+    }
+    let setting = penalty(Estimator::Tangent);
+    let exact = {
+        let _guard = seeded(8);
+        setting
+            .estimate_exact(&case.cell, &case.context, case.z.clone())
+            .unwrap()
+    };
+    let exact = values(exact.value)[0];
+    let mut errors = Vec::new();
+    for sigma in [1e-2, 1e-3, 1e-4] {
+        let _guard = seeded(8);
+        let energy = setting
+            .denoising_energy(&case.cell, &case.context, case.z.clone(), sigma)
+            .unwrap();
+        assert_eq!((energy.nfe, energy.products), (1, 0));
+        errors.push((values(energy.value)[0] - exact).abs() / exact);
+    }
+    // The leading error is linear in sigma.
+    assert!(
+        errors[1] < 0.2 * errors[0] && errors[2] < 0.2 * errors[1],
+        "{errors:?}"
+    );
+    let wrong = setting.denoising_energy(&case.cell, &case.context, case.z, 0.0);
+    assert_eq!(
+        wrong.unwrap_err().to_string(),
+        "sigma is 0, but must be a finite number above 0"
+    );
+}
+
+#[test]
+fn power_iterations_turn_the_estimate_from_the_norm_to_the_spectral_radius() {
+    let mut case = tanh_case();
+    // Slopes times a symmetric matrix have real eigenvalues, so that power iteration settles.
+    let half = normal(1, [DIM, DIM], 0.2);
+    case.cell = TanhCell::new(half.clone() + half.transpose());
+    let frozen = FrozenCell::new(&case.cell, &case.context);
+    let spectra = deq_jacreg::spectrum(&frozen, case.z.clone());
+    let squares = spectra.iter().map(|sample| sample[0].norm().powi(2));
+    let radius_sq = squares.sum::<f64>() / BATCH as f64;
+    let estimate = |rounds| {
+        let setting = JacobianPenaltyConfig::new().with_power_iterations(rounds);
+        let setting = setting.build().unwrap();
+        let _guard = seeded(8);
+        let estimate = setting
+            .estimate_exact(&case.cell, &case.context, case.z.clone())
+            .unwrap();
+        assert_eq!(estimate.products, 1 + rounds);
+        (values(estimate.value)[0] - radius_sq).abs() / radius_sq
+    };
+    let errors = [0, 3, 10, 500].map(estimate);
+    assert!(errors[0] > 0.1, "the norm is not the radius: {errors:?}");
+    assert!(errors[3] < 1e-6 && errors[2] < errors[0], "{errors:?}");
 }
