@@ -367,7 +367,7 @@ fn samples_contribute_their_own_share() {
         let mean = estimate.per_sample.clone().mean();
         assert!(relative(&values(mean), &values(estimate.value)) < 1e-14);
         // The gradient of one sample is that of the cell on this sample alone.
-        let second = estimate.per_sample.slice([1..2]);
+        let second = estimate.per_sample.narrow(0, 1, 1);
         let context = case.context.clone().narrow(0, 1, 1);
         let probes: Vec<_> = basis().iter().map(|p| p.clone().narrow(0, 1, 1)).collect();
         let z = case.z.clone().narrow(0, 1, 1);
