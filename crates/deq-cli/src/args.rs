@@ -19,8 +19,38 @@ pub(crate) enum Command {
         #[command(subcommand)]
         what: Trainee,
     },
+    /// Run a claim of the paper on Jacobian regularisation again and say whether it holds.
+    Reproduce {
+        #[command(subcommand)]
+        what: Experiment,
+    },
     /// Measure the newest checkpoint of a run: perplexity, evaluations per solve, residual, spectral radius.
     Eval(EvalArgs),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Experiment {
+    /// A regression in one dimension with and without the penalty, and with weight decay in its place.
+    JacregSynthetic(SyntheticArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct SyntheticArgs {
+    /// Seeds, each of which trains six models.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) seeds: u64,
+    /// Passes over the 4096 training points; the paper has 50.
+    #[arg(long, default_value_t = 50)]
+    pub(crate) epochs: usize,
+    /// Folder of the results.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/jacreg-synthetic")]
+    pub(crate) folder: PathBuf,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    pub(crate) device: String,
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Subcommand)]

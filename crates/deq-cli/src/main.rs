@@ -2,6 +2,7 @@
 
 mod args;
 mod eval;
+mod reproduce;
 mod train;
 
 use args::{Cli, Command};
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train { what } => train::run(&what),
+        Command::Reproduce { what } => reproduce::run(&what),
         Command::Eval(args) => eval::run(&args),
     };
     match result {

@@ -107,6 +107,59 @@ impl Chart {
     }
 }
 
+/// A matrix of non-negative numbers as a picture, white for 0 and dark for the largest.
+pub(crate) struct Heat<'a> {
+    pub(crate) title: String,
+    pub(crate) columns: usize,
+    /// Row by row.
+    pub(crate) values: &'a [f64],
+    /// The value drawn darkest, so that several pictures can share a scale.
+    pub(crate) largest: f64,
+}
+
+impl Heat<'_> {
+    pub(crate) fn svg(&self) -> Result<String, TrainError> {
+        let mut svg = String::new();
+        self.draw(&mut svg).map_err(|reason| TrainError::Chart {
+            title: "heat map",
+            reason: reason.to_string(),
+        })?;
+        Ok(svg)
+    }
+
+    fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error + '_>> {
+        let (columns, rows) = (
+            self.columns as i32,
+            self.values.len().div_ceil(self.columns) as i32,
+        );
+        let area = SVGBackend::with_string(svg, (320, 340)).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&area)
+            .caption(&self.title, ("sans-serif", 14))
+            .margin(8)
+            .build_cartesian_2d(0..columns, rows..0)?;
+        chart
+            .configure_mesh()
+            .disable_mesh()
+            .disable_axes()
+            .draw()?;
+        let cells = self
+            .values
+            .iter()
+            .enumerate()
+            .filter(|(_, value)| **value > 0.0);
+        chart.draw_series(cells.map(|(index, value)| {
+            let (row, column) = (index as i32 / columns, index as i32 % columns);
+            let share = (value / self.largest.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
+            let shade = |full: f64| (255.0 - share * (255.0 - full)) as u8;
+            let color = RGBColor(shade(0.0), shade(68.0), shade(136.0));
+            Rectangle::new([(column, row), (column + 1, row + 1)], color.filled())
+        }))?;
+        area.present()?;
+        Ok(())
+    }
+}
+
 /// The smallest and the largest value, set apart if they coincide.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {

@@ -36,6 +36,7 @@ mod files;
 pub mod lm;
 pub mod records;
 mod report;
+pub mod reproduce;
 
 pub use checkpoint::{CheckpointStore, Position};
 pub use dashboard::{clock, number, status_text};

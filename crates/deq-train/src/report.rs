@@ -27,14 +27,7 @@ pub fn write_report(
     header: &ReportHeader,
     records: &[Record],
 ) -> Result<(), TrainError> {
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n\
-         <style>body{{font-family:sans-serif;max-width:1340px;margin:2em auto;padding:0 1em;color:#222}}\
-         table{{border-collapse:collapse;margin-bottom:1em}}td,th{{padding:.25em .8em;border-bottom:1px solid #ddd;\
-         text-align:left}}figure{{display:inline-block;margin:0 8px 12px 0}}svg{{max-width:100%;height:auto}}</style>\n\
-         <h1>{title}</h1>\n<table>\n",
-        title = escape(&header.title)
-    );
+    let mut page = String::from("<table>\n");
     for (name, value) in &header.facts {
         page += &format!(
             "<tr><th>{}</th><td>{}</td></tr>\n",
@@ -47,7 +40,19 @@ pub fn write_report(
         page += &format!("<figure>{svg}</figure>\n");
     }
     page += &evaluations(records);
-    page += "</html>\n";
+    write_page(path, &header.title, &page)
+}
+
+/// Writes a page of the given title whose body is HTML already.
+pub(crate) fn write_page(path: &Path, title: &str, body: &str) -> Result<(), TrainError> {
+    let page = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n\
+         <style>body{{font-family:sans-serif;max-width:1340px;margin:2em auto;padding:0 1em;color:#222}}\
+         table{{border-collapse:collapse;margin-bottom:1em}}td,th{{padding:.25em .8em;border-bottom:1px solid #ddd;\
+         text-align:left}}figure{{display:inline-block;margin:0 8px 12px 0}}svg{{max-width:100%;height:auto}}</style>\n\
+         <h1>{title}</h1>\n{body}</html>\n",
+        title = escape(title)
+    );
     files::write_whole(path, page.as_bytes())
 }
 
@@ -222,7 +227,7 @@ pub fn totals(records: &[Record]) -> Vec<(String, String)> {
     ]
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

@@ -1,0 +1,64 @@
+//! `deq reproduce`.
+
+use crate::args::{Experiment, SyntheticArgs};
+use crate::eval::print_json;
+use anyhow::Result;
+use deq_train::reproduce::Claim;
+use deq_train::reproduce::synthetic::{self, SyntheticOptions};
+use indicatif::{ProgressBar, ProgressStyle};
+
+pub(crate) fn run(what: &Experiment) -> Result<()> {
+    match what {
+        Experiment::JacregSynthetic(args) => jacreg_synthetic(args),
+    }
+}
+
+fn jacreg_synthetic(args: &SyntheticArgs) -> Result<()> {
+    let options = SyntheticOptions {
+        device: args.device.clone(),
+        folder: args.folder.clone(),
+        seeds: args.seeds,
+        epochs: args.epochs,
+    };
+    let bar = progress_bar()?;
+    let result = synthetic::run(&options, &mut |share, name| {
+        bar.set_position((share * STEPS as f64) as u64);
+        bar.set_message(name.to_owned());
+    })?;
+    bar.finish_and_clear();
+    if args.json {
+        return print_json(&result);
+    }
+    println!(
+        "{:20} {:>15} {:>18} {:>10}",
+        "trained with", "spectral radius", "residual after 6", "test loss"
+    );
+    for (name, [radius, residual, loss]) in synthetic::summary(&result) {
+        println!("{name:20} {radius:15.3} {residual:18.2e} {loss:10.4}");
+    }
+    print_claims(&result.claims);
+    println!("pictures: {}", result.report.display());
+    Ok(())
+}
+
+const STEPS: u64 = 10_000;
+
+fn progress_bar() -> Result<ProgressBar> {
+    let style = "{elapsed_precise} {wide_bar} {percent:>3} %  {msg}  {eta} left";
+    let bar = ProgressBar::new(STEPS);
+    bar.set_style(ProgressStyle::with_template(style)?);
+    Ok(bar)
+}
+
+fn print_claims(claims: &[Claim]) {
+    println!();
+    for claim in claims {
+        let verdict = if claim.holds {
+            "holds:"
+        } else {
+            "DOES NOT HOLD:"
+        };
+        println!("{verdict} {}\n    {}", claim.statement, claim.evidence);
+    }
+    println!();
+}
