@@ -32,6 +32,39 @@ pub(crate) enum Command {
 pub(crate) enum Experiment {
     /// A regression in one dimension with and without the penalty, and with weight decay in its place.
     JacregSynthetic(SyntheticArgs),
+    /// A language model trained with different weights of the penalty and evaluated with different budgets.
+    JacregLm(ReproduceLmArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct ReproduceLmArgs {
+    /// Recipe to start from: tiny (built-in text) or wt2 (WikiText-2). Default: tiny, or wt2 with --data.
+    #[arg(long)]
+    pub(crate) preset: Option<String>,
+    /// Folder with train.txt, valid.txt and test.txt, or one text file. Default: the built-in handbook.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Training steps. Default: the preset's.
+    #[arg(long)]
+    pub(crate) steps: Option<usize>,
+    /// Weights of the penalty to compare.
+    #[arg(long, value_delimiter = ',', default_value = "0,0.5,1.6")]
+    pub(crate) weights: Vec<f64>,
+    /// Evaluations allowed at inference.
+    #[arg(long, value_delimiter = ',', default_value = "2,3,4,6,8,12,16,20,30")]
+    pub(crate) budgets: Vec<usize>,
+    /// Seed of weights, dropout masks and penalty draws.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Folder of the runs and the results. Give it again to go on after an interruption.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/jacreg-lm")]
+    pub(crate) folder: PathBuf,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    pub(crate) device: String,
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]
@@ -127,6 +160,9 @@ pub(crate) struct EvalArgs {
     /// Measure the test split instead of the valid split.
     #[arg(long)]
     pub(crate) test: bool,
+    /// Most steps of a solve. Default: the run's.
+    #[arg(long, value_name = "STEPS")]
+    pub(crate) max_steps: Option<usize>,
     /// Device to run on.
     #[arg(long, default_value = "flex")]
     pub(crate) device: String,

@@ -12,6 +12,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         device: args.device.clone(),
         data: args.data.clone(),
         test: args.test,
+        max_steps: args.max_steps,
     };
     let summary = evaluate_run(&args.run, &options)?;
     if args.json {

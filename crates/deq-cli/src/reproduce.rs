@@ -1,15 +1,19 @@
 //! `deq reproduce`.
 
-use crate::args::{Experiment, SyntheticArgs};
+use crate::args::{Experiment, ReproduceLmArgs, SyntheticArgs};
 use crate::eval::print_json;
+use crate::train::scale;
 use anyhow::Result;
+use deq_train::lm::{DataSource, LmRecipe};
 use deq_train::reproduce::Claim;
+use deq_train::reproduce::lm::{LmComparison, compare};
 use deq_train::reproduce::synthetic::{self, SyntheticOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub(crate) fn run(what: &Experiment) -> Result<()> {
     match what {
         Experiment::JacregSynthetic(args) => jacreg_synthetic(args),
+        Experiment::JacregLm(args) => jacreg_lm(args),
     }
 }
 
@@ -38,6 +42,46 @@ fn jacreg_synthetic(args: &SyntheticArgs) -> Result<()> {
     }
     print_claims(&result.claims);
     println!("pictures: {}", result.report.display());
+    Ok(())
+}
+
+fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
+    let default = if args.data.is_some() { "wt2" } else { "tiny" };
+    let mut recipe = LmRecipe::preset(args.preset.as_deref().unwrap_or(default))?;
+    if let Some(data) = &args.data {
+        recipe.data = DataSource::Path(data.clone());
+    }
+    if let Some(steps) = args.steps {
+        scale(&mut recipe, steps);
+    }
+    recipe.seed = args.seed.unwrap_or(recipe.seed);
+    let options = LmComparison {
+        recipe,
+        weights: args.weights.clone(),
+        budgets: args.budgets.clone(),
+        device: args.device.clone(),
+        folder: args.folder.clone(),
+    };
+    let result = compare(&options, &mut |what| eprintln!("== {what}"))?;
+    if args.json {
+        return print_json(&result);
+    }
+    print!("\nperplexity with  ");
+    result
+        .budgets
+        .iter()
+        .for_each(|budget| print!("{budget:>8}"));
+    println!("  evaluations");
+    for variant in &result.variants {
+        print!("{:17}", variant.name());
+        variant
+            .perplexity
+            .iter()
+            .for_each(|value| print!("{value:8.2}"));
+        println!();
+    }
+    print_claims(&result.claims);
+    println!("curves: {}", result.report.display());
     Ok(())
 }
 

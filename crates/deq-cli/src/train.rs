@@ -41,12 +41,7 @@ fn recipe(args: &LmArgs) -> Result<LmRecipe> {
         recipe.level = level;
     }
     if let Some(steps) = args.steps {
-        // The phases keep their share of the run.
-        let share = |part: usize| part * steps / recipe.steps;
-        recipe.pretrain_steps = share(recipe.pretrain_steps);
-        recipe.warmup_steps = share(recipe.warmup_steps);
-        recipe.rounds = recipe.rounds.min(steps.max(1));
-        recipe.steps = steps;
+        scale(&mut recipe, steps);
     }
     set(&mut recipe.rounds, args.rounds);
     set(&mut recipe.pretrain_steps, args.pretrain);
@@ -78,6 +73,15 @@ fn recipe(args: &LmArgs) -> Result<LmRecipe> {
         }
     }
     Ok(recipe)
+}
+
+/// Trains for so many steps, of which the phases keep their share.
+pub(crate) fn scale(recipe: &mut LmRecipe, steps: usize) {
+    let share = |part: usize| part * steps / recipe.steps;
+    recipe.pretrain_steps = share(recipe.pretrain_steps);
+    recipe.warmup_steps = share(recipe.warmup_steps);
+    recipe.rounds = recipe.rounds.min(steps.max(1));
+    recipe.steps = steps;
 }
 
 fn set<T>(field: &mut T, value: Option<T>) {

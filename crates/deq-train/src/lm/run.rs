@@ -129,6 +129,8 @@ pub struct EvalOptions {
     pub data: Option<PathBuf>,
     /// `true` for the test split, `false` for valid.
     pub test: bool,
+    /// The most steps of a solve, in the place of the recipe's.
+    pub max_steps: Option<usize>,
 }
 
 /// What a run achieved.
@@ -418,6 +420,10 @@ pub fn evaluate_run(run: &Path, options: &EvalOptions) -> Result<LmSummary, Trai
     let plain = device(&options.device)?;
     if let Some(data) = &options.data {
         recipe.data = super::recipe::DataSource::Path(data.clone());
+    }
+    if let Some(max_steps) = options.max_steps {
+        let stop = recipe.deq.eval_stop.as_ref().unwrap_or(&recipe.deq.stop);
+        recipe.deq.eval_stop = Some(stop.clone().with_max_steps(max_steps));
     }
     let corpus = recipe.data.open(recipe.level)?;
     if recipe.vocabulary != Some(corpus.vocabulary.fingerprint()) {

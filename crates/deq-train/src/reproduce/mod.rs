@@ -1,5 +1,6 @@
 //! Claims of Bai, Koltun and Kolter (ICML 2021), each run again by one command.
 
+pub mod lm;
 pub mod synthetic;
 
 use serde::Serialize;

@@ -123,6 +123,8 @@ const TEST: usize = 1000;
 const BATCH: usize = 64;
 /// Evaluations of a solve, forward and backward.
 const BUDGET: usize = 6;
+/// The relative residual at which a solve ends.
+const TOLERANCE: f64 = 1e-6;
 const FREQUENCY: f64 = 0.4;
 const LEARNING_RATE: f64 = 1e-3;
 /// Held-out points at which spectra are taken.
@@ -205,17 +207,22 @@ struct Points {
 }
 
 impl Points {
-    /// `y = 1.5 x^3 + x^2 - 5 x + 2 sin x - 3 + noise`, `x` uniform in [-2, 2], noise of deviation 0.05. The paper's text and appendix disagree on the sign of the
-    /// constant, which a readout with a bias does not notice, and our source does not give the interval.
+    /// `y = 1.5 x^3 + x^2 - 5 x + 2 sin x - 3 + noise`, noise of deviation 0.05, then brought to mean 0 and deviation 1, so that the loss has the scale of the penalty.
+    ///
+    /// The paper's text and appendix disagree on the sign of the constant, which the scaling removes. Our source does not give the interval of x: this is
+    /// [-1, 1]. On [-2, 2], where y bends far more, training breaks off from the equilibrium now and then, with and without the penalty.
     fn draw(count: usize, seed: u64) -> Self {
         let noise = random::normal(seed ^ 0x6e6f_6973, count);
         let x: Vec<f64> = (0..count as u64)
-            .map(|i| 4.0 * random::uniform(seed, i) - 2.0)
+            .map(|i| 2.0 * random::uniform(seed, i) - 1.0)
             .collect();
         let value = |(x, noise): (&f64, &f64)| {
             1.5 * x.powi(3) + x * x - 5.0 * x + 2.0 * x.sin() - 3.0 + 0.05 * noise
         };
-        let y = x.iter().zip(&noise).map(value).collect();
+        let mut y: Vec<f64> = x.iter().zip(&noise).map(value).collect();
+        let mean = y.iter().sum::<f64>() / count as f64;
+        let deviation = (y.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / count as f64).sqrt();
+        y.iter_mut().for_each(|y| *y = (*y - mean) / deviation);
         Self { x, y }
     }
 
@@ -274,16 +281,27 @@ pub fn run(
     Ok(result)
 }
 
+/// `f(0)`, the first of the six evaluations.
+///
+/// Zero itself must not be the answer of a solve: its relative residual is 1 by definition, so that a solve which gets worse would return it, the layer would be trained
+/// as an explicit one at 0, and nothing would hold it together elsewhere.
+fn start(layer: &Layer, x: &Tensor<2>) -> Tensor<2> {
+    let frozen = FrozenCell::new(layer, x);
+    let [batch, _] = x.dims();
+    let zero = Tensor::zeros([batch, WIDTH], &x.device().inner());
+    frozen.call(zero)
+}
+
 fn layer(budget: usize) -> Result<Deq, TrainError> {
     let stop = |tolerance| {
         StopConfig::new()
             .with_max_steps(budget)
             .with_rel_tol(tolerance)
     };
-    let adjoint = ImplicitConfig::new().with_stop(stop(1e-6));
+    let adjoint = ImplicitConfig::new().with_stop(stop(TOLERANCE));
     Ok(DeqConfig::new()
         .with_solver(SolverConfig::anderson())
-        .with_stop(stop(1e-6))
+        .with_stop(stop(TOLERANCE))
         .with_gradient(GradientConfig::Implicit(adjoint))
         .build()?)
 }
@@ -300,7 +318,7 @@ fn train(
     let mut network = Network::new(&tracked);
     let train = Points::draw(TRAIN, 2 * seed);
     let test = Points::draw(TEST, 2 * seed + 1);
-    let deq = layer(BUDGET)?;
+    let deq = layer(BUDGET - 1)?;
     let penalty = JacobianPenaltyConfig::new()
         .with_weight(variant.gamma)
         .with_frequency(FREQUENCY)
@@ -313,7 +331,7 @@ fn train(
     for epoch in 0..epochs {
         for rows in shuffled(seed, epoch).chunks(BATCH) {
             let (x, y) = train.columns(rows, &tracked);
-            let z0 = Tensor::zeros([rows.len(), WIDTH], device);
+            let z0 = start(&network.layer, &x);
             let out = deq.forward(&network.layer, &x, z0);
             let mut loss = (network.readout.forward(out.z) - y).square().mean();
             if penalty.applies_at(seed, step) {
@@ -331,7 +349,7 @@ fn train(
     }
     let network = network.valid();
     let (x, _) = test.columns(&[0], device);
-    let z = layer(100)?.forward(&network.layer, &x, Tensor::zeros([1, WIDTH], device));
+    let z = layer(100)?.forward(&network.layer, &x, start(&network.layer, &x));
     let jacobian = dense_jacobian(&FrozenCell::new(&network.layer, &x), z.z_star);
     Ok(SyntheticRun {
         variant,
@@ -357,10 +375,10 @@ fn measure(
 ) -> Result<Measurement, TrainError> {
     let rows: Vec<usize> = (0..TEST).collect();
     let (x, y) = test.columns(&rows, device);
-    let out = layer(BUDGET)?.forward(&network.layer, &x, Tensor::zeros([TEST, WIDTH], device));
+    let out = layer(BUDGET - 1)?.forward(&network.layer, &x, start(&network.layer, &x));
     let error = (network.readout.forward(out.z) - y).square().mean();
     let x = x.narrow(0, 0, PROBED);
-    let far = layer(100)?.forward(&network.layer, &x, Tensor::zeros([PROBED, WIDTH], device));
+    let far = layer(100)?.forward(&network.layer, &x, start(&network.layer, &x));
     let spectra = spectrum(&FrozenCell::new(&network.layer, &x), far.z_star);
     let radii = spectra.iter().map(|values| values[0].norm());
     Ok(Measurement {
@@ -387,9 +405,10 @@ fn claims(runs: &[SyntheticRun]) -> Vec<Claim> {
     let falling = |value: &dyn Fn(&Measurement) -> f64, pairs: &[(usize, usize)]| {
         seeds.iter().all(|seed| {
             let of = |index: usize| value(last(gammas[index], *seed));
+            // Below the tolerance of the solves there is nothing left to compare.
             pairs
                 .iter()
-                .all(|(weaker, stronger)| of(*stronger) < of(*weaker))
+                .all(|(weaker, stronger)| of(*stronger) < of(*weaker) || of(*stronger) <= TOLERANCE)
         })
     };
     let list = |value: &dyn Fn(&Measurement) -> f64, variants: &[Variant]| {
@@ -419,7 +438,7 @@ fn claims(runs: &[SyntheticRun]) -> Vec<Claim> {
             evidence: list(&radius, &gammas),
         },
         Claim {
-            statement: "the residual after six evaluations falls as gamma grows".to_owned(),
+            statement: "the residual after six evaluations falls as gamma grows, down to the tolerance of 1e-6".to_owned(),
             holds: falling(&residual, &steps),
             evidence: list(&residual, &gammas),
         },
