@@ -57,3 +57,46 @@ pub(crate) fn keep_rows(tensor: Tensor<2>, keep: &Tensor<2, Bool>) -> Tensor<2> 
     let dims = tensor.dims();
     tensor.mask_fill(keep.clone().bool_not().expand(dims), 0.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, TensorData};
+    use deq_core::random;
+
+    /// The error of `J d` by central differences for `f(z) = tanh(z W)`, relative to the closed form, with the step times each of the factors.
+    fn errors(dtype: DType, factors: &[f64]) -> Vec<f64> {
+        let device = Device::flex();
+        let draw = |seed, shape: [usize; 2], scale: f64| {
+            let values = random::normal(seed, shape[0] * shape[1]);
+            let values: Vec<f64> = values.into_iter().map(|v| v * scale).collect();
+            Tensor::<2>::from_data(TensorData::new(values, shape), (&device, dtype))
+        };
+        let w = draw(1, [64, 64], 0.1);
+        let (z, d) = (draw(2, [8, 64], 1.0), draw(3, [8, 64], 1.0));
+        let f = |z: Tensor<2>| z.matmul(w.clone()).tanh();
+        let exact = (f(z.clone()).square().neg() + 1.0) * d.clone().matmul(w.clone());
+        let norm = |x: Tensor<2>| x.square().sum().sqrt().into_scalar::<f64>();
+        let step = relative_step(dtype).unwrap();
+        let error = |factor: &f64| {
+            let points = CentralDifference::new(&z, &d, step * factor);
+            let difference = (f(points.plus) - f(points.minus)) * points.factor;
+            norm(difference - exact.clone()) / norm(exact.clone())
+        };
+        factors.iter().map(error).collect()
+    }
+
+    /// The study behind the step: printed with `--nocapture`, and kept true.
+    #[test]
+    fn the_step_is_near_the_best_one() {
+        let factors = [1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3];
+        for (dtype, bound) in [(DType::F64, 1e-9), (DType::F32, 1e-4)] {
+            let errors = errors(dtype, &factors);
+            let table: Vec<String> = errors.iter().map(|error| format!("{error:.0e}")).collect();
+            println!("{dtype:?}: {} for steps times {factors:?}", table.join(" "));
+            let best = errors.iter().copied().fold(f64::INFINITY, f64::min);
+            assert!(errors[3] < bound && errors[3] < 10.0 * best, "{errors:?}");
+            assert!(errors[0] > 10.0 * errors[3] && errors[5] > 10.0 * errors[3]);
+        }
+    }
+}

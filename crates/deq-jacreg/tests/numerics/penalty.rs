@@ -468,3 +468,58 @@ fn power_iterations_turn_the_estimate_from_the_norm_to_the_spectral_radius() {
     assert!(errors[0] > 0.1, "the norm is not the radius: {errors:?}");
     assert!(errors[3] < 1e-6 && errors[2] < errors[0], "{errors:?}");
 }
+
+/// Bias and variance of one probe, for one sample, over many draws: unbiased, with the variance that theory gives each distribution of probes.
+#[test]
+fn the_variance_of_an_estimate_is_that_of_theory() {
+    const DRAWS: usize = 20_000;
+    let cell = TanhCell::new(normal(1, [DIM, DIM], 0.3));
+    let (context, z) = (normal(2, [1, DIM], 0.5), normal(3, [1, DIM], 0.7));
+    let jacobian = values(dense_jacobian(&FrozenCell::new(&cell, &context), z.clone()));
+    let entry = |i: usize, j: usize| jacobian[i * DIM + j];
+    // `J J^T` for cotangents, `J^T J` for tangents.
+    let gram = |estimator, i: usize, j: usize| -> f64 {
+        let term = |k| match estimator {
+            Estimator::Cotangent => entry(i, k) * entry(j, k),
+            Estimator::Tangent => entry(k, i) * entry(k, j),
+        };
+        (0..DIM).map(term).sum()
+    };
+    let many = |x: &Tensor<2>| x.clone().repeat_dim(0, DRAWS);
+    for estimator in [Estimator::Cotangent, Estimator::Tangent] {
+        let squares: f64 = (0..DIM)
+            .flat_map(|i| (0..DIM).map(move |j| (i, j)))
+            .map(|(i, j)| gram(estimator, i, j).powi(2))
+            .sum();
+        let diagonal: f64 = (0..DIM).map(|i| gram(estimator, i, i).powi(2)).sum();
+        let trace: f64 = (0..DIM).map(|i| gram(estimator, i, i)).sum();
+        for (distribution, variance) in [
+            (Probe::Gaussian, 2.0 * squares),
+            (Probe::Rademacher, 2.0 * (squares - diagonal)),
+        ] {
+            let setting = JacobianPenaltyConfig::new()
+                .with_estimator(estimator)
+                .with_distribution(distribution);
+            let _guard = seeded(12);
+            let estimate = setting
+                .build()
+                .unwrap()
+                .estimate_exact(&cell.valid(), &many(&context), many(&z))
+                .unwrap();
+            let draws: Vec<f64> = values(estimate.per_sample * DIM as f64);
+            let mean = draws.iter().sum::<f64>() / DRAWS as f64;
+            let found = draws.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / DRAWS as f64;
+            println!(
+                "{estimator:?}, {distribution:?}: standard deviation {:.2} of the mean",
+                found.sqrt() / mean
+            );
+            let standard_error = (variance / DRAWS as f64).sqrt();
+            assert!(
+                (mean - trace).abs() < 4.0 * standard_error,
+                "{mean}, {trace}"
+            );
+            // The fourth moments of these squares are below 15 variances squared: 4 sqrt(15 / draws) is 0.11.
+            assert!((found / variance - 1.0).abs() < 0.11, "{found}, {variance}");
+        }
+    }
+}
