@@ -247,3 +247,81 @@ fn a_run_that_does_not_fit_is_refused_and_left_alone() {
     let message = refused(path, &["eval", "run"]);
     assert!(message.contains("its kind is mdeq, not lm"), "{message}");
 }
+
+#[test]
+fn the_synthetic_experiment_prints_its_table_and_claims() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = [
+        "reproduce",
+        "jacreg-synthetic",
+        "--seeds",
+        "1",
+        "--epochs",
+        "1",
+    ];
+    let output = run(folder.path(), &arguments);
+    success(&output);
+    let text = String::from_utf8_lossy(&output.stdout);
+    for line in [
+        "gamma 0 ",
+        "gamma 4 ",
+        "weight decay 0.01",
+        "the spectral radius falls",
+        "pictures: ",
+    ] {
+        assert!(text.contains(line), "{line} is missing in\n{text}");
+    }
+    let written = folder.path().join("runs/jacreg-synthetic");
+    let json = std::fs::read(written.join("result.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["runs"].as_array().unwrap().len(), 6);
+    let page = std::fs::read_to_string(written.join("report.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("|J| at one point"));
+}
+
+#[test]
+fn the_language_model_experiment_compares_budgets_and_goes_on_where_it_stopped() {
+    let folder = folder_with_text();
+    let arguments = [
+        "reproduce",
+        "jacreg-lm",
+        "--preset",
+        "tiny",
+        "--data",
+        "text.txt",
+        "--steps",
+        "4",
+        "--weights",
+        "0,1.6",
+        "--budgets",
+        "2,8",
+    ];
+    let output = run(folder.path(), &arguments);
+    success(&output);
+    let first = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        first.contains("perplexity with") && first.contains("gamma 1.6"),
+        "{first}"
+    );
+    let written = folder.path().join("runs/jacreg-lm");
+    let json = std::fs::read(written.join("result.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(
+        json["variants"][1]["perplexity"].as_array().unwrap().len(),
+        2
+    );
+    assert!(written.join("report.html").is_file());
+    // What is trained already is not trained again.
+    let again = run(folder.path(), &arguments);
+    success(&again);
+    let table = |text: &str| -> Vec<String> {
+        text.lines()
+            .filter(|line| line.starts_with("gamma"))
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(
+        table(&String::from_utf8_lossy(&again.stdout)),
+        table(&first)
+    );
+}
