@@ -4,44 +4,84 @@ use super::Check;
 use crate::golden::Golden;
 use crate::{f64_device, relative_error, values};
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use deq_core::solvers::{LinearSolverConfig, SolverConfig, StopConfig};
-use deq_core::{Deq, DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, PhantomConfig};
+use deq_core::{
+    CellContext, Deq, DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, PhantomConfig,
+    TangentCell, TensorMap,
+};
 
 /// Where no solve is involved but one that ends at rounding.
 const TOLERANCE: f64 = 1e-8;
 
 /// `tanh(z W^T + x U^T + b) + e`, where `e` is zero and its gradient the adjoint.
 #[derive(Module, Debug)]
-struct Cell {
-    w: Param<Tensor<2>>,
-    u: Param<Tensor<2>>,
-    b: Param<Tensor<1>>,
+pub(super) struct Cell {
+    pub(super) w: Param<Tensor<2>>,
+    pub(super) u: Param<Tensor<2>>,
+    pub(super) b: Param<Tensor<1>>,
+}
+
+/// The inputs of a [`Cell`].
+#[derive(Clone, Debug)]
+pub(super) struct Inputs {
+    pub(super) x: Tensor<2>,
+    pub(super) e: Tensor<2>,
+}
+
+impl CellContext for Inputs {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+        Self {
+            x: self.x.map_tensors(map),
+            e: self.e.map_tensors(map),
+        }
+    }
+}
+
+impl Cell {
+    pub(super) fn recorded(case: &Golden, device: &Device) -> Self {
+        Self {
+            w: Param::from_tensor(case.tensor("W", device)),
+            u: Param::from_tensor(case.tensor("U", device)),
+            b: Param::from_tensor(case.tensor("b", device)),
+        }
+    }
+
+    fn inner(&self, z: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
+        let recurrent = z.matmul(self.w.val().transpose());
+        let injected = x.clone().matmul(self.u.val().transpose());
+        (recurrent + injected + self.b.val().unsqueeze()).tanh()
+    }
 }
 
 impl EquilibriumCell for Cell {
-    type Context = (Tensor<2>, Tensor<2>);
+    type Context = Inputs;
 
-    fn forward(&self, z: Tensor<2>, (x, e): &Self::Context) -> Tensor<2> {
-        let inner = z.matmul(self.w.val().transpose()) + x.clone().matmul(self.u.val().transpose());
-        (inner + self.b.val().unsqueeze()).tanh() + e.clone()
+    fn forward(&self, z: Tensor<2>, inputs: &Inputs) -> Tensor<2> {
+        self.inner(z, &inputs.x) + inputs.e.clone()
+    }
+}
+
+impl TangentCell for Cell {
+    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, inputs: &Inputs) -> Tensor<2> {
+        let slope = self.inner(z, &inputs.x).square().neg() + 1.0;
+        direction.matmul(self.w.val().transpose()) * slope
     }
 }
 
 /// Kind `gradient`.
 pub(super) fn tanh(case: &Golden) -> Vec<Check> {
     let device = f64_device().autodiff();
-    let cell = Cell {
-        w: Param::from_tensor(case.tensor("W", &device)),
-        u: Param::from_tensor(case.tensor("U", &device)),
-        b: Param::from_tensor(case.tensor("b", &device)),
-    };
+    let cell = Cell::recorded(case, &device);
     let weight = case.tensor::<2>("loss_weight", &device);
     let mut checks = Vec::new();
     for (prefix, gradient) in strategies(case) {
         let x = case.tensor::<2>("x", &device).require_grad();
         let e = weight.zeros_like().detach().require_grad();
-        let context = (x.clone(), e.clone());
+        let context = Inputs {
+            x: x.clone(),
+            e: e.clone(),
+        };
         let out = layer(gradient).forward(&cell, &context, weight.zeros_like());
         let mut check = |name: String, actual: Vec<f64>, recorded: &str| {
             let error = match case.get(recorded) {

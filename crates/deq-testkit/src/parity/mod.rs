@@ -1,6 +1,7 @@
 //! Recorded cases checked one by one, by their kind.
 
 mod gradient;
+mod jacobian;
 mod solver;
 
 use crate::golden::Golden;
@@ -53,6 +54,7 @@ pub fn check(case: &Golden) -> Outcome {
     let mut checks = match case.info["kind"].as_str() {
         Some("solver") => solver::original(case),
         Some("gradient") => gradient::tanh(case),
+        Some("jacobian") => jacobian::tanh(case),
         Some("torchdeq_solver") => solver::torchdeq(case),
         kind => return Outcome::NotCovered(kind.unwrap_or("none named").to_owned()),
     };
@@ -69,7 +71,7 @@ mod tests {
     #[test]
     fn every_recorded_case_of_these_kinds_passes() {
         let _ = crate::f64_device();
-        for kind in ["solver", "torchdeq_solver", "gradient"] {
+        for kind in ["solver", "torchdeq_solver", "gradient", "jacobian"] {
             for case in crate::fixtures_of_kind(kind) {
                 let Outcome::Checked(checks) = check(&case) else {
                     panic!("{kind} must be covered");
