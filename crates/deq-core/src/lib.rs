@@ -83,3 +83,4 @@ pub use gradient::{
 };
 pub use layout::StateLayout;
 pub use report::{BackwardPass, BackwardReport};
+pub use tape::recomputed;

@@ -101,10 +101,7 @@ impl<C: EquilibriumCell> TapedCell<C> {
         }
         let mut grads = (image * u.autodiff()).sum().backward();
         let product = leaf.grad_remove(&mut grads).unwrap_or_else(zero);
-        self.cotangents.grads = Some(grads);
-        self.cotangents.next = 0;
-        self.cell.visit(&mut self.cotangents);
-        let _ = self.context.map_tensors(&mut self.cotangents);
+        self.collect(Some(grads));
         Pull {
             image: plain,
             product,
@@ -119,11 +116,23 @@ impl<C: EquilibriumCell> TapedCell<C> {
     /// The sums for every tracked input, in the order of [`Inputs`].
     pub(crate) fn into_cotangents(mut self) -> Vec<DispatchTensor> {
         // Inputs that no product has reached get zeros, because a step of the outer tape may wait for them.
-        self.cotangents.grads = None;
+        self.collect(None);
+        self.cotangents.sums.into_iter().flatten().collect()
+    }
+
+    /// Adds the derivative of a number that `f` computes from the cell and its context.
+    fn add(&mut self, f: impl FnOnce(&C, &C::Context) -> Tensor<1>) {
+        let number = f(&self.cell, &self.context);
+        if number.is_tracked() {
+            self.collect(Some(number.backward()));
+        }
+    }
+
+    fn collect(&mut self, grads: Option<Gradients>) {
+        self.cotangents.grads = grads;
         self.cotangents.next = 0;
         self.cell.visit(&mut self.cotangents);
         let _ = self.context.map_tensors(&mut self.cotangents);
-        self.cotangents.sums.into_iter().flatten().collect()
     }
 }
 
@@ -202,10 +211,37 @@ impl TensorMap for Cotangents {
     }
 }
 
-/// Cotangents of the start and of the tracked inputs.
+/// Returns `value` as a function of the cell and its context whose derivative is that of `f`, evaluated during the backward pass and not before.
+///
+/// What `f` records exists only then, when most of the outer tape is gone already, so that the peak of memory is that of the larger of the two instead of their
+/// sum. `f` is given a copy of the cell and the context and must compute `value` from them, up to rounding; other tensors it uses are constants.
+///
+/// # Shapes
+///
+/// - value, output of `f`: `[n]`
+pub fn recomputed<C: EquilibriumCell>(
+    cell: &C,
+    context: &C::Context,
+    value: Tensor<1>,
+    f: impl Fn(&C, &C::Context) -> Tensor<1> + Send + Sync + 'static,
+) -> Tensor<1> {
+    let inputs = Inputs::of(cell, context);
+    let tracked = inputs.tracked();
+    let frozen = FrozenCell::new(cell, context);
+    attach(value, None, inputs, move |cotangent| {
+        let mut taped = TapedCell::new(&frozen, &tracked);
+        taped.add(|cell, context| (f(cell, context) * cotangent.autodiff()).sum());
+        Pulled {
+            start: None,
+            inputs: taped.into_cotangents(),
+        }
+    })
+}
+
+/// Cotangents of the start, if it was named, and of the tracked inputs.
 pub(crate) struct Pulled {
     /// `[batch, dim]`
-    pub(crate) start: Tensor<2>,
+    pub(crate) start: Option<Tensor<2>>,
     /// In the order of [`Inputs`].
     pub(crate) inputs: Vec<DispatchTensor>,
 }
@@ -214,17 +250,19 @@ pub(crate) struct Pulled {
 ///
 /// # Shapes
 ///
-/// - value, start, the argument of `vjp`: `[batch, dim]`
-pub(crate) fn attach(
-    value: Tensor<2>,
-    start: &Tensor<2>,
+/// - value, the argument of `vjp`: the same
+/// - start: `[batch, dim]`
+pub(crate) fn attach<const D: usize>(
+    value: Tensor<D>,
+    start: Option<&Tensor<2>>,
     inputs: Inputs,
-    vjp: impl Fn(Tensor<2>) -> Pulled + Send + Sync + 'static,
-) -> Tensor<2> {
-    let start_tracked = start.is_tracked();
+    vjp: impl Fn(Tensor<D>) -> Pulled + Send + Sync + 'static,
+) -> Tensor<D> {
+    let start = start.filter(|start| start.is_tracked());
+    let start_tracked = start.is_some();
     let mut tensors = inputs.tensors;
     let mut strategy = inputs.strategy;
-    if start_tracked {
+    if let Some(start) = start {
         strategy = start.gradient_checkpointing_strategy();
         tensors.push(start.clone().into_dispatch());
     }
@@ -241,7 +279,7 @@ pub(crate) fn attach(
     let vjp = Arc::new(move |cotangent: DispatchTensor| {
         let Pulled { start, mut inputs } = vjp(Tensor::from_dispatch(cotangent));
         if start_tracked {
-            inputs.push(start.into_dispatch());
+            inputs.extend(start.map(Tensor::into_dispatch));
         }
         inputs.into_iter().map(Some).collect::<Vec<_>>()
     });

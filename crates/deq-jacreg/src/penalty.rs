@@ -4,7 +4,7 @@ use crate::config::{Estimator, JacobianPenalty, JacobianPenaltyConfig, Probe};
 use crate::difference::{CentralDifference, finite_rows, keep_rows, relative_step};
 use crate::error::{InvalidPenalty, require};
 use burn::tensor::{Bool, Distribution, Tensor, assert_shape};
-use deq_core::{EquilibriumCell, FrozenCell, TangentCell};
+use deq_core::{EquilibriumCell, FrozenCell, TangentCell, recomputed};
 
 /// One estimate of the penalty and what it cost.
 #[derive(Clone, Debug)]
@@ -178,8 +178,72 @@ impl JacobianPenalty {
         probes: &[Tensor<2>],
     ) -> Result<Penalty, InvalidPenalty> {
         let frozen = FrozenCell::new(cell, context);
-        self.assemble(&frozen, z_star, probes, |z, direction| {
-            cell.tangent(z.clone(), direction.clone(), context)
+        match self.config.estimator {
+            Estimator::Cotangent => self.deferred(&frozen, (cell, context), z_star, probes),
+            Estimator::Tangent => self.assemble(&frozen, z_star, probes, |z, direction| {
+                cell.tangent(z.clone(), direction.clone(), context)
+            }),
+        }
+    }
+
+    /// The cotangent estimate, whose value needs no tape. What its gradient needs is recorded only in the backward pass, when the tape of the layer itself is gone.
+    fn deferred<C: TangentCell>(
+        &self,
+        frozen: &FrozenCell<C>,
+        (cell, context): (&C, &C::Context),
+        z_star: Tensor<2>,
+        probes: &[Tensor<2>],
+    ) -> Result<Penalty, InvalidPenalty> {
+        if probes.is_empty() {
+            return Err(InvalidPenalty::NoProbes);
+        }
+        let z = z_star.inner();
+        let [batch, dim] = z.dims();
+        let mut finite = finite_rows(&z);
+        let z = keep_rows(z, &finite);
+        let product = frozen.linearize(z.clone());
+        let mut pairs = Vec::with_capacity(probes.len());
+        for probe in probes {
+            assert_shape!(probe, [batch, dim]);
+            let probe = probe.clone().inner();
+            let drawn = finite_rows(&probe);
+            let probe = keep_rows(probe, &drawn);
+            let image = product(probe.clone());
+            let usable = finite_rows(&image.clone().square().sum_dim(1));
+            finite = finite.bool_and(drawn).bool_and(usable);
+            pairs.push((probe, image));
+        }
+        let share = 1.0 / (probes.len() * dim) as f64;
+        // Samples that are not finite take no part, neither in the value nor in the gradient.
+        let pairs: Vec<(Tensor<2>, Tensor<2>)> = pairs
+            .into_iter()
+            .map(|(probe, image)| (keep_rows(probe, &finite), keep_rows(image, &finite)))
+            .collect();
+        let values = pairs
+            .iter()
+            .map(|(_, image)| image.clone().square().sum_dim(1) * share);
+        let value: Tensor<1> = values
+            .reduce(|sum, value| sum + value)
+            .ok_or(InvalidPenalty::NoProbes)?
+            .squeeze_dim(1);
+        let per_sample = recomputed(cell, context, value, move |cell, context| {
+            let terms = pairs.iter().map(|(probe, image)| {
+                let tangent = cell.tangent(z.clone(), image.clone(), context);
+                let term = tangent * (probe.clone() * (2.0 * share));
+                let usable = finite_rows(&term.clone().inner().sum_dim(1));
+                keep_rows(term, &usable).sum_dim(1)
+            });
+            terms
+                .reduce(|sum, term| sum + term)
+                .expect("at least one probe")
+                .squeeze_dim(1)
+        });
+        Ok(Penalty {
+            value: per_sample.clone().sum() * (1.0 / batch as f64),
+            per_sample,
+            finite: finite.squeeze_dim(1),
+            nfe: probes.len(),
+            products: probes.len(),
         })
     }
 

@@ -86,7 +86,7 @@ impl Replay {
         let (tracked, report) = (inputs.tracked(), report.clone());
         // Handed over, so that the sweep can drop each when it has served.
         let saved = Mutex::new(saved);
-        attach(z, &z0, inputs, move |cotangent| {
+        attach(z, Some(&z0), inputs, move |cotangent| {
             let mut sweep = Sweep {
                 replay: self,
                 frozen: &frozen,
@@ -102,7 +102,7 @@ impl Replay {
                 ..BackwardPass::default()
             });
             Pulled {
-                start,
+                start: Some(start),
                 inputs: sweep.taped.into_cotangents(),
             }
         })

@@ -120,7 +120,7 @@ impl ReversiblePairs {
             ..
         } = solve;
         let (tracked, iteration) = (inputs.tracked(), self.iteration.clone());
-        attach(answer, z0, inputs, move |cotangent| {
+        attach(answer, Some(z0), inputs, move |cotangent| {
             let mut undo = Undo {
                 taped: TapedCell::new(&frozen, &tracked),
                 damping: iteration.damping(),
@@ -154,7 +154,7 @@ impl ReversiblePairs {
                 ..BackwardPass::default()
             });
             Pulled {
-                start: adjoint.y + adjoint.z,
+                start: Some(adjoint.y + adjoint.z),
                 inputs: undo.taped.into_cotangents(),
             }
         })
