@@ -102,7 +102,7 @@ fn main() {
         let extra = time - times[0];
         let error = match kind {
             Kind::Central(Estimator::Cotangent) => Some(0),
-            Kind::Central(Estimator::Tangent) | Kind::OneSided | Kind::Denoising => Some(1),
+            Kind::Central(Estimator::Tangent) | Kind::OneSided => Some(1),
             _ => None,
         };
         let error = error.map_or("-".to_owned(), |index| {

@@ -60,11 +60,12 @@
 //!
 //! # Contents
 //!
-//! - [`JacobianPenaltyConfig`], [`JacobianPenalty`]: the penalty, with [two estimators](Estimator), and its schedules of
-//!   weight and frequency;
+//! - [`JacobianPenaltyConfig`], [`JacobianPenalty`]: the penalty, with [two estimators](Estimator), its schedules of
+//!   weight and frequency, and its relatives: [`denoising_energy`](JacobianPenalty::denoising_energy), and probes turned by power iteration;
 //! - [`TangentCell`]: a cell's own Jacobian product, for which the penalty's gradient is exact; cells with kinks need it;
-//! - [`spectral_radius`]: power iteration with a convergence test per sample;
-//! - [`frobenius_norm_sq`], [`dense_jacobian`]: exact values, for small models and tests.
+//! - [`WeightController`]: a weight that follows what the solves do;
+//! - [`spectral_radius`]: power iteration with a convergence test per sample; [`arnoldi`]: several dominant eigenvalues;
+//! - [`frobenius_norm_sq`], [`dense_jacobian`], [`spectrum`]: exact values, for small models and tests.
 //!
 //! # Features
 //!
