@@ -48,7 +48,12 @@ pub(crate) struct ReproduceLmArgs {
     #[arg(long)]
     pub(crate) steps: Option<usize>,
     /// Weights of the penalty to compare.
-    #[arg(long, value_delimiter = ',', default_value = "0,0.5,1.6")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        default_value = "0,0.5,1.6"
+    )]
     pub(crate) weights: Vec<f64>,
     /// Evaluations allowed at inference.
     #[arg(long, value_delimiter = ',', default_value = "2,3,4,6,8,12,16,20,30")]

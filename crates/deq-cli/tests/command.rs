@@ -185,7 +185,7 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
     let folder = folder_with_text();
     let path = folder.path();
     std::fs::write(path.join("empty.txt"), "").unwrap();
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 13] = [
         (&["train", "lm", "--data", "missing"], "there is no missing"),
         (
             &["train", "lm", "--data", "empty.txt"],
@@ -204,6 +204,22 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
         (&["train", "lm", "--penalty", "-1"], "penalty.weight is -1"),
         (&["train", "lm", "--resume"], "there is no run to resume"),
         (&["eval", "nowhere"], "nowhere is not a run"),
+        (
+            &["reproduce", "jacreg-synthetic", "--seeds", "0"],
+            "seeds is 0, but must be at least 1",
+        ),
+        (
+            &["reproduce", "jacreg-synthetic", "--device", "tpu"],
+            "choose one of flex",
+        ),
+        (
+            &["reproduce", "jacreg-lm", "--weights", "1,-2"],
+            "a weight is -2, but must be",
+        ),
+        (
+            &["reproduce", "jacreg-lm", "--budgets", "0"],
+            "a budget is 0, but must be at least 1",
+        ),
     ];
     for (arguments, expected) in cases {
         let message = refused(path, arguments);

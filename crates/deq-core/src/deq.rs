@@ -59,17 +59,17 @@ impl DeqConfig {
             self.budget_jitter as f64,
             "below stop.max_steps",
         )?;
+        let solver = self.solver.build().map_err(DeqError::Forward)?;
         Ok(Deq {
-            solver_name: self.solver.build().map_err(DeqError::Forward)?.name(),
-            strategy: self.strategy()?,
+            solver_name: solver.name(),
+            strategy: self.strategy(solver)?,
             stop,
             eval_stop,
             budget_jitter: self.budget_jitter,
         })
     }
 
-    fn strategy(&self) -> Result<Strategy, DeqError> {
-        let solver = self.solver.build().map_err(DeqError::Forward)?;
+    fn strategy(&self, solver: Arc<dyn Solve>) -> Result<Strategy, DeqError> {
         let wrong = |gradient, needs| DeqError::WrongSolver {
             gradient,
             needs,

@@ -9,7 +9,7 @@ use deq_core::solvers::{SolverConfig, StopConfig};
 use deq_core::{
     CellContext, DeqConfig, EquilibriumCell, FrozenCell, GradientConfig, ImplicitConfig,
     NeumannGradientConfig, PhantomConfig, ReversibleGradientConfig, ShineConfig, StateLayout,
-    TensorMap, UnrolledConfig, check, unroll,
+    TensorMap, UnrolledConfig, check, recomputed, unroll,
 };
 use deq_testkit::{assert_close, relative_error, values};
 
@@ -409,4 +409,53 @@ fn a_wrong_pullback_is_found_and_a_right_one_passes() {
     // The hand-written slope is that of tanh, which this map no longer has.
     cell.tanh = false;
     assert!(error(&cell).unwrap() > 1e-2);
+}
+
+#[test]
+fn the_recorded_image_is_a_function_of_parameters_alone() {
+    let device = device();
+    let cell = Cell::new(true, &device);
+    let inputs = inputs(&device);
+    let exact = config(SolverConfig::anderson(), implicit(SolverConfig::anderson()));
+    let z0 = || Tensor::zeros([BATCH, DIM], &device);
+    let out = exact.build().unwrap().forward(&cell, &inputs, z0());
+    let through_image = gradients(&cell, &inputs, loss(&out.image.unwrap(), &device));
+    assert!(out.backward.get().is_none(), "no adjoint was solved");
+    let one_step = config(SolverConfig::anderson(), GradientConfig::OneStep);
+    let expected = gradients_of(&one_step.build().unwrap(), &cell, &inputs);
+    assert_gradients(&through_image, &expected, 1e-13, "image");
+}
+
+#[test]
+fn a_recomputed_number_has_the_gradient_of_the_recorded_one() {
+    let device = device();
+    let cell = Cell::new(true, &device);
+    let inputs = inputs(&device);
+    let z = numbers([BATCH, DIM], 8, 1.0, &plain_device());
+    let norms = |cell: &Cell, inputs: &Inputs, z: &Tensor<2>| -> Tensor<1> {
+        cell.forward(z.clone(), inputs)
+            .square()
+            .sum_dim(1)
+            .squeeze_dim(1)
+    };
+    // Weighted, so that every sample's cotangent counts, and used twice.
+    let total = |norms: Tensor<1>| {
+        let weights = numbers([1, BATCH], 4, 1.0, &device).squeeze_dim::<1>(0);
+        (norms.clone() * weights).sum() + norms.sum().square()
+    };
+    let expected = gradients(&cell, &inputs, total(norms(&cell, &inputs, &z)));
+    let value = norms(&cell.valid(), &inputs.without_autodiff(), &z);
+    let point = z.clone();
+    let deferred = recomputed(&cell, &inputs, value.clone(), move |cell, inputs| {
+        norms(cell, inputs, &point)
+    });
+    assert_eq!(values(&deferred), values(&value));
+    let actual = gradients(&cell, &inputs, total(deferred));
+    assert_gradients(&actual, &expected, 1e-13, "recomputed");
+
+    // Without anything to differentiate it is the value.
+    let plain = recomputed(&cell.valid(), &inputs.without_autodiff(), value, |_, _| {
+        unreachable!("nothing is differentiated")
+    });
+    assert!(!plain.is_tracked());
 }

@@ -24,6 +24,47 @@ pub struct LmComparison {
     pub folder: PathBuf,
 }
 
+impl LmComparison {
+    fn validate(&self) -> Result<(), TrainError> {
+        let require = |valid, field, value: f64, requirement| match valid {
+            true => Ok(()),
+            false => Err(TrainError::OutOfRange {
+                field,
+                value,
+                requirement,
+            }),
+        };
+        let (weights, budgets) = (self.weights.len(), self.budgets.len());
+        require(
+            weights >= 2,
+            "the number of weights",
+            weights as f64,
+            "at least 2",
+        )?;
+        require(
+            budgets >= 1,
+            "the number of budgets",
+            budgets as f64,
+            "at least 1",
+        )?;
+        for weight in &self.weights {
+            let valid = weight.is_finite() && *weight >= 0.0;
+            require(valid, "a weight", *weight, "a finite number of at least 0")?;
+        }
+        for budget in &self.budgets {
+            require(*budget >= 1, "a budget", *budget as f64, "at least 1")?;
+        }
+        if self.weights.iter().any(|weight| *weight > 0.0) && self.recipe.penalty.is_none() {
+            return Err(TrainError::OutOfRange {
+                field: "penalty.weight",
+                value: 0.0,
+                requirement: "above 0 in the recipe, whose frequency the variants share",
+            });
+        }
+        self.recipe.validate()
+    }
+}
+
 /// One trained model.
 #[derive(Clone, Debug, Serialize)]
 pub struct LmVariant {
@@ -87,32 +128,12 @@ pub struct LmComparisonResult {
 ///
 /// # Errors
 ///
-/// [`TrainError`] if the recipe is wrong, fewer than two weights or no budget is given, or a run fails.
+/// [`TrainError`] if the recipe or a number is wrong, fewer than two weights or no budget is given, or a run fails.
 pub fn compare(
     options: &LmComparison,
     say: &mut dyn FnMut(&str),
 ) -> Result<LmComparisonResult, TrainError> {
-    for (field, count, requirement) in [
-        ("weights", options.weights.len(), "at least 2 in number"),
-        (
-            "budgets",
-            options.budgets.len().min(2) + 1,
-            "at least 1 in number",
-        ),
-        (
-            "budgets",
-            options.budgets.iter().copied().min().unwrap_or(0) + 1,
-            "at least 1 each",
-        ),
-    ] {
-        if count < 2 {
-            return Err(TrainError::OutOfRange {
-                field,
-                value: count as f64,
-                requirement,
-            });
-        }
-    }
+    options.validate()?;
     files::create_folder(&options.folder)?;
     let mut variants = Vec::new();
     for weight in &options.weights {
