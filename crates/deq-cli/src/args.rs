@@ -138,6 +138,9 @@ pub(crate) struct LmArgs {
     /// Share of steps that apply the penalty.
     #[arg(long, allow_negative_numbers = true)]
     pub(crate) penalty_frequency: Option<f64>,
+    /// Move the weight of the penalty so that a training solve takes so many steps on average; it begins at --penalty.
+    #[arg(long, value_name = "STEPS", allow_negative_numbers = true)]
+    pub(crate) hold_steps: Option<f64>,
     /// Most steps of a forward solve in training.
     #[arg(long)]
     pub(crate) solver_steps: Option<usize>,

@@ -3,7 +3,7 @@
 use crate::args::{LmArgs, Trainee};
 use crate::eval::{print_json, print_summary};
 use anyhow::{Result, bail};
-use deq_jacreg::JacobianPenaltyConfig;
+use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig};
 use deq_train::TrainError;
 use deq_train::lm::{DataSource, LmRecipe, Network, RunFolder, TrainOptions, train};
 use std::path::{Path, PathBuf};
@@ -71,6 +71,13 @@ fn recipe(args: &LmArgs) -> Result<LmRecipe> {
             Some(penalty) => penalty.frequency = frequency,
             None => bail!("--penalty-frequency needs a penalty: give --penalty a weight above 0"),
         }
+    }
+    if let Some(target) = args.hold_steps {
+        let Some(penalty) = &recipe.penalty else {
+            bail!("--hold-steps needs a penalty: give --penalty a weight above 0");
+        };
+        let controller = WeightControllerConfig::new(target).with_weight(penalty.weight);
+        recipe.controller = Some(controller);
     }
     Ok(recipe)
 }

@@ -33,7 +33,7 @@ fn folder_with_text() -> tempfile::TempDir {
 }
 
 /// A run small enough for a test: two pre-training steps, then the equilibrium with the penalty.
-const SMALL: [&str; 16] = [
+const SMALL: [&str; 18] = [
     "train",
     "lm",
     "--preset",
@@ -48,6 +48,8 @@ const SMALL: [&str; 16] = [
     "2",
     "--penalty-frequency",
     "0.8",
+    "--hold-steps",
+    "5",
     "--plain",
     "--run",
 ];
@@ -160,6 +162,14 @@ fn a_killed_run_resumes_with_the_losses_of_an_uninterrupted_one() {
     success(&output);
     let records = |name: &str| records(&folder.path().join(name));
     assert_eq!(records("killed"), records("whole"));
+    let weights: Vec<f64> = records("whole")
+        .iter()
+        .filter_map(|record| record["penalty"]["weight"].as_f64())
+        .collect();
+    assert!(
+        weights.len() > 2 && weights.windows(2).all(|pair| pair[0] < pair[1]),
+        "solves take more than five steps, so the weight grows: {weights:?}"
+    );
 
     // A finished run resumes to the same summary.
     success(
@@ -185,7 +195,7 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
     let folder = folder_with_text();
     let path = folder.path();
     std::fs::write(path.join("empty.txt"), "").unwrap();
-    let cases: [(&[&str], &str); 13] = [
+    let cases: [(&[&str], &str); 15] = [
         (&["train", "lm", "--data", "missing"], "there is no missing"),
         (
             &["train", "lm", "--data", "empty.txt"],
@@ -202,6 +212,14 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
         ),
         (&["train", "lm", "--lr", "5"], "learning_rate is 5"),
         (&["train", "lm", "--penalty", "-1"], "penalty.weight is -1"),
+        (
+            &["train", "lm", "--penalty", "0", "--hold-steps", "8"],
+            "--hold-steps needs a penalty",
+        ),
+        (
+            &["train", "lm", "--hold-steps", "-1"],
+            "controller.target is -1",
+        ),
         (&["train", "lm", "--resume"], "there is no run to resume"),
         (&["eval", "nowhere"], "nowhere is not a run"),
         (

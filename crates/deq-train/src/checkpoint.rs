@@ -29,6 +29,9 @@ pub struct Position {
     pub step: usize,
     /// Training time in seconds, over all sessions.
     pub seconds: f64,
+    /// The weight of the Jacobian penalty that its controller has come to, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub penalty_weight: Option<f64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -272,6 +275,7 @@ mod tests {
             round,
             step: 10 * round,
             seconds: 1.0,
+            penalty_weight: Some(0.1 + 0.2),
         };
         store.begin(position, vec![9; 16]);
         for name in TRAINER_PARTS {

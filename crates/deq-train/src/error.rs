@@ -28,6 +28,11 @@ pub enum TrainError {
         /// What would be right.
         requirement: &'static str,
     },
+    /// There is no penalty whose weight could be controlled.
+    #[error(
+        "controller needs a Jacobian penalty, whose frequency and estimator it uses: set penalty"
+    )]
+    ControllerWithoutPenalty,
     /// A loader yields nothing.
     #[error("the {split} split has no segment to read")]
     NoSegments {

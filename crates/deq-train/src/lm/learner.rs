@@ -45,6 +45,8 @@ pub(crate) struct LmInput {
     /// The step, counted from 0.
     pub(crate) step: usize,
     pub(crate) memory: LmMemory,
+    /// The weight of the penalty in the place of its schedule's.
+    pub(crate) penalty_weight: Option<f64>,
 }
 
 impl LmInput {
@@ -57,6 +59,7 @@ impl LmInput {
             starts_stream: segment.starts_stream,
             step,
             memory: LmMemory::empty(),
+            penalty_weight: None,
         }
     }
 }
@@ -156,7 +159,8 @@ impl TrainStep for LmLearner {
         let penalty = plan.penalty.as_ref().filter(|penalty| {
             phase == Phase::Equilibrium && penalty.applies_at(plan.seed, input.step)
         });
-        let weight = penalty.map_or(0.0, |penalty| penalty.weight_at(input.step));
+        let scheduled = penalty.map_or(0.0, |penalty| penalty.weight_at(input.step));
+        let weight = input.penalty_weight.unwrap_or(scheduled);
         let penalty = penalty.map(|penalty| {
             let z_star = out.equilibrium.z_star.clone();
             penalty

@@ -9,7 +9,7 @@ use burn::optim::lr_scheduler::sequential::SequentialLrSchedulerConfig;
 use deq_core::DeqConfig;
 use deq_core::solvers::StopConfig;
 use deq_data::{Corpus, Level};
-use deq_jacreg::JacobianPenaltyConfig;
+use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig};
 use deq_models::DeqTransformerLmConfig;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -73,6 +73,9 @@ pub struct LmRecipe {
     pub deq: DeqConfig,
     /// The Jacobian penalty, if any.
     pub penalty: Option<JacobianPenaltyConfig>,
+    /// Moves the weight of the penalty so that a training solve takes so many steps on average, in the place of its schedule.
+    #[serde(default)]
+    pub controller: Option<WeightControllerConfig>,
     /// Parallel streams of text.
     pub batch: usize,
     /// Tokens per stream and step.
@@ -142,6 +145,7 @@ impl LmRecipe {
             network: Network::Equilibrium,
             deq,
             penalty: Some(penalty),
+            controller: None,
             batch: 16,
             segment: 64,
             steps: 400,
@@ -219,6 +223,12 @@ impl LmRecipe {
         self.deq.build()?;
         if let Some(penalty) = &self.penalty {
             penalty.validate()?;
+        }
+        if let Some(controller) = &self.controller {
+            controller.build()?;
+            if self.penalty.is_none() {
+                return Err(TrainError::ControllerWithoutPenalty);
+            }
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use burn::train::{
     EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
     SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
 };
+use deq_jacreg::WeightController;
 use deq_models::LmMemory;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use std::sync::{Mutex, PoisonError};
@@ -42,6 +43,7 @@ type Events = SupervisedTrainingEventProcessor<LmLearner>;
 struct Session {
     learner: Learner<LmLearner>,
     memory: LmMemory,
+    controller: Option<WeightController>,
     events: Events,
     interrupter: Interrupter,
 }
@@ -74,6 +76,7 @@ impl SupervisedLearningStrategy<LmLearner> for StreamStrategy {
         let mut session = Session {
             learner,
             memory,
+            controller: self.controller(position.penalty_weight),
             events: components.event_processor,
             interrupter: components.interrupter,
         };
@@ -100,6 +103,7 @@ impl SupervisedLearningStrategy<LmLearner> for StreamStrategy {
                 round,
                 step: steps.end,
                 seconds: before + started.elapsed().as_secs_f64(),
+                penalty_weight: session.controller.as_ref().map(WeightController::weight),
             };
             if let Some(checkpointer) = &mut checkpointer {
                 self.store.begin(position, memory_to_bytes(&session.memory));
@@ -113,6 +117,16 @@ impl SupervisedLearningStrategy<LmLearner> for StreamStrategy {
 }
 
 impl StreamStrategy {
+    /// The controller of the recipe, where a resumed run had left it.
+    fn controller(&self, weight: Option<f64>) -> Option<WeightController> {
+        let config = self.recipe.controller.as_ref()?;
+        let controller = config.build().expect("the recipe was validated");
+        Some(match weight {
+            Some(weight) => controller.resume(weight),
+            None => controller,
+        })
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, StrategyState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -136,8 +150,14 @@ impl StreamStrategy {
                 input.memory = std::mem::take(&mut session.memory);
             }
             let step = input.step + 1;
+            input.penalty_weight = session.controller.as_ref().map(WeightController::weight);
             let mut out = session.learner.train_step(input);
             session.memory = out.item.memory.clone();
+            if let (Some(controller), Some(solve)) =
+                (&mut session.controller, &out.item.record.forward)
+            {
+                controller.update(solve.steps);
+            }
             session.learner.lr_step();
             let rate = session.learner.lr_current();
             out.item.record.learning_rate = rate.base();
