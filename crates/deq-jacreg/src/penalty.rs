@@ -282,17 +282,13 @@ impl JacobianPenalty {
         assert_shape!(image, [batch, dim]);
         let probes = self.draw(cell, context, &z_star);
         let frozen = FrozenCell::new(cell, context);
-        let tangent = Self {
-            config: JacobianPenaltyConfig {
-                estimator: Estimator::Tangent,
-                ..self.config.clone()
-            },
-        };
-        let mut penalty = tangent.assemble(&frozen, z_star, &probes, |z, direction| {
-            let points = CentralDifference::new(z, direction, relative);
-            let change = cell.forward(points.plus, context) - image.clone();
-            change * (points.factor * 2.0)
-        })?;
+        let mut penalty =
+            self.of_tangents()
+                .assemble(&frozen, z_star, &probes, |z, direction| {
+                    let points = CentralDifference::new(z, direction, relative);
+                    let change = cell.forward(points.plus, context) - image.clone();
+                    change * (points.factor * 2.0)
+                })?;
         penalty.products += self.turning_products();
         Ok(penalty)
     }
@@ -333,16 +329,12 @@ impl JacobianPenalty {
         )?;
         let probes = self.draw(cell, context, &z_star);
         let frozen = FrozenCell::new(cell, context);
-        let tangent = Self {
-            config: JacobianPenaltyConfig {
-                estimator: Estimator::Tangent,
-                ..self.config.clone()
-            },
-        };
-        let mut penalty = tangent.assemble(&frozen, z_star, &probes, |z, direction| {
-            let disturbed = z.clone() + direction.clone() * sigma;
-            (cell.forward(disturbed, context) - z.clone()) * (1.0 / sigma)
-        })?;
+        let mut penalty =
+            self.of_tangents()
+                .assemble(&frozen, z_star, &probes, |z, direction| {
+                    let disturbed = z.clone() + direction.clone() * sigma;
+                    (cell.forward(disturbed, context) - z.clone()) * (1.0 / sigma)
+                })?;
         penalty.products += self.turning_products();
         Ok(penalty)
     }
@@ -419,6 +411,16 @@ impl JacobianPenalty {
             }
         }
         probes
+    }
+
+    /// The same settings with the tangent estimate.
+    fn of_tangents(&self) -> Self {
+        Self {
+            config: JacobianPenaltyConfig {
+                estimator: Estimator::Tangent,
+                ..self.config.clone()
+            },
+        }
     }
 
     fn turning_products(&self) -> usize {
