@@ -4,6 +4,7 @@
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Gradients, Tensor, activation::relu};
+use deq_benches::{distance, median};
 use deq_core::solvers::{
     BroydenConfig, LinearSolverConfig, ReversibleConfig, SolverConfig, StopConfig,
 };
@@ -311,15 +312,4 @@ fn draw(path: &str, curves: &[(&str, [(f64, f64); 5])]) -> Result<(), Box<dyn st
         .draw()?;
     area.present()?;
     Ok(())
-}
-
-fn distance(a: &[f32], b: &[f32]) -> f64 {
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let difference = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));
-    difference / norm(&mut b.iter().map(|b| f64::from(*b)))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

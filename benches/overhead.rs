@@ -3,6 +3,7 @@
 //! block `z -> tanh(relu(z U) V - z + x)` with an inner width of four times the outer one, as in a transformer.
 
 use burn::tensor::{Device, Distribution, Tensor, activation::relu};
+use deq_benches::median;
 use deq_core::solvers::{
     AndersonConfig, AndersonType, BroydenConfig, BroydenUpdate, SolverConfig, StopConfig,
 };
@@ -88,9 +89,4 @@ fn main() {
             );
         }
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -2,6 +2,7 @@
 //! estimate of one probe is from the exact gradient of that probe.
 
 use burn::tensor::{Device, Distribution, Gradients, Int, Tensor};
+use deq_benches::{distance, median};
 use deq_core::solvers::StopConfig;
 use deq_core::{DeqConfig, GradientConfig, ImplicitConfig};
 use deq_jacreg::{Estimator, JacobianPenalty, JacobianPenaltyConfig, Penalty};
@@ -167,15 +168,4 @@ fn gradient(
         .grad(&grads)
         .expect("it was used");
     grad.into_data().iter::<f32>().collect()
-}
-
-fn distance(a: &[f32], b: &[f32]) -> f64 {
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let difference = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));
-    difference / norm(&mut b.iter().map(|b| f64::from(*b)))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -374,14 +374,8 @@ impl<C: EquilibriumCell> Layer<'_, C> {
         let backward = BackwardReport::default();
         let z = replay.run(self.cell, self.context, z0, &backward);
         Equilibrium {
-            z_star: z.clone().inner(),
-            z,
-            image: None,
-            nfe: replay.steps(),
-            solve: None,
-            trace: None,
-            corrections: Vec::new(),
             backward,
+            ..Equilibrium::unsolved(z, replay.steps())
         }
     }
 }
@@ -400,16 +394,7 @@ pub fn unroll<C: EquilibriumCell>(
     steps: usize,
 ) -> Equilibrium {
     let z = (0..steps).fold(z0, |z, _| cell.forward(z, context));
-    Equilibrium {
-        z_star: z.clone().inner(),
-        z,
-        image: None,
-        nfe: steps,
-        solve: None,
-        trace: None,
-        corrections: Vec::new(),
-        backward: BackwardReport::default(),
-    }
+    Equilibrium::unsolved(z, steps)
 }
 
 /// The output of a [`Deq`] and how it was found.
@@ -433,6 +418,22 @@ pub struct Equilibrium {
     pub corrections: Vec<Correction>,
     /// What the backward pass did, filled in by `backward()`.
     pub backward: BackwardReport,
+}
+
+impl Equilibrium {
+    /// The end of an unroll.
+    fn unsolved(z: Tensor<2>, nfe: usize) -> Self {
+        Self {
+            z_star: z.clone().inner(),
+            z,
+            image: None,
+            nfe,
+            solve: None,
+            trace: None,
+            corrections: Vec::new(),
+            backward: BackwardReport::default(),
+        }
+    }
 }
 
 /// A state on the way, for a fixed-point correction loss: a weighted loss on it teaches `f` to approach the equilibrium in few steps

@@ -1,4 +1,4 @@
-//! The only file that knows Burn's autodiff internals: identities whose backward pass rewrites the cotangent or passes one to a second tensor.
+//! The only file that knows Burn's autodiff internals: an identity whose backward pass hands a second tensor a cotangent of our making.
 
 #![cfg_attr(
     not(any(
@@ -25,12 +25,12 @@ use burn::backend::{
     Backend, BackendTensor, Dispatch, DispatchKindConversion, DispatchTensor, backend_extension,
     tensor::FloatTensor,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{GradientCheckpointingStrategy, Tensor};
 use std::sync::Arc;
 
 type Rewrite = dyn Fn(DispatchTensor) -> DispatchTensor + Send + Sync;
 
-/// The cotangent's rewrite, erased so that it can be the state of a backward step.
+/// A function of the cotangent, erased so that it can be the state of a backward step.
 #[derive(Clone)]
 pub(crate) struct CotangentMap(Arc<Rewrite>);
 
@@ -40,15 +40,7 @@ impl CotangentMap {
     ) -> Self {
         Self(Arc::new(map))
     }
-}
 
-impl std::fmt::Debug for CotangentMap {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("CotangentMap")
-    }
-}
-
-impl CotangentMap {
     fn apply<B: Backend>(&self, grad: FloatTensor<B>) -> FloatTensor<B>
     where
         DispatchTensor: DispatchKindConversion<B>,
@@ -58,6 +50,12 @@ impl CotangentMap {
         <DispatchTensor as DispatchKindConversion<B>>::try_into_backend((self.0)(grad))
             .expect("the cotangent stays on its backend")
             .float()
+    }
+}
+
+impl std::fmt::Debug for CotangentMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CotangentMap")
     }
 }
 
@@ -74,9 +72,6 @@ impl CotangentMap {
     ))
 )]
 pub(crate) trait HookBackend: Backend {
-    /// The identity forward; backward, the cotangent passes through `map`.
-    fn cotangent_hook(tensor: FloatTensor<Self>, map: CotangentMap) -> FloatTensor<Self>;
-
     /// `carrier` forward; backward, the cotangent goes on to the carrier, and `map(cotangent)` to `tensor`, whatever its shape.
     fn cotangent_tie(
         carrier: FloatTensor<Self>,
@@ -87,10 +82,6 @@ pub(crate) trait HookBackend: Backend {
 
 #[cfg(feature = "flex")]
 impl HookBackend for burn::backend::Flex {
-    fn cotangent_hook(tensor: FloatTensor<Self>, _map: CotangentMap) -> FloatTensor<Self> {
-        tensor
-    }
-
     fn cotangent_tie(
         carrier: FloatTensor<Self>,
         _tensor: FloatTensor<Self>,
@@ -108,10 +99,6 @@ impl HookBackend for burn::backend::Flex {
     feature = "rocm"
 ))]
 impl HookBackend for burn::backend::Cube {
-    fn cotangent_hook(tensor: FloatTensor<Self>, _map: CotangentMap) -> FloatTensor<Self> {
-        tensor
-    }
-
     fn cotangent_tie(
         carrier: FloatTensor<Self>,
         _tensor: FloatTensor<Self>,
@@ -125,37 +112,6 @@ impl<B: Backend + HookBackend, C: CheckpointStrategy> HookBackend for Autodiff<B
 where
     DispatchTensor: DispatchKindConversion<B>,
 {
-    fn cotangent_hook(tensor: FloatTensor<Self>, map: CotangentMap) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Hook;
-
-        impl<B: Backend> Backward<B, 1> for Hook
-        where
-            DispatchTensor: DispatchKindConversion<B>,
-        {
-            type State = CotangentMap;
-
-            fn backward(
-                self,
-                ops: Ops<CotangentMap, 1>,
-                grads: &mut Gradients,
-                _: &mut Checkpointer,
-            ) {
-                let [parent] = ops.parents;
-                let grad = grads.consume::<B>(&ops.node);
-                if let Some(node) = parent {
-                    grads.register::<B>(node.id, ops.state.apply::<B>(grad));
-                }
-            }
-        }
-
-        let (primitive, guard) = tensor.into_parts();
-        match Hook.prepare::<C>([guard]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(map, primitive),
-            OpsKind::UnTracked(prep) => prep.finish(primitive),
-        }
-    }
-
     fn cotangent_tie(
         carrier: FloatTensor<Self>,
         tensor: FloatTensor<Self>,
@@ -212,9 +168,24 @@ pub(crate) fn rewrite_cotangent<const D: usize>(
     tensor: Tensor<D>,
     rewrite: impl Fn(Tensor<D>) -> Tensor<D> + Send + Sync + 'static,
 ) -> Tensor<D> {
+    let Some(strategy) = tensor.gradient_checkpointing_strategy() else {
+        return tensor;
+    };
     let map =
         CotangentMap::new(move |grad| rewrite(Tensor::<D>::from_dispatch(grad)).into_dispatch());
-    Tensor::from_dispatch(Dispatch::cotangent_hook(tensor.into_dispatch(), map))
+    let value = untracked(tensor.clone().inner(), strategy);
+    Tensor::from_dispatch(tie(value, tensor.into_dispatch(), map))
+}
+
+/// A constant that can be combined with tensors of that checkpointing strategy.
+pub(crate) fn untracked<const D: usize>(
+    value: Tensor<D>,
+    strategy: GradientCheckpointingStrategy,
+) -> DispatchTensor {
+    value
+        .autodiff()
+        .with_gradient_checkpointing_strategy(strategy)
+        .into_dispatch()
 }
 
 /// Returns `carrier` as a function of `tensor` too, which receives `cotangent(cotangent of the result)` in the backward pass.

@@ -272,10 +272,7 @@ pub(crate) fn attach<const D: usize>(
     };
     let pulled = Arc::new(Mutex::new(Vec::new()));
     let last = tensors.len() - 1;
-    let carrier = value
-        .autodiff()
-        .with_gradient_checkpointing_strategy(strategy)
-        .into_dispatch();
+    let carrier = hook::untracked(value, strategy);
     let vjp = Arc::new(move |cotangent: DispatchTensor| {
         let Pulled { start, mut inputs } = vjp(Tensor::from_dispatch(cotangent));
         if start_tracked {
