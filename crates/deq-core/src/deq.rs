@@ -437,7 +437,7 @@ impl Equilibrium {
 }
 
 /// A state on the way, for a fixed-point correction loss: a weighted loss on it teaches `f` to approach the equilibrium in few steps
-/// (Bai et al., "Deep Equilibrium Optical Flow Estimation", CVPR 2022, section 3.3).
+/// (Bai et al., "Deep Equilibrium Optical Flow Estimation", CVPR 2022).
 #[derive(Clone, Debug)]
 pub struct Correction {
     /// The step, counted from 0 for the start.

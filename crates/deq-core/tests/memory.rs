@@ -20,7 +20,7 @@ const BATCH: usize = 512;
 const DIM: usize = 128;
 const STATE: f64 = (BATCH * DIM * 4) as f64;
 
-/// `f(z) = tanh(V relu(U z) / 4 + x)`, whose evaluation leaves some seven states on the tape.
+/// `f(z) = tanh(V relu(U z) / 4 + x)`, whose evaluation leaves six states on the tape.
 #[derive(Module, Debug)]
 struct Block {
     up: Linear,

@@ -10,8 +10,8 @@ use nalgebra::{Complex, DMatrix};
 /// Settings of [`arnoldi`].
 #[derive(Config, Debug, PartialEq)]
 pub struct ArnoldiConfig {
-    /// Vector-Jacobian products, which is the dimension of the Krylov space; at most that of the state is used. Default 30: on random matrices of 100
-    /// dimensions the dominant eigenvalue has then settled to 1e-3 in most cases, where power iteration takes hundreds.
+    /// Vector-Jacobian products, which is the dimension of the Krylov space; at most that of the state is used. Default 30, as many as
+    /// [`StopConfig`](deq_core::solvers::StopConfig) allows a solve; look at `converged`.
     #[config(default = 30)]
     pub products: usize,
     /// The residual at which the dominant eigenvalue counts as converged, relative to it, dimensionless. Default 1e-3, as for

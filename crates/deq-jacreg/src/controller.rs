@@ -60,7 +60,7 @@ impl WeightControllerConfig {
 /// An integral controller: the weight grows while solves are too long and shrinks while they are shorter than they need be, so that no likelihood is
 /// paid for contraction that nobody uses. The state is [`weight`](Self::weight) alone; store it in a checkpoint and hand it to [`resume`](Self::resume).
 ///
-/// Bai et al. 2021, section 4.3, raise the weight by hand during training, for the same purpose.
+/// Bai et al. 2021 raise the weight during training by a schedule, for the same purpose.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightController {
     config: WeightControllerConfig,

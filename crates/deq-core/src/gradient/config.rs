@@ -57,7 +57,7 @@ pub struct ImplicitConfig {
 /// The length of [`GradientConfig::Neumann`].
 #[derive(Config, Debug, PartialEq)]
 pub struct NeumannGradientConfig {
-    /// Products with `J^T`; 0 would be the one-step gradient. Default 5, as in Geng et al. 2021, section 4.
+    /// Products with `J^T`; 0 would be the one-step gradient. Default 5, as many as the steps of [`PhantomConfig`].
     #[config(default = 5)]
     pub terms: usize,
 }
@@ -68,14 +68,15 @@ pub struct NeumannGradientConfig {
 /// z <- (1 - damping) z + damping f(z)        steps times, from z*, recorded
 /// ```
 ///
-/// Geng et al., "On Training Implicit Models", NeurIPS 2021, arXiv 2111.05177, equation 8 ("unrolling-based phantom gradient").
+/// Geng et al., "On Training Implicit Models", NeurIPS 2021, arXiv 2111.05177 ("unrolling-based phantom gradient").
 #[derive(Config, Debug, PartialEq)]
 pub struct PhantomConfig {
-    /// Recorded steps. Default 5, of the paper's DEQ and MDEQ runs.
+    /// Recorded steps. Default 5: on the recorded tanh layer the gradient of the weights is then off by 0.1 % undamped, and by 8 % with a
+    /// damping of 0.5.
     #[config(default = 5)]
     pub steps: usize,
-    /// Weight of the image, in (0, 1]. Smaller values condition the gradient at the price of its accuracy. Default 0.5, of the
-    /// paper's MDEQ runs.
+    /// Weight of the image, in (0, 1]. Smaller values condition the gradient at the price of its accuracy. Default 0.5, the lower
+    /// end of what TorchDEQ's documentation advises for MDEQ.
     #[config(default = 0.5)]
     pub damping: f64,
     /// Keep only so many states and compute the others again, as [`UnrolledConfig::stored_states`] does. Default: all on the tape.
@@ -104,7 +105,7 @@ pub struct ReversibleGradientConfig {
 #[derive(Config, Debug, PartialEq)]
 pub struct ShineConfig {
     /// A sample whose estimate is longer than so many times the cotangent falls back to the one-step gradient. Default 3: on the test suite it keeps every
-    /// estimate that is closer to the adjoint than the cotangent is, and refuses the one that is not. The paper has 1.3, which refuses half of the good
+    /// estimate that is closer to the adjoint than the cotangent is, and refuses the one that is not. With 1.3 it refuses some of the good
     /// ones there.
     #[config(default = 3.0)]
     pub max_growth: f64,

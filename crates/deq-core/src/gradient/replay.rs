@@ -201,7 +201,7 @@ fn first_stops(steps: usize, states: usize) -> Vec<usize> {
 /// After how many of `steps` the next state should be stored, if `states` can be, the present one included.
 ///
 /// With `r` the fewest repetitions for which `C(states + r, states) >= steps`, both parts must be reversible with at most `r`, and neither may be so short that
-/// the other wastes some (Griewank and Walther 2000, Proposition 1).
+/// the other wastes some.
 fn split(steps: usize, states: usize) -> usize {
     let mut r = 1;
     while choose(states + r, states) < steps {
