@@ -45,7 +45,10 @@
 //! - [`EquilibriumCell`], [`CellContext`]: what a user writes.
 //! - [`Deq`], [`DeqConfig`], [`GradientConfig`]: the layer; [`unroll`]: its explicit counterpart.
 //! - [`StateLayout`]: tensors of any shape, or several at once, as the `[batch, dim]` state of the solvers.
-//! - [`FrozenCell`]: evaluations and vector-Jacobian products without a tape.
+//! - [`FrozenCell`]: evaluations and vector-Jacobian products without a tape; [`recomputed`]: a number whose gradient is recorded in the backward pass only.
+//! - [`dropout`], [`normalization`]: masks and weights that are computed once per solve.
+//! - [`check`]: your own Jacobian products against automatic differentiation; [`random`]: draws that a resumed run repeats.
+//! - [`tutorial`]: from a module to a trained model; [`gradients`]: which strategy to choose.
 //!
 //! # Feature flags
 //!

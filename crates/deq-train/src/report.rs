@@ -36,9 +36,7 @@ pub fn write_report(
         );
     }
     page += "</table>\n";
-    for svg in charts(records)? {
-        page += &format!("<figure>{svg}</figure>\n");
-    }
+    page += &figures(charts(records))?;
     page += &evaluations(records);
     write_page(path, &header.title, &page)
 }
@@ -56,12 +54,23 @@ pub(crate) fn write_page(path: &Path, title: &str, body: &str) -> Result<(), Tra
     files::write_whole(path, page.as_bytes())
 }
 
-/// The charts of a run as `<svg>` elements; those without a point are left out.
-pub(crate) fn charts(records: &[Record]) -> Result<Vec<String>, TrainError> {
+/// Charts as figures of a page; those without a point are left out.
+pub(crate) fn figures(charts: impl IntoIterator<Item = Chart>) -> Result<String, TrainError> {
+    let mut figures = String::new();
+    for chart in charts {
+        if let Some(svg) = chart.svg()? {
+            figures += &format!("<figure>{svg}</figure>\n");
+        }
+    }
+    Ok(figures)
+}
+
+/// The charts of a run.
+fn charts(records: &[Record]) -> [Chart; 4] {
     let steps: Vec<&StepRecord> = records.iter().filter_map(as_step).collect();
     let evals: Vec<&EvalRecord> = records.iter().filter_map(as_eval).collect();
     let valid = || evals.iter().filter(|eval| eval.split == "valid");
-    let charts = [
+    [
         Chart {
             title: "Loss",
             x: "training step",
@@ -107,10 +116,7 @@ pub(crate) fn charts(records: &[Record]) -> Result<Vec<String>, TrainError> {
                     .collect(),
             )],
         },
-    ];
-    let drawn: Result<Vec<Option<String>>, TrainError> =
-        charts.into_iter().map(Chart::svg).collect();
-    Ok(drawn?.into_iter().flatten().collect())
+    ]
 }
 
 fn as_step(record: &Record) -> Option<&StepRecord> {

@@ -354,6 +354,10 @@ fn shine_beats_one_step_on_the_suite() {
         let (one_step, _) = adjoint(GradientConfig::OneStep);
         let shine = relative_error(&shine, &exact);
         let one_step = relative_error(&one_step, &exact);
+        println!(
+            "{}: error of SHINE {shine:.2}, of one step {one_step:.2}",
+            problem.name
+        );
         // Of an estimate that is refused, the one-step gradient is left.
         match pass.unwrap().refused.contains(&true) {
             true => assert!(shine <= one_step, "{}", problem.name),
@@ -371,6 +375,7 @@ fn shine_beats_one_step_on_the_suite() {
         assert!(relative_error(&refined, &exact) < 1e-2, "{}", problem.name);
         let products = pass.unwrap().products;
         assert!(products <= afresh, "{}: {products}", problem.name);
+        println!("    products refined {products}, afresh {afresh}");
         saved += afresh - products;
         refusals += usize::from(shine >= one_step);
     }

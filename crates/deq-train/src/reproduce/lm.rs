@@ -1,6 +1,6 @@
 //! The penalty on a language model: the same training with and without it.
 
-use super::Claim;
+use super::{Claim, claims_table};
 use crate::chart::{Chart, Series};
 use crate::error::TrainError;
 use crate::lm::{EvalOptions, LmRecipe, RunFolder, TrainOptions, evaluate_run, train};
@@ -300,20 +300,8 @@ fn write_page(result: &LmComparisonResult) -> Result<(), TrainError> {
         }
         body += "</tr>\n";
     }
-    body += "</table>\n<table>";
-    for claim in &result.claims {
-        body += &format!(
-            "<tr><th>{}</th><td>{}</td><td>{}</td></tr>\n",
-            report::escape(&claim.statement),
-            if claim.holds {
-                "holds"
-            } else {
-                "does not hold"
-            },
-            report::escape(&claim.evidence)
-        );
-    }
     body += "</table>\n";
+    body += &claims_table(&result.claims);
     let curves = |points: &dyn Fn(&LmVariant) -> Vec<(f64, f64)>| -> Vec<Series> {
         let series = result.variants.iter().map(|variant| Series {
             name: variant.name(),
@@ -350,7 +338,7 @@ fn write_page(result: &LmComparisonResult) -> Result<(), TrainError> {
         let budgets = result.budgets.iter().map(|budget| *budget as f64);
         budgets.zip(variant.perplexity.iter().copied()).collect()
     });
-    for chart in [
+    let charts = [
         chart(
             "Perplexity against evaluations allowed",
             "evaluations",
@@ -393,11 +381,8 @@ fn write_page(result: &LmComparisonResult) -> Result<(), TrainError> {
             false,
             evaluated(&|e| Some(e.perplexity)),
         ),
-    ] {
-        if let Some(svg) = chart.svg()? {
-            body += &format!("<figure>{svg}</figure>\n");
-        }
-    }
+    ];
+    body += &report::figures(charts)?;
     report::write_page(
         &result.report,
         "The Jacobian penalty on a language model",

@@ -3,6 +3,7 @@
 pub mod lm;
 pub mod synthetic;
 
+use crate::report;
 use serde::Serialize;
 
 /// One statement of the paper and whether the run bears it out.
@@ -14,4 +15,21 @@ pub struct Claim {
     pub holds: bool,
     /// The numbers behind it.
     pub evidence: String,
+}
+
+/// The claims as a table of a page.
+fn claims_table(claims: &[Claim]) -> String {
+    let rows = claims.iter().map(|claim| {
+        format!(
+            "<tr><th>{}</th><td>{}</td><td>{}</td></tr>\n",
+            report::escape(&claim.statement),
+            if claim.holds {
+                "holds"
+            } else {
+                "does not hold"
+            },
+            report::escape(&claim.evidence)
+        )
+    });
+    format!("<table>{}</table>\n", rows.collect::<String>())
 }

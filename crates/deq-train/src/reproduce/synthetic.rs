@@ -1,6 +1,6 @@
 //! The paper's synthetic check: a regression in one dimension, trained with and without the penalty.
 
-use super::Claim;
+use super::{Claim, claims_table};
 use crate::chart::{Chart, Heat, Series};
 use crate::error::TrainError;
 use crate::{device, files, report};
@@ -501,12 +501,8 @@ fn write_page(result: &SyntheticResult) -> Result<(), TrainError> {
             curves(&|m| m.test_loss),
         ),
     ];
-    let mut body = table(result);
-    for chart in charts {
-        if let Some(svg) = chart.svg()? {
-            body += &format!("<figure>{svg}</figure>\n");
-        }
-    }
+    let mut body = table(result) + &claims_table(&result.claims);
+    body += &report::figures(charts)?;
     let largest = first()
         .filter(|run| run.variant.weight_decay <= 0.0)
         .flat_map(|run| run.jacobian.iter().copied())
@@ -535,19 +531,6 @@ fn table(result: &SyntheticResult) -> String {
     for (name, [radius, residual, loss]) in summary(result) {
         rows += &format!(
             "<tr><th>{name}</th><td>{radius:.3}</td><td>{residual:.2e}</td><td>{loss:.4}</td></tr>\n"
-        );
-    }
-    rows += "</table>\n<table>";
-    for claim in &result.claims {
-        rows += &format!(
-            "<tr><th>{}</th><td>{}</td><td>{}</td></tr>\n",
-            report::escape(&claim.statement),
-            if claim.holds {
-                "holds"
-            } else {
-                "does not hold"
-            },
-            report::escape(&claim.evidence)
         );
     }
     rows + "</table>\n"
