@@ -29,11 +29,13 @@
 //!
 //! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn.
 
+pub mod checkpoint;
 mod error;
 mod transformer;
 
 pub use error::ModelError;
 pub use transformer::{
     Attention, Depth, DeqTransformerLm, DeqTransformerLmConfig, DropoutRates, FeedForward,
-    LmMemory, LmOutput, NormedLinear, OutputLayer, TransformerCell, TransformerContext,
+    LmMemory, LmOutput, NormedLinear, OutputLayer, TokenEmbedding, TransformerCell,
+    TransformerContext,
 };

@@ -1,5 +1,6 @@
 //! Relative positional attention over memory and segment (Transformer-XL, Dai et al. 2019).
 
+use super::cell::DropoutRates;
 use super::linear::{Affine, LinearShape, NormedLinear};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Tensor, activation::softmax};
@@ -53,7 +54,7 @@ pub(crate) struct AttentionInputs<'a> {
     /// Normalised if the cell is pre-norm, `[batch, memory, d_model]`.
     pub(crate) memory: Option<Tensor<3>>,
     pub(crate) window: Option<usize>,
-    pub(crate) dropout: f64,
+    pub(crate) dropout: DropoutRates,
     pub(crate) device: &'a Device,
 }
 
@@ -104,6 +105,8 @@ impl Attention {
             )
         });
         let positions = position_embedding(keys, d_model, inputs.device);
+        let mask = DropoutMask::draw([1, 1, d_model], inputs.dropout.hidden, inputs.device);
+        let positions = mask.apply(positions);
         let distances = self.position.effective().apply(positions);
         AttentionContext {
             qkv,
@@ -114,7 +117,11 @@ impl Attention {
             memory,
             distances: heads(distances, n_heads).swap_dims(2, 3),
             mask: causal_mask(time, past, inputs.window, inputs.device),
-            dropout: DropoutMask::draw([batch, n_heads, time, keys], inputs.dropout, inputs.device),
+            dropout: DropoutMask::draw(
+                [batch, n_heads, time, keys],
+                inputs.dropout.attention,
+                inputs.device,
+            ),
         }
     }
 }

@@ -40,7 +40,8 @@ pub struct FeedForward {
 /// Rates of variational dropout inside the cell, one mask per solve.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DropoutRates {
-    /// On outputs of attention, inner activations and outputs of the feed-forward layer; masks are shared by all positions.
+    /// On embedded distances, outputs of attention, inner activations and outputs of the feed-forward layer; masks are shared by all
+    /// positions.
     pub hidden: f64,
     /// On attention probabilities.
     pub attention: f64,
@@ -121,7 +122,7 @@ impl TransformerCell {
             injection,
             memory,
             window: self.window,
-            dropout: dropout.attention,
+            dropout,
             device: &device,
         });
         let inner = self.feed_forward.inner.effective();
