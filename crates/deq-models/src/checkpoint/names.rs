@@ -39,7 +39,7 @@ impl Layout {
 
     /// Our tensor as the original has it.
     pub fn to_original(&self, ours: TensorData) -> TensorData {
-        let shape = self.original_shape(&ours.shape());
+        let shape = self.original_shape(ours.shape());
         reshaped(self.reordered(ours), shape)
     }
 
