@@ -141,7 +141,26 @@ impl DeqTransformerLmConfig {
         self.d_embed.unwrap_or(self.d_model)
     }
 
-    fn clusters(&self) -> Clusters {
+    pub(super) fn cell_shape(&self) -> CellShape {
+        CellShape {
+            d_model: self.d_model,
+            n_heads: self.n_heads,
+            d_inner: self.d_inner,
+            weight_norm: self.weight_norm,
+            pre_norm: self.pre_norm,
+            window: self.local_size,
+            init_std: self.init_std,
+        }
+    }
+
+    pub(super) fn ties(&self) -> Ties {
+        Ties {
+            tables: self.tie_weights,
+            projections: self.tie_projections,
+        }
+    }
+
+    pub(super) fn clusters(&self) -> Clusters {
         let bounds = self.cutoffs.iter().copied().chain([self.vocab_size]);
         Clusters {
             bounds: bounds.collect(),
@@ -158,21 +177,8 @@ impl DeqTransformerLmConfig {
     /// [`ModelError`] naming the first field that is wrong.
     pub fn init(&self, device: &Device) -> Result<DeqTransformerLm, ModelError> {
         self.validate()?;
-        let shape = CellShape {
-            d_model: self.d_model,
-            n_heads: self.n_heads,
-            d_inner: self.d_inner,
-            weight_norm: self.weight_norm,
-            pre_norm: self.pre_norm,
-            window: self.local_size,
-            init_std: self.init_std,
-        };
         let normal = Distribution::Normal(0.0, self.init_std);
-        let clusters = self.clusters();
-        let ties = Ties {
-            tables: self.tie_weights,
-            projections: self.tie_projections,
-        };
+        let (clusters, ties) = (self.clusters(), self.ties());
         let mut injection = LinearConfig::new(self.d_model, 3 * self.d_model).init(device);
         injection.weight = Param::from_tensor(Tensor::random(
             [self.d_model, 3 * self.d_model],
@@ -182,7 +188,7 @@ impl DeqTransformerLmConfig {
         Ok(DeqTransformerLm {
             embedding: TokenEmbedding::new(&clusters, self.init_std, device),
             injection,
-            cell: TransformerCell::new(&shape, device),
+            cell: TransformerCell::new(&self.cell_shape(), device),
             output: OutputLayer::new(clusters, ties, self.init_std, device),
             mem_len: self.mem_len,
             dropout: self.dropout,
@@ -271,12 +277,19 @@ impl DeqTransformerLm {
 
         let embedded = mask().apply(self.embedding.forward(tokens));
         let injection = self.injection.forward(embedded);
-        let (past_z, all_injections) = match memory.state() {
-            Some((z, past)) => (
+        let (past_z, all_injections) = match memory.tensors() {
+            [z, past] => (
                 Some(z.clone()),
                 Tensor::cat(vec![past.clone(), injection.clone()], 1),
             ),
-            None => (None, injection.clone()),
+            past => {
+                assert!(
+                    past.is_empty(),
+                    "the memory is not that of a DEQ: it holds {} tensors, not equilibria and injections",
+                    past.len()
+                );
+                (None, injection.clone())
+            }
         };
         let dropout = DropoutRates {
             hidden: rate,
@@ -295,7 +308,7 @@ impl DeqTransformerLm {
         };
         let z = equilibrium.z.clone().reshape([batch, time, d_model]);
         LmOutput {
-            memory: memory.extended(z.clone(), injection, self.mem_len),
+            memory: memory.extended(vec![z.clone(), injection], self.mem_len),
             hidden: mask().apply(z),
             equilibrium,
             context,
@@ -314,14 +327,7 @@ impl DeqTransformerLm {
     ///
     /// If the number of targets differs from the number of positions, or a target lies outside the vocabulary.
     pub fn nll(&self, hidden: Tensor<3>, targets: &[i32]) -> Tensor<1> {
-        let [batch, time, d_model] = hidden.dims();
-        assert_eq!(
-            targets.len(),
-            batch * time,
-            "one target per position is needed"
-        );
-        let hidden = hidden.reshape([batch * time, d_model]);
-        self.output.nll(hidden, &self.embedding, targets)
+        self.output.nll_of(hidden, &self.embedding, targets)
     }
 
     /// Log-probabilities of every token at every position, `[batch * time, vocab_size]`.
@@ -330,8 +336,6 @@ impl DeqTransformerLm {
     ///
     /// - hidden: `[batch, time, d_model]`
     pub fn log_probs(&self, hidden: Tensor<3>) -> Tensor<2> {
-        let [batch, time, d_model] = hidden.dims();
-        let hidden = hidden.reshape([batch * time, d_model]);
-        self.output.log_probs(hidden, &self.embedding)
+        self.output.log_probs_of(hidden, &self.embedding)
     }
 }

@@ -8,6 +8,7 @@ mod lm;
 mod memory;
 mod names;
 mod softmax;
+mod xl;
 
 pub use attention::Attention;
 pub use cell::{DropoutRates, FeedForward, TransformerCell, TransformerContext};
@@ -16,3 +17,4 @@ pub use linear::NormedLinear;
 pub use lm::{Depth, DeqTransformerLm, DeqTransformerLmConfig, LmOutput};
 pub use memory::LmMemory;
 pub use softmax::OutputLayer;
+pub use xl::{TransformerXlLm, XlOutput};

@@ -72,6 +72,28 @@ impl OutputLayer {
         }
     }
 
+    /// Negative log-likelihoods of hidden states `[batch, time, d_model]`, `[batch * time]`.
+    pub(crate) fn nll_of(
+        &self,
+        hidden: Tensor<3>,
+        embedding: &TokenEmbedding,
+        targets: &[i32],
+    ) -> Tensor<1> {
+        let [batch, time, d_model] = hidden.dims();
+        assert_eq!(
+            targets.len(),
+            batch * time,
+            "one target per position is needed"
+        );
+        self.nll(hidden.reshape([batch * time, d_model]), embedding, targets)
+    }
+
+    /// Log-probabilities of every token for hidden states `[batch, time, d_model]`, `[batch * time, vocab_size]`.
+    pub(crate) fn log_probs_of(&self, hidden: Tensor<3>, embedding: &TokenEmbedding) -> Tensor<2> {
+        let [batch, time, d_model] = hidden.dims();
+        self.log_probs(hidden.reshape([batch * time, d_model]), embedding)
+    }
+
     /// Negative log-likelihoods, in nats.
     ///
     /// # Shapes
@@ -83,12 +105,7 @@ impl OutputLayer {
     /// # Panics
     ///
     /// If a target lies outside the vocabulary.
-    pub(crate) fn nll(
-        &self,
-        hidden: Tensor<2>,
-        embedding: &TokenEmbedding,
-        targets: &[i32],
-    ) -> Tensor<1> {
+    fn nll(&self, hidden: Tensor<2>, embedding: &TokenEmbedding, targets: &[i32]) -> Tensor<1> {
         let device = hidden.device();
         let (columns, clusters) = self.assign(targets);
         let head = self.head(hidden.clone(), embedding);
@@ -107,7 +124,7 @@ impl OutputLayer {
     }
 
     /// Log-probabilities of every token, `[n, vocab_size]`.
-    pub(crate) fn log_probs(&self, hidden: Tensor<2>, embedding: &TokenEmbedding) -> Tensor<2> {
+    fn log_probs(&self, hidden: Tensor<2>, embedding: &TokenEmbedding) -> Tensor<2> {
         let head = self.head(hidden.clone(), embedding);
         let clusters = self.clusters.bounds.len() - 1;
         let first = self.clusters.bounds[0];

@@ -119,3 +119,49 @@ fn configurations_that_describe_no_model_are_rejected() {
         "model.vocab_size is 0, but must be at least 1"
     );
 }
+
+#[test]
+fn an_explicit_network_reads_two_segments_as_it_reads_one() {
+    let device = f64_device();
+    for pre_norm in [false, true] {
+        let config = DeqTransformerLmConfig::new(20, 8, 2, 16)
+            .with_mem_len(6)
+            .with_init_std(0.3)
+            .with_pre_norm(pre_norm);
+        let model = config.init_explicit(3, &device).unwrap();
+        let tokens = Tensor::<2, Int>::from_data(
+            [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12, 13, 14]],
+            &device,
+        );
+        let whole = model.forward(tokens.clone(), &LmMemory::empty());
+        let first = model.forward(tokens.clone().narrow(1, 0, 4), &LmMemory::empty());
+        let second = model.forward(tokens.narrow(1, 4, 3), &first.memory);
+        // Causal, with a memory that reaches back to the beginning: layer by layer the same keys and values.
+        let parts = Tensor::cat(vec![first.hidden, second.hidden], 1);
+        assert_close(
+            &values(&parts),
+            &values(&whole.hidden),
+            1e-13,
+            "hidden states",
+        );
+        assert_eq!(second.memory.tensors().len(), 3);
+        assert_eq!(second.memory.len(), 6);
+    }
+}
+
+#[test]
+fn an_explicit_network_trains_every_layer() {
+    let device = f64_device().autodiff();
+    let config = DeqTransformerLmConfig::new(20, 8, 2, 16)
+        .with_dropout(0.1)
+        .with_init_std(0.3);
+    let model = config.init_explicit(2, &device).unwrap();
+    let tokens = Tensor::<2, Int>::from_data([[1, 2, 3, 4]], &device);
+    let out = model.forward(tokens, &LmMemory::empty());
+    let grads = model.nll(out.hidden, &[2, 3, 4, 5]).mean().backward();
+    for layer in &model.layers {
+        let gradient = layer.attention.qkv.weight.val().grad(&grads).unwrap();
+        assert!(values(&gradient).iter().any(|value| value.abs() > 0.0));
+    }
+    assert!(config.init_explicit(0, &device).is_err());
+}

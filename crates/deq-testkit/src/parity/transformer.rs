@@ -83,7 +83,7 @@ fn memory(case: &Golden, index: usize, device: &Device) -> LmMemory {
         return LmMemory::empty();
     }
     let read = |name: &str| case.tensor::<3>(name, device).swap_dims(0, 1);
-    LmMemory::new(read("seg0.eval.mem_z"), read("seg0.eval.mem_u"))
+    LmMemory::new(vec![read("seg0.eval.mem_z"), read("seg0.eval.mem_u")])
 }
 
 /// Recorded `[batch, channels, time]` as the flattened state `[batch, time * channels]`.
@@ -126,11 +126,9 @@ fn evaluate(case: &Golden, index: usize, config: &DeqTransformerLmConfig, checks
     let sorted = by_cluster(&values(&nll), case, index, &config.cutoffs);
     checks.push(name("nll"), &sorted, recorded("eval.nll"), tolerance);
 
-    if let Some((z, injection)) = out.memory.state().cloned() {
-        checks.solved(name("mem_z"), &z.swap_dims(0, 1), recorded("eval.mem_z"));
-        let injection = injection.swap_dims(0, 1);
-        checks.direct(name("mem_u"), &injection, recorded("eval.mem_u"));
-    }
+    let kept = |index: usize| out.memory.tensors()[index].clone().swap_dims(0, 1);
+    checks.solved(name("mem_z"), &kept(0), recorded("eval.mem_z"));
+    checks.direct(name("mem_u"), &kept(1), recorded("eval.mem_u"));
 }
 
 /// Likelihoods `[time, batch]` in the original's order: cluster after cluster, each in order of time and stream.
