@@ -34,6 +34,37 @@ pub(crate) enum Experiment {
     JacregSynthetic(SyntheticArgs),
     /// A language model trained with different weights of the penalty and evaluated with different budgets.
     JacregLm(ReproduceLmArgs),
+    /// The DEQ-Transformer with and without the penalty, beside a weight-tied network and a Transformer-XL with as many parameters, for
+    /// equal time.
+    DeqLm(DeqLmArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct DeqLmArgs {
+    /// Recipe to start from. Default: tiny (built-in text), or wt2 with --data.
+    #[arg(long)]
+    pub(crate) preset: Option<String>,
+    /// Folder with train.txt, valid.txt and test.txt, or one text file. Default: the built-in handbook.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Minutes of training for each network.
+    #[arg(long, default_value_t = 30.0, allow_negative_numbers = true)]
+    pub(crate) minutes: f64,
+    /// Applications of the cell in the weight-tied network.
+    #[arg(long, default_value_t = 6)]
+    pub(crate) tied_depth: usize,
+    /// Layers of the Transformer-XL; their inner width is chosen so that the parameters are equal.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) layers: usize,
+    /// Folder of the runs and the results. Give it again to go on after an interruption.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/deq-lm")]
+    pub(crate) folder: PathBuf,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    pub(crate) device: String,
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]
@@ -147,6 +178,12 @@ pub(crate) struct LmArgs {
     /// Train the explicit network instead: this many applications of the same layer.
     #[arg(long, value_name = "DEPTH")]
     pub(crate) explicit: Option<usize>,
+    /// Train a Transformer-XL instead: this many layers with weights of their own.
+    #[arg(long, value_name = "DEPTH")]
+    pub(crate) layers: Option<usize>,
+    /// Width inside the feed-forward layer.
+    #[arg(long, value_name = "WIDTH")]
+    pub(crate) inner_width: Option<usize>,
     /// Seed of weights, dropout masks and penalty draws.
     #[arg(long)]
     pub(crate) seed: Option<u64>,

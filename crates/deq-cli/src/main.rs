@@ -7,7 +7,12 @@ mod train;
 
 use args::{Cli, Command};
 use clap::Parser;
+use peak_alloc::PeakAlloc;
 use std::process::ExitCode;
+
+/// Counts the heap, so that commands can report the memory of a training step.
+#[global_allocator]
+static HEAP: PeakAlloc = PeakAlloc;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
