@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 pub enum DataError {
     /// The path does not exist.
     #[error(
-        "there is no {path}: give a folder with train.txt, valid.txt and test.txt, or one text file"
+        "there is no {path}: give a folder with train.txt, valid.txt and test.txt, a folder of .txt files, or one text file"
     )]
     NotFound {
         /// The path given.
         path: PathBuf,
     },
     /// A split of a corpus folder is missing.
-    #[error("{folder} has no {split} split: it must hold one of {accepted}")]
+    #[error(
+        "{folder} has no {split} split: it must hold one of {accepted}, or a sub-folder {split} with .txt files"
+    )]
     MissingSplit {
         /// The folder.
         folder: PathBuf,
@@ -23,6 +25,12 @@ pub enum DataError {
         split: &'static str,
         /// The file names looked for, separated by commas.
         accepted: String,
+    },
+    /// A folder that should hold text holds none.
+    #[error("{folder} holds no .txt file: a split needs at least one")]
+    NoText {
+        /// The folder.
+        folder: PathBuf,
     },
     /// A file cannot be read or written.
     #[error("cannot {action} {path}: {source}")]
@@ -116,6 +124,48 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
+    /// A text is to be read by a tokenizer, but there is none.
+    #[error(
+        "{path} has no tokenizer.json: put one into the folder, or name the file of the tokenizer"
+    )]
+    NoTokenizer {
+        /// The folder or file of the text.
+        path: PathBuf,
+    },
+    /// A `tokenizer.json` cannot be used.
+    #[error(
+        "{path} is not a tokenizer: {reason}; give a tokenizer.json as the tokenizers library of Hugging Face writes it"
+    )]
+    BrokenTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What the library says.
+        reason: String,
+    },
+    /// This program was built without tokenizers.
+    #[error(
+        "{path} needs the tokenizers library, which is not compiled in: build with `--features tokenizers`"
+    )]
+    TokenizersNotCompiled {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A tokenizer failed on a text or on ids.
+    #[error("the tokenizer cannot {action} this text: {reason}")]
+    Tokenizer {
+        /// `read` or `write`.
+        action: &'static str,
+        /// What the library says.
+        reason: String,
+    },
+    /// A folder holds no vocabulary.
+    #[error(
+        "{folder} holds neither vocab.txt nor tokenizer.json: give a folder that a vocabulary was saved in"
+    )]
+    NoVocabulary {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The vocabulary is not the one that a model was trained with.
     #[error(
         "the vocabulary has fingerprint {found:016x}, but the model was trained with {expected:016x}: read the same data at the same level, or with the vocabulary saved beside the model"
@@ -147,7 +197,7 @@ pub enum DataError {
         tokens: usize,
     },
     /// There is no such level.
-    #[error("there is no level {name:?}: choose byte or word")]
+    #[error("there is no level {name:?}: choose byte, word or tokenizer")]
     UnknownLevel {
         /// The name given.
         name: String,

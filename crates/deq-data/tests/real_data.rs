@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
-use deq_data::{Corpus, Level, StreamBatcher, Vocabulary, unigram_perplexity};
+use deq_data::{Corpus, Level, StreamBatcher, Tokens, Vocabulary, unigram_perplexity};
 use std::path::PathBuf;
 
 /// The folder `name`, or nothing where `DEQ_DATA` is not set and `DEQ_REQUIRE_FIXTURES=1` does not ask for it.
@@ -28,7 +28,7 @@ fn wikitext_2_has_the_official_counts_and_vocabulary() {
         return;
     };
     let corpus = Corpus::open(&folder, Level::Word).unwrap();
-    let counts = [&corpus.train, &corpus.valid, &corpus.test].map(Vec::len);
+    let counts = [&corpus.train, &corpus.valid, &corpus.test].map(Tokens::len);
     assert_eq!(counts, [2_088_628, 217_646, 245_569]);
     assert_eq!(corpus.vocabulary.len(), 33_278);
 
@@ -50,7 +50,7 @@ fn wikitext_2_has_the_official_counts_and_vocabulary() {
     // The ids of the file can be kept; the text is the same.
     let kept = Corpus::open_with(&folder, listed).unwrap();
     assert_ne!(kept.valid, corpus.valid);
-    let text = |corpus: &Corpus| corpus.vocabulary.decode(&corpus.valid).unwrap();
+    let text = |corpus: &Corpus| corpus.vocabulary.decode(&corpus.valid.to_vec()).unwrap();
     assert_eq!(text(&kept), text(&corpus));
     assert!(
         kept.vocabulary
@@ -66,6 +66,11 @@ fn wikitext_2_has_the_official_counts_and_vocabulary() {
     let batches = StreamBatcher::new(&corpus.valid, 1, 64).unwrap();
     let targets: usize = batches.iter().map(|segment| segment.targets.len()).sum();
     assert_eq!(targets, 217_645);
+    // Ten streams of 21,764 tokens; the remaining 6 are trimmed, the last segment is shorter but counts.
+    let batches = StreamBatcher::new(&corpus.valid, 10, 150).unwrap();
+    assert_eq!(batches.num_targets(), 10 * 21_763);
+    let last = batches.iter().last().unwrap();
+    assert_eq!((last.index, last.len), (145, 21_763 - 145 * 150));
 }
 
 #[test]
@@ -74,7 +79,7 @@ fn a_single_file_is_divided_by_bytes() {
         return;
     };
     let corpus = Corpus::open(&folder.join("input.txt"), Level::Byte).unwrap();
-    let counts = [&corpus.train, &corpus.valid, &corpus.test].map(Vec::len);
+    let counts = [&corpus.train, &corpus.valid, &corpus.test].map(Tokens::len);
     assert_eq!(counts.iter().sum::<usize>(), 1_115_394);
     let share = counts[0] as f64 / 1_115_394.0;
     assert!((0.9..0.901).contains(&share), "{share}");

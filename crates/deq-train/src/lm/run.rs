@@ -20,7 +20,7 @@ use burn::train::checkpoint::{CheckpointingAction, CheckpointingStrategy};
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::metric::store::EventStoreClient;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
-use deq_data::{Corpus, StreamBatcher, unigram_perplexity};
+use deq_data::{Corpus, StreamBatcher, Tokens, unigram_perplexity};
 use deq_models::LmMemory;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -394,7 +394,7 @@ fn newest(folder: &RunFolder) -> Result<(PathBuf, Position), TrainError> {
 fn measure(
     model: &LmLearner,
     recipe: &LmRecipe,
-    tokens: &[u32],
+    tokens: &Tokens,
     (split, step): (&'static str, usize),
     plain: &Device,
 ) -> Result<EvalRecord, TrainError> {
