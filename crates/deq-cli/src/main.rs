@@ -2,6 +2,8 @@
 
 mod args;
 mod eval;
+mod exchange;
+mod generate;
 mod reproduce;
 mod train;
 
@@ -19,6 +21,10 @@ fn main() -> ExitCode {
         Command::Train { what } => train::run(&what),
         Command::Reproduce { what } => reproduce::run(&what),
         Command::Eval(args) => eval::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Info(args) => exchange::info(&args),
+        Command::Import(args) => exchange::import(&args),
+        Command::Export(args) => exchange::export(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

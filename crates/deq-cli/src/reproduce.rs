@@ -153,9 +153,10 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
     Ok(())
 }
 
-const STEPS: u64 = 10_000;
+/// Of a progress bar that is told shares.
+pub(crate) const STEPS: u64 = 10_000;
 
-fn progress_bar() -> Result<ProgressBar> {
+pub(crate) fn progress_bar() -> Result<ProgressBar> {
     let style = "{elapsed_precise} {wide_bar} {percent:>3} %  {msg}  {eta} left";
     let bar = ProgressBar::new(STEPS);
     bar.set_style(ProgressStyle::with_template(style)?);

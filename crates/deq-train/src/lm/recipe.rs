@@ -157,6 +157,14 @@ impl LmRecipe {
         Ok(())
     }
 
+    /// Allows a solve in evaluation so many steps, if a number is given.
+    pub(crate) fn limit_eval_steps(&mut self, max_steps: Option<usize>) {
+        if let Some(max_steps) = max_steps {
+            let stop = self.deq.eval_stop.as_ref().unwrap_or(&self.deq.stop);
+            self.deq.eval_stop = Some(stop.clone().with_max_steps(max_steps));
+        }
+    }
+
     /// Trains for so many steps, of which the phases keep their share.
     pub fn scale_steps(&mut self, steps: usize) {
         let share =

@@ -5,7 +5,7 @@ use super::learner::LmLearner;
 use super::loader::SegmentLoader;
 use super::recipe::{LmRecipe, Network};
 use super::strategy::{Loader, StrategyState, StreamStrategy, memory_from_bytes};
-use crate::checkpoint::{CheckpointStore, Position, memory_bytes, model_bytes};
+use crate::checkpoint::{CheckpointStore, Position, is_trainable, memory_bytes, model_bytes};
 use crate::dashboard::{Gauge, LineRenderer, StatusText};
 use crate::device::device;
 use crate::error::TrainError;
@@ -46,7 +46,7 @@ impl RunFolder {
         &self.path
     }
 
-    fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.path.join("config.json")
     }
 
@@ -54,7 +54,7 @@ impl RunFolder {
         self.path.join("metrics.jsonl")
     }
 
-    fn checkpoints(&self) -> PathBuf {
+    pub(crate) fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
 
@@ -131,6 +131,24 @@ pub struct EvalOptions {
     pub test: bool,
     /// The most steps of a solve, in the place of the recipe's.
     pub max_steps: Option<usize>,
+    /// Positions of the past that attention sees besides the segment, in the place of the recipe's.
+    pub mem_len: Option<usize>,
+    /// Whether to estimate the spectral radius and trace a long solve too.
+    pub probe: bool,
+}
+
+impl EvalOptions {
+    /// The valid split as the recipe says, with everything measured.
+    pub fn new(device: &str) -> Self {
+        Self {
+            device: device.to_owned(),
+            data: None,
+            test: false,
+            max_steps: None,
+            mem_len: None,
+            probe: true,
+        }
+    }
 }
 
 /// What a run achieved.
@@ -173,6 +191,11 @@ pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, 
     store.clear_partial()?;
     let mut start = (Position::default(), LmMemory::empty());
     if let Some((checkpoint, position)) = store.newest()? {
+        if !is_trainable(&checkpoint) {
+            return Err(TrainError::NoOptimizer {
+                path: folder.path.clone(),
+            });
+        }
         model = load(model, &checkpoint)?;
         start = (position, load_memory(&checkpoint, &plain)?);
     }
@@ -363,7 +386,12 @@ fn summarize(
         model,
         recipe,
         &corpus.valid,
-        ("valid", position.step),
+        &EvalPlan {
+            split: "valid",
+            step: position.step,
+            probe: true,
+            solver: recipe.deq.solver.clone(),
+        },
         plain,
     )?;
     Ok(LmSummary {
@@ -377,6 +405,17 @@ fn summarize(
         parameters: model.num_params(),
         training_seconds: position.seconds,
     })
+}
+
+/// The newest checkpoint's model in evaluation mode on a plain device, and where training stood.
+pub(crate) fn newest_model(
+    folder: &RunFolder,
+    recipe: &LmRecipe,
+    plain: &Device,
+) -> Result<(LmLearner, Position), TrainError> {
+    let (checkpoint, position) = newest(folder)?;
+    let model = load(LmLearner::new(recipe, plain)?, &checkpoint)?;
+    Ok((model.valid(), position))
 }
 
 fn newest(folder: &RunFolder) -> Result<(PathBuf, Position), TrainError> {
@@ -395,18 +434,12 @@ fn measure(
     model: &LmLearner,
     recipe: &LmRecipe,
     tokens: &Tokens,
-    (split, step): (&'static str, usize),
+    plan: &EvalPlan,
     plain: &Device,
 ) -> Result<EvalRecord, TrainError> {
     let batches = StreamBatcher::new(tokens, recipe.batch, recipe.segment)?;
     let loader = SegmentLoader::evaluation(batches, usize::MAX, plain);
-    let plan = EvalPlan {
-        split,
-        step,
-        probe: true,
-        solver: recipe.deq.solver.clone(),
-    };
-    evaluate(model, &loader, &plan, |_, _| Ok(()))
+    evaluate(model, &loader, plan, |_, _| Ok(()))
 }
 
 /// Measures the newest checkpoint of a run on a whole split.
@@ -421,10 +454,8 @@ pub fn evaluate_run(run: &Path, options: &EvalOptions) -> Result<LmSummary, Trai
     if let Some(data) = &options.data {
         recipe.data = super::recipe::DataSource::Path(data.clone());
     }
-    if let Some(max_steps) = options.max_steps {
-        let stop = recipe.deq.eval_stop.as_ref().unwrap_or(&recipe.deq.stop);
-        recipe.deq.eval_stop = Some(stop.clone().with_max_steps(max_steps));
-    }
+    recipe.limit_eval_steps(options.max_steps);
+    recipe.model.mem_len = options.mem_len.unwrap_or(recipe.model.mem_len);
     let corpus = recipe.data.open(recipe.level)?;
     if recipe.vocabulary != Some(corpus.vocabulary.fingerprint()) {
         return Err(TrainError::OtherVocabulary {
@@ -432,13 +463,18 @@ pub fn evaluate_run(run: &Path, options: &EvalOptions) -> Result<LmSummary, Trai
         });
     }
     recipe.validate()?;
-    let (checkpoint, position) = newest(&folder)?;
-    let model = load(LmLearner::new(&recipe, &plain)?, &checkpoint)?.valid();
+    let (model, position) = newest_model(&folder, &recipe, &plain)?;
     let (split, tokens) = match options.test {
         true => ("test", &corpus.test),
         false => ("valid", &corpus.valid),
     };
-    let eval = measure(&model, &recipe, tokens, (split, position.step), &plain)?;
+    let plan = EvalPlan {
+        split,
+        step: position.step,
+        probe: options.probe,
+        solver: recipe.deq.solver.clone(),
+    };
+    let eval = measure(&model, &recipe, tokens, &plan, &plain)?;
     Ok(LmSummary {
         run: run.to_owned(),
         eval,

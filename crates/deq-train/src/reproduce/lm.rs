@@ -176,10 +176,9 @@ fn variant(
             "evaluating gamma {weight} with {budget} evaluations"
         ));
         let eval = EvalOptions {
-            device: options.device.clone(),
-            data: None,
-            test: false,
             max_steps: Some(*budget),
+            probe: false,
+            ..EvalOptions::new(&options.device)
         };
         let eval = evaluate_run(&path, &eval)?.eval;
         perplexity.push(eval.perplexity);
