@@ -1,6 +1,7 @@
 //! The `deq` command.
 
 mod args;
+mod data;
 mod eval;
 mod reproduce;
 mod train;
@@ -13,6 +14,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train { what } => train::run(&what),
         Command::Reproduce { what } => reproduce::run(&what),
+        Command::Data { what } => data::run(&what),
         Command::Eval(args) => eval::run(&args),
     };
     match result {

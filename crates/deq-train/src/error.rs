@@ -33,6 +33,20 @@ pub enum TrainError {
         "controller needs a Jacobian penalty, whose frequency and estimator it uses: set penalty"
     )]
     ControllerWithoutPenalty,
+    /// A tokenizer was given for text that is read by words or bytes.
+    #[error("a tokenizer was given, but the level is {level}: set it to tokenizer")]
+    TokenizerAtOtherLevel {
+        /// The level.
+        level: deq_data::Level,
+    },
+    /// The vocabulary in the folder of a run is not the one that the run was trained with.
+    #[error(
+        "the vocabulary kept in {path} is not that of the run: restore vocab.txt or tokenizer.json from a copy"
+    )]
+    KeptVocabulary {
+        /// The run.
+        path: PathBuf,
+    },
     /// A loader yields nothing.
     #[error("the {split} split has no segment to read")]
     NoSegments {
