@@ -24,6 +24,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         what: Experiment,
     },
+    /// Fetch, describe and check texts.
+    Data {
+        #[command(subcommand)]
+        what: DataCommand,
+    },
     /// Measure the newest checkpoint of a run: perplexity, evaluations per solve, residual, spectral radius.
     Eval(EvalArgs),
     /// Go on from a prompt with a trained language model.
@@ -114,6 +119,48 @@ pub(crate) struct ExportArgs {
     pub(crate) run: PathBuf,
     /// The file to write.
     pub(crate) file: PathBuf,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum DataCommand {
+    /// Download WikiText-2 or WikiText-103 and check it.
+    #[cfg(feature = "fetch")]
+    Fetch(DataFetchArgs),
+    /// Say what a text is: files, splits, tokens, vocabulary, token files.
+    Info(DataInfoArgs),
+    /// Read a text and its token files in full and compare them with their checksums.
+    Verify {
+        /// Folder of text files, or one text file.
+        path: PathBuf,
+    },
+}
+
+#[cfg(feature = "fetch")]
+#[derive(Args)]
+pub(crate) struct DataFetchArgs {
+    /// wikitext-2 (4.5 MB) or wikitext-103 (190 MB).
+    pub(crate) name: String,
+    /// Address of the folder that holds the archive. Default: that of the author of WikiText.
+    #[arg(long, value_name = "URL", env = "DEQ_MIRROR")]
+    pub(crate) mirror: Option<String>,
+    /// Folder for the text. Default: data/NAME.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct DataInfoArgs {
+    /// Folder of text files, or one text file.
+    pub(crate) path: PathBuf,
+    /// What a token is: byte, word or tokenizer (the tokenizer.json in the folder).
+    #[arg(long, default_value = "word")]
+    pub(crate) level: Level,
+    /// Read the text by this tokenizer.json.
+    #[arg(long, value_name = "FILE", conflicts_with = "level")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Keep the ids in a token file, so that training begins at once.
+    #[arg(long)]
+    pub(crate) keep: bool,
 }
 
 #[derive(Subcommand)]
@@ -221,12 +268,15 @@ pub(crate) struct LmArgs {
     /// Recipe to start from: tiny, wt2, or one of wt103[-jr][-preln][-paper]. Default: tiny, or wt2 with --data.
     #[arg(long)]
     pub(crate) preset: Option<String>,
-    /// Folder with train.txt, valid.txt and test.txt, or one text file. Default: the built-in handbook.
+    /// Folder of text files, with train.txt, valid.txt and test.txt or others, or one text file. Default: the built-in handbook.
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
-    /// What a token is: byte or word. Default: the preset's.
+    /// What a token is: byte, word or tokenizer (the tokenizer.json in the folder of the data). Default: the preset's.
     #[arg(long)]
     pub(crate) level: Option<Level>,
+    /// Read the text by this tokenizer.json.
+    #[arg(long, value_name = "FILE", conflicts_with = "level")]
+    pub(crate) tokenizer: Option<PathBuf>,
     /// Folder of the run. Default: the first free runs/lm-PRESET, or with --resume the newest.
     #[arg(long, value_name = "FOLDER")]
     pub(crate) run: Option<PathBuf>,

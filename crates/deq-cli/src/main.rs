@@ -1,6 +1,7 @@
 //! The `deq` command.
 
 mod args;
+mod data;
 mod eval;
 mod exchange;
 mod generate;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train { what } => train::run(&what),
         Command::Reproduce { what } => reproduce::run(&what),
+        Command::Data { what } => data::run(&what),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Info(args) => exchange::info(&args),

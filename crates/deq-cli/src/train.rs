@@ -1,8 +1,10 @@
 //! `deq train`.
 
 use crate::args::{LmArgs, Trainee};
+use crate::data::data_listener;
 use crate::eval::{print_json, print_summary};
 use anyhow::{Result, bail};
+use deq_data::Level;
 use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig};
 use deq_train::TrainError;
 use deq_train::lm::{DataSource, LmRecipe, Network, RunFolder, TrainOptions, train};
@@ -16,6 +18,7 @@ pub(crate) fn run(what: &Trainee) -> Result<()> {
         run: run_folder(args, &recipe.preset)?,
         resume: args.resume,
         plain: args.plain || args.json,
+        on_data: data_listener()?,
     };
     let summary = train(recipe, &options)?;
     if args.json {
@@ -39,6 +42,10 @@ fn recipe(args: &LmArgs) -> Result<LmRecipe> {
     }
     if let Some(level) = args.level {
         recipe.level = level;
+    }
+    if let Some(tokenizer) = &args.tokenizer {
+        recipe.level = Level::Tokenizer;
+        recipe.tokenizer = Some(tokenizer.clone());
     }
     if let Some(steps) = args.steps {
         recipe.scale_steps(steps);

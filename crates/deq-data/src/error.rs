@@ -176,6 +176,63 @@ pub enum DataError {
         /// The fingerprint of this one.
         found: u64,
     },
+    /// There is no text of this name to fetch.
+    #[error("there is no text {name:?} to fetch: choose one of {known}")]
+    UnknownText {
+        /// The name given.
+        name: String,
+        /// The names there are, separated by commas.
+        known: String,
+    },
+    /// A text cannot be fetched.
+    #[error(
+        "cannot fetch {url}: {reason}. Without a network, get this archive elsewhere and put {files} from it into {folder}"
+    )]
+    CannotFetch {
+        /// The address.
+        url: String,
+        /// What the network or the server says.
+        reason: String,
+        /// The files needed, separated by commas.
+        files: String,
+        /// Where they belong.
+        folder: PathBuf,
+    },
+    /// An archive cannot be unpacked.
+    #[error(
+        "{path} was no good and has been removed ({reason}): fetch it again, or from another mirror"
+    )]
+    BadArchive {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file that was fetched is not the right one.
+    #[error(
+        "{file} has the SHA-256 checksum {found} instead of {expected} and has been removed: fetch it again, or from another mirror"
+    )]
+    WrongChecksum {
+        /// The file in the archive.
+        file: &'static str,
+        /// What it should be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// A text that was fetched has other numbers of tokens than it should.
+    #[error(
+        "what was fetched is not {name} and has been removed: train, valid, test and vocabulary have {found:?} tokens instead of {expected:?}; \
+         fetch it from another mirror"
+    )]
+    WrongCounts {
+        /// The text.
+        name: &'static str,
+        /// Tokens of train, valid, test and the vocabulary.
+        expected: [usize; 4],
+        /// What there is.
+        found: [usize; 4],
+    },
     /// There are not enough tokens for one prediction in every stream.
     #[error(
         "{tokens} tokens are too few for {batch} streams: each needs at least 2, so reduce the batch to {most} or less"

@@ -33,6 +33,20 @@ pub enum TrainError {
         "controller needs a Jacobian penalty, whose frequency and estimator it uses: set penalty"
     )]
     ControllerWithoutPenalty,
+    /// A tokenizer was given for text that is read by words or bytes.
+    #[error("a tokenizer was given, but the level is {level}: set it to tokenizer")]
+    TokenizerAtOtherLevel {
+        /// The level.
+        level: deq_data::Level,
+    },
+    /// The vocabulary in the folder of a run is not the one that the run was trained with.
+    #[error(
+        "the vocabulary kept in {path} is not that of the run: restore vocab.txt or tokenizer.json from a copy"
+    )]
+    KeptVocabulary {
+        /// The run.
+        path: PathBuf,
+    },
     /// A loader yields nothing.
     #[error("the {split} split has no segment to read")]
     NoSegments {
@@ -190,6 +204,14 @@ pub enum TrainError {
         "{path} was imported and has no state of an optimizer to go on with: it can be evaluated, generate, and be exported"
     )]
     NoOptimizer {
+        /// The run.
+        path: PathBuf,
+    },
+    /// A run from before vocabularies were kept in it.
+    #[error(
+        "{path} keeps no vocabulary to make text with: resume it with its data for a moment to have it written"
+    )]
+    NoVocabulary {
         /// The run.
         path: PathBuf,
     },

@@ -1,5 +1,6 @@
 //! Models of other programs as runs, and runs as files for other programs.
 
+use super::data::DataListener;
 use super::learner::{LmLearner, LmModel};
 use super::recipe::LmRecipe;
 use super::run::{RunFolder, newest_model};
@@ -47,7 +48,7 @@ pub fn import_run(
     let device = device(device_name)?;
     let state = StateDict::open(file)?;
     recipe.model = DeqTransformerLmConfig::from_state_dict(&state, &recipe.model)?;
-    let corpus = recipe.data.open(recipe.level)?;
+    let corpus = recipe.open_data(None, &DataListener::default())?;
     let (expected, found) = (recipe.model.vocab_size, corpus.vocabulary.len());
     if expected != found {
         return Err(TrainError::VocabularySize {

@@ -1,5 +1,6 @@
 //! Text from a trained model, token by token.
 
+use super::data::kept_vocabulary;
 use super::learner::LmLearner;
 use super::run::{RunFolder, newest_model};
 use super::sampling::Sampling;
@@ -67,12 +68,9 @@ pub fn generate(
     let mut recipe = folder.recipe()?;
     recipe.limit_eval_steps(options.max_steps);
     recipe.validate()?;
-    let vocabulary = Vocabulary::load_from(run)?;
-    if recipe.vocabulary != Some(vocabulary.fingerprint()) {
-        return Err(TrainError::OtherVocabulary {
-            path: run.to_owned(),
-        });
-    }
+    let vocabulary = kept_vocabulary(run, &recipe)?.ok_or_else(|| TrainError::NoVocabulary {
+        path: run.to_owned(),
+    })?;
     let device = device(&options.device)?;
     let (model, _) = newest_model(&folder, &recipe, &device)?;
     let prompt = prompt_ids(&vocabulary, &options.prompt)?;

@@ -1,5 +1,6 @@
 //! Training and evaluation of the DEQ-Transformer language model.
 
+mod data;
 mod evaluate;
 mod exchange;
 mod generate;
@@ -13,6 +14,7 @@ mod sampling;
 mod strategy;
 mod table;
 
+pub use data::DataListener;
 pub use exchange::{Imported, export_run, import_run};
 pub use generate::{GenerateOptions, Generation, generate};
 pub use memory::{StepMemory, step_memory};

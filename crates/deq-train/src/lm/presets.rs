@@ -88,6 +88,7 @@ fn tiny() -> LmRecipe {
         preset: "tiny".to_owned(),
         data: DataSource::Builtin,
         level: Level::Byte,
+        tokenizer: None,
         vocabulary: None,
         model: DeqTransformerLmConfig::new(UNKNOWN_VOCABULARY, 96, 4, 384)
             .with_mem_len(64)

@@ -7,7 +7,7 @@ use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::lr_scheduler::sequential::SequentialLrSchedulerConfig;
 use deq_core::DeqConfig;
-use deq_data::{Corpus, Level};
+use deq_data::Level;
 use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig};
 use deq_models::DeqTransformerLmConfig;
 use serde::{Deserialize, Serialize};
@@ -19,22 +19,8 @@ use std::path::PathBuf;
 pub enum DataSource {
     /// The handbook compiled into `deq-data`.
     Builtin,
-    /// A folder or a file, see [`Corpus::open`].
+    /// A folder or a file, see [`deq_data::CorpusReader`].
     Path(PathBuf),
-}
-
-impl DataSource {
-    /// Reads the text.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Data`] naming the file and what would be right.
-    pub fn open(&self, level: Level) -> Result<Corpus, TrainError> {
-        Ok(match self {
-            DataSource::Builtin => Corpus::builtin(level)?,
-            DataSource::Path(path) => Corpus::open(path, level)?,
-        })
-    }
 }
 
 /// What stands between embedding and softmax.
@@ -67,6 +53,9 @@ pub struct LmRecipe {
     pub data: DataSource,
     /// What a token is.
     pub level: Level,
+    /// The `tokenizer.json` that makes the tokens, at the tokenizer level. Default: the one in the folder of the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
     /// The fingerprint of the vocabulary, once the text has been read.
     pub vocabulary: Option<u64>,
     /// The model.

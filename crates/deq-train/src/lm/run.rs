@@ -1,5 +1,6 @@
 //! Runs as folders: starting, resuming, evaluating.
 
+use super::data::{DataListener, kept_vocabulary};
 use super::evaluate::{EvalPlan, evaluate};
 use super::learner::LmLearner;
 use super::loader::SegmentLoader;
@@ -20,7 +21,7 @@ use burn::train::checkpoint::{CheckpointingAction, CheckpointingStrategy};
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::metric::store::EventStoreClient;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
-use deq_data::{Corpus, StreamBatcher, Tokens, unigram_perplexity};
+use deq_data::{Corpus, Level, StreamBatcher, Tokens, unigram_perplexity};
 use deq_models::LmMemory;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -106,6 +107,8 @@ pub struct TrainOptions {
     pub resume: bool,
     /// Print progress as lines even on a terminal.
     pub plain: bool,
+    /// Hears what happens while the text is read.
+    pub on_data: DataListener,
 }
 
 impl TrainOptions {
@@ -116,6 +119,7 @@ impl TrainOptions {
             run,
             resume: false,
             plain: false,
+            on_data: DataListener::default(),
         }
     }
 }
@@ -176,17 +180,27 @@ pub struct LmSummary {
 /// [`TrainError`] in one sentence that says what to do. Nothing is written before recipe, data and device have been checked.
 pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, TrainError> {
     let plain = device(&options.device)?;
-    let corpus = recipe.data.open(recipe.level)?;
+    let folder = RunFolder::new(options.run.clone());
+    let kept = match (options.resume, recipe.level) {
+        // A tokenizer stays what it was. Words are those of the text, which must not have changed.
+        (true, Level::Tokenizer) if folder.exists() => {
+            kept_vocabulary(&folder.path, &folder.recipe()?)?
+        }
+        _ => None,
+    };
+    let corpus = recipe.open_data(kept, &options.on_data)?;
     recipe.model.vocab_size = corpus.vocabulary.len();
     recipe.vocabulary = Some(corpus.vocabulary.fingerprint());
     recipe.validate()?;
-    let folder = RunFolder::new(options.run.clone());
     let train_batches = StreamBatcher::new(&corpus.train, recipe.batch, recipe.segment)?;
     let valid_batches = StreamBatcher::new(&corpus.valid, recipe.batch, recipe.segment)?;
 
     let tracked = plain.clone().autodiff();
     let mut model = LmLearner::new(&recipe, &tracked)?;
     claim(&folder, &recipe, options.resume)?;
+    if kept_vocabulary(&folder.path, &recipe)?.is_none() {
+        corpus.vocabulary.save_in(&folder.path)?;
+    }
     let store = CheckpointStore::open(&folder.checkpoints(), KEEP)?;
     store.clear_partial()?;
     let mut start = (Position::default(), LmMemory::empty());
@@ -456,7 +470,8 @@ pub fn evaluate_run(run: &Path, options: &EvalOptions) -> Result<LmSummary, Trai
     }
     recipe.limit_eval_steps(options.max_steps);
     recipe.model.mem_len = options.mem_len.unwrap_or(recipe.model.mem_len);
-    let corpus = recipe.data.open(recipe.level)?;
+    let kept = kept_vocabulary(run, &recipe)?;
+    let corpus = recipe.open_data(kept, &DataListener::default())?;
     if recipe.vocabulary != Some(corpus.vocabulary.fingerprint()) {
         return Err(TrainError::OtherVocabulary {
             path: run.to_owned(),

@@ -4,7 +4,9 @@ use super::{Claim, claims_table};
 use crate::chart::{Chart, Series};
 use crate::device::device;
 use crate::error::TrainError;
-use crate::lm::{LmRecipe, Network, RunFolder, StepMemory, TrainOptions, step_memory, train};
+use crate::lm::{
+    DataListener, LmRecipe, Network, RunFolder, StepMemory, TrainOptions, step_memory, train,
+};
 use crate::records::{Record, StepRecord, read_records};
 use crate::{files, report};
 use burn::module::Module;
@@ -103,7 +105,7 @@ pub fn compare_networks(
     positive("layers", options.layers as f64)?;
     files::create_folder(&options.folder)?;
     let mut recipe = options.recipe.clone();
-    let corpus = recipe.data.open(recipe.level)?;
+    let corpus = recipe.open_data(None, &DataListener::default())?;
     recipe.model.vocab_size = corpus.vocabulary.len();
     drop(corpus);
     recipe.validate()?;
@@ -204,10 +206,9 @@ fn network(
     }
     say(&format!("{name}: training for {} steps", recipe.steps));
     let train_options = TrainOptions {
-        device: options.device.clone(),
-        run: path.clone(),
         resume: folder.exists(),
         plain: true,
+        ..TrainOptions::new(&options.device, path.clone())
     };
     let summary = train(recipe.clone(), &train_options)?;
     let records = read_records(&path.join("metrics.jsonl"))?;
@@ -256,10 +257,8 @@ fn affordable_steps(recipe: &LmRecipe, options: &NetworkComparison) -> Result<us
         .map_err(|source| TrainError::io("create", &options.folder, source))?;
     let run = folder.path().join("trial");
     let quiet = TrainOptions {
-        device: options.device.clone(),
-        run: run.clone(),
-        resume: false,
         plain: true,
+        ..TrainOptions::new(&options.device, run.clone())
     };
     train(trial.clone(), &quiet)?;
     let records = read_records(&run.join("metrics.jsonl"))?;
