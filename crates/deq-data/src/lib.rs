@@ -28,12 +28,24 @@
 //! - [`StreamBatcher`]: segments by index, in a pass, or by training step over any number of passes.
 //! - [`unigram_perplexity`]: the yardstick that any language model must beat.
 //!
+//! And of pictures:
+//!
+//! - [`ImageSource::open`]: data sets by name; [`Cifar10`], [`ImageFolder`], [`SegmentationFolder`], and [`Shapes`], which are generated.
+//! - [`Transform`], [`Normalization`]: the augmentations of CIFAR-10, ImageNet and segmentation, and what evaluation does in their place.
+//! - [`Loader`]: batches by number, made by several threads ahead of time, the same whatever their number.
+//!
 //! There are no feature flags.
 
 mod error;
+mod image;
 mod text;
 
 pub use error::DataError;
+pub use image::{
+    Batches, Cifar10, Example, IGNORE_LABEL, ImageBatch, ImageDataset, ImageFolder, ImageSource,
+    LabelMap, Loader, LoaderConfig, Normalization, Picture, Raster, SegmentationFolder, Shapes,
+    Skipped, Target, Transform, VisionSplits, VisionTask, Window,
+};
 pub use text::{Corpus, Level, Position, Segment, StreamBatcher, Vocabulary, unigram_perplexity};
 
 /// Compiles the example of the README.
