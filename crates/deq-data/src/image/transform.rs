@@ -299,3 +299,6 @@ impl Normalization {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
