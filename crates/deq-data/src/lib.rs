@@ -1,8 +1,8 @@
-//! Data for deep equilibrium models: text corpora, vocabularies, and batches of contiguous streams.
+//! Data for deep equilibrium models: text in batches of contiguous streams, and pictures in batches made by several threads.
 //!
 //! A [`Corpus`] holds three splits as token ids with their [`Vocabulary`]; a [`StreamBatcher`] cuts a split into parallel streams and
-//! these into segments, so that a model can carry its memory from one segment to the next. Ids are plain numbers: this crate knows no tensors
-//! and no device.
+//! these into segments, so that a model can carry its memory from one segment to the next. Ids and pixels are plain numbers: this crate knows no
+//! tensors and no device.
 //!
 //! ```
 //! use deq_data::{Corpus, Level, StreamBatcher, unigram_perplexity};
