@@ -1,6 +1,8 @@
-//! Misuse of a model's configuration.
+//! What can go wrong with configurations and checkpoints.
 
-/// A configuration that describes no model.
+use std::path::PathBuf;
+
+/// A configuration that describes no model, or a checkpoint that does not fit.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
@@ -31,5 +33,35 @@ pub enum ModelError {
         cutoffs: Vec<usize>,
         /// The vocabulary size.
         vocab_size: usize,
+    },
+    /// A checkpoint cannot be read.
+    #[error("cannot read the checkpoint {path}: {reason}")]
+    UnreadableCheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A tensor of a checkpoint cannot be read.
+    #[error("cannot read the tensor {name}: {reason}")]
+    UnreadableTensor {
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// A checkpoint cannot be written.
+    #[error("cannot write {path}: {reason}")]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A checkpoint does not say what model it is of.
+    #[error("the checkpoint is not that of a DEQ-Transformer: {reason}")]
+    OtherModel {
+        /// What is missing or contradictory.
+        reason: String,
     },
 }

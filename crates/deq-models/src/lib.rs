@@ -4,7 +4,9 @@
 //!
 //! [`DeqTransformerLm`] is the DEQ-Transformer of Bai, Kolter and Koltun (NeurIPS 2019): one Transformer-XL layer whose output is
 //! its own input, applied to the equilibrium, with a memory of past equilibria. The layer itself is [`TransformerCell`], usable with any
-//! [`Deq`](deq_core::Deq).
+//! [`Deq`](deq_core::Deq). [`TransformerXlLm`] is the explicit network that it is compared with, made of the same parts.
+//!
+//! [`checkpoint`] reads the files of the original programs and writes files that they read.
 //!
 //! ```
 //! use burn::tensor::{Device, Int, Tensor};
@@ -29,11 +31,13 @@
 //!
 //! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn.
 
+pub mod checkpoint;
 mod error;
 mod transformer;
 
 pub use error::ModelError;
 pub use transformer::{
     Attention, Depth, DeqTransformerLm, DeqTransformerLmConfig, DropoutRates, FeedForward,
-    LmMemory, LmOutput, NormedLinear, OutputLayer, TransformerCell, TransformerContext,
+    LmMemory, LmOutput, NormedLinear, OutputLayer, TokenEmbedding, TransformerCell,
+    TransformerContext, TransformerXlLm, XlOutput,
 };

@@ -1,5 +1,6 @@
 //! Relative positional attention over memory and segment (Transformer-XL, Dai et al. 2019).
 
+use super::cell::DropoutRates;
 use super::linear::{Affine, LinearShape, NormedLinear};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Tensor, activation::softmax};
@@ -34,8 +35,8 @@ pub(crate) struct AttentionContext {
     output: Affine,
     content_bias: Tensor<4>,
     position_bias: Tensor<4>,
-    /// Injection of the segment, `[batch, time, 3 d_model]`.
-    injection: Tensor<3>,
+    /// Injection of the segment, `[batch, time, 3 d_model]`, if there is one.
+    injection: Option<Tensor<3>>,
     /// Keys and values of the memory, `[batch, heads, memory, d_head]`.
     memory: Option<(Tensor<4>, Tensor<4>)>,
     /// Embedded distances of all key positions, `[1, heads, d_head, keys]`.
@@ -48,12 +49,15 @@ pub(crate) struct AttentionContext {
 
 /// What [`Attention::context`] reads besides the parameters.
 pub(crate) struct AttentionInputs<'a> {
-    /// Injections of memory and segment, `[batch, keys, 3 d_model]`.
-    pub(crate) injection: Tensor<3>,
+    pub(crate) batch: usize,
+    /// Positions of the segment.
+    pub(crate) time: usize,
+    /// Injections of memory and segment, `[batch, memory + time, 3 d_model]`; none in an explicit layer.
+    pub(crate) injection: Option<Tensor<3>>,
     /// Normalised if the cell is pre-norm, `[batch, memory, d_model]`.
     pub(crate) memory: Option<Tensor<3>>,
     pub(crate) window: Option<usize>,
-    pub(crate) dropout: f64,
+    pub(crate) dropout: DropoutRates,
     pub(crate) device: &'a Device,
 }
 
@@ -89,32 +93,45 @@ impl Attention {
     pub(crate) fn context(&self, inputs: AttentionInputs<'_>) -> AttentionContext {
         let [n_heads, d_head] = self.content_bias.val().dims();
         let d_model = n_heads * d_head;
-        let [batch, keys, _] = inputs.injection.dims();
+        let (batch, time) = (inputs.batch, inputs.time);
         let past = inputs.memory.as_ref().map_or(0, |memory| memory.dims()[1]);
-        let time = keys - past;
+        let keys = past + time;
 
         let qkv = self.qkv.effective();
         let memory = inputs.memory.map(|memory| {
             let kv = qkv.columns(d_model..3 * d_model);
-            let injection = inputs.injection.clone().narrow(1, 0, past);
-            let kv = kv.apply(memory) + injection.narrow(2, d_model, 2 * d_model);
+            let kv = match &inputs.injection {
+                Some(injection) => {
+                    let injection = injection.clone().narrow(1, 0, past);
+                    kv.apply(memory) + injection.narrow(2, d_model, 2 * d_model)
+                }
+                None => kv.apply(memory),
+            };
             (
                 heads(kv.clone().narrow(2, 0, d_model), n_heads),
                 heads(kv.narrow(2, d_model, d_model), n_heads),
             )
         });
         let positions = position_embedding(keys, d_model, inputs.device);
+        let mask = DropoutMask::draw([1, 1, d_model], inputs.dropout.hidden, inputs.device);
+        let positions = mask.apply(positions);
         let distances = self.position.effective().apply(positions);
         AttentionContext {
             qkv,
             output: self.output.effective(),
             content_bias: self.content_bias.val().reshape([1, n_heads, 1, d_head]),
             position_bias: self.position_bias.val().reshape([1, n_heads, 1, d_head]),
-            injection: inputs.injection.narrow(1, past, time),
+            injection: inputs
+                .injection
+                .map(|injection| injection.narrow(1, past, time)),
             memory,
             distances: heads(distances, n_heads).swap_dims(2, 3),
             mask: causal_mask(time, past, inputs.window, inputs.device),
-            dropout: DropoutMask::draw([batch, n_heads, time, keys], inputs.dropout, inputs.device),
+            dropout: DropoutMask::draw(
+                [batch, n_heads, time, keys],
+                inputs.dropout.attention,
+                inputs.device,
+            ),
         }
     }
 }
@@ -124,7 +141,10 @@ impl AttentionContext {
     ///
     /// - z: `[batch, time, d_model]`
     pub(crate) fn evaluate(&self, z: Tensor<3>) -> AttentionValues {
-        let qkv = self.qkv.apply(z) + self.injection.clone();
+        let qkv = match &self.injection {
+            Some(injection) => self.qkv.apply(z) + injection.clone(),
+            None => self.qkv.apply(z),
+        };
         let [query, mut key, mut value] = self.split(qkv);
         if let Some((past_key, past_value)) = &self.memory {
             key = Tensor::cat(vec![past_key.clone(), key], 2);
@@ -220,7 +240,7 @@ impl AttentionContext {
     }
 
     pub(crate) fn time(&self) -> usize {
-        self.injection.dims()[1]
+        self.mask.dims()[2]
     }
 }
 

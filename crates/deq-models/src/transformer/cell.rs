@@ -40,7 +40,8 @@ pub struct FeedForward {
 /// Rates of variational dropout inside the cell, one mask per solve.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DropoutRates {
-    /// On outputs of attention, inner activations and outputs of the feed-forward layer; masks are shared by all positions.
+    /// On embedded distances, outputs of attention, inner activations and outputs of the feed-forward layer; masks are shared by all
+    /// positions.
     pub hidden: f64,
     /// On attention probabilities.
     pub attention: f64,
@@ -111,24 +112,52 @@ impl TransformerCell {
         memory: Option<Tensor<3>>,
         dropout: DropoutRates,
     ) -> TransformerContext {
-        let [batch, _, width] = injection.dims();
+        let [batch, keys, _] = injection.dims();
+        let past = memory.as_ref().map_or(0, |memory| memory.dims()[1]);
         let device = injection.device();
-        let memory = match self.pre_norm {
-            true => memory.map(|z| LayerNorm::at(z).normed),
-            false => memory,
-        };
-        let attention = self.attention.context(AttentionInputs {
-            injection,
+        self.any_context(AttentionInputs {
+            batch,
+            time: keys - past,
+            injection: Some(injection),
             memory,
             window: self.window,
-            dropout: dropout.attention,
+            dropout,
             device: &device,
-        });
+        })
+    }
+
+    /// The context of a layer that is applied once to `x`, `[batch, time, d_model]`, as in an explicit network: nothing is injected.
+    pub(crate) fn plain_context(
+        &self,
+        x: &Tensor<3>,
+        memory: Option<Tensor<3>>,
+        dropout: DropoutRates,
+    ) -> TransformerContext {
+        let [batch, time, _] = x.dims();
+        self.any_context(AttentionInputs {
+            batch,
+            time,
+            injection: None,
+            memory,
+            window: self.window,
+            dropout,
+            device: &x.device(),
+        })
+    }
+
+    fn any_context(&self, mut inputs: AttentionInputs<'_>) -> TransformerContext {
+        let (batch, rate) = (inputs.batch, inputs.dropout.hidden);
+        let device = inputs.device;
+        if self.pre_norm {
+            inputs.memory = inputs.memory.map(|z| LayerNorm::at(z).normed);
+        }
+        let attention = self.attention.context(inputs);
         let inner = self.feed_forward.inner.effective();
-        let mask = |width| DropoutMask::draw([batch, 1, width], dropout.hidden, &device);
+        let mask = |width| DropoutMask::draw([batch, 1, width], rate, device);
+        let [d_model, _] = inner.weight.dims();
         TransformerContext {
             attention,
-            dropout: [mask(width / 3), mask(width / 3)],
+            dropout: [mask(d_model), mask(d_model)],
             inner_dropout: mask(inner.weight.dims()[1]),
             inner,
             outer: self.feed_forward.outer.effective(),

@@ -1,8 +1,9 @@
 //! Tokens in, likelihoods out, an equilibrium in between.
 
 use super::cell::{CellShape, DropoutRates, TransformerCell, TransformerContext};
+use super::embedding::{Clusters, TokenEmbedding};
 use super::memory::LmMemory;
-use super::softmax::OutputLayer;
+use super::softmax::{OutputLayer, Ties};
 use crate::error::ModelError;
 use burn::config::Config;
 use burn::module::{Module, Param};
@@ -42,9 +43,24 @@ pub struct DeqTransformerLmConfig {
     /// Rate of dropout on attention probabilities. Default 0, as the original's base model.
     #[config(default = 0.0)]
     pub attention_dropout: f64,
-    /// Cluster borders of the adaptive softmax, for a vocabulary sorted by frequency. Default none: a plain softmax.
+    /// Cluster borders of the adaptive softmax, for a vocabulary sorted by frequency. Default none: a plain softmax. The original's
+    /// for WikiText-103 are 20,000, 40,000 and 200,000.
     #[config(default = "Vec::new()")]
     pub cutoffs: Vec<usize>,
+    /// The factor by which the vectors of each further cluster are narrower. Default 1: one table for all tokens. The original
+    /// uses 4 on WikiText-103.
+    #[config(default = 1)]
+    pub div_val: usize,
+    /// Width of the vectors of frequent tokens; none for `d_model`, the default, as in all of the original's scripts.
+    #[config(default = "None")]
+    pub d_embed: Option<usize>,
+    /// Whether the output layer shares the tables of the embedding. Default yes, as the original.
+    #[config(default = true)]
+    pub tie_weights: bool,
+    /// Whether it shares the projections too, of all clusters but the most frequent one. Default yes, as the original. Without
+    /// projections it means nothing.
+    #[config(default = true)]
+    pub tie_projections: bool,
     /// Standard deviation of initial weights. Default 0.05 (Bai, Kolter, Koltun 2019, Appendix).
     #[config(default = 0.05)]
     pub init_std: f64,
@@ -71,6 +87,7 @@ impl DeqTransformerLmConfig {
             ("n_heads", self.n_heads),
             ("d_inner", self.d_inner),
             ("local_size", self.local_size.unwrap_or(1)),
+            ("d_embed", self.d_embed.unwrap_or(1)),
         ] {
             range(size >= 1, field, size as f64, "at least 1")?;
         }
@@ -108,7 +125,49 @@ impl DeqTransformerLmConfig {
                 vocab_size: self.vocab_size,
             });
         }
-        Ok(())
+        let narrowest = self
+            .div_val
+            .checked_pow(self.cutoffs.len() as u32)
+            .map_or(0, |factor| self.embed_width() / factor.max(1));
+        range(
+            self.div_val >= 1 && narrowest >= 1,
+            "div_val",
+            self.div_val as f64,
+            "at least 1, and leave vectors of the rarest tokens at least 1 wide",
+        )
+    }
+
+    fn embed_width(&self) -> usize {
+        self.d_embed.unwrap_or(self.d_model)
+    }
+
+    pub(super) fn cell_shape(&self) -> CellShape {
+        CellShape {
+            d_model: self.d_model,
+            n_heads: self.n_heads,
+            d_inner: self.d_inner,
+            weight_norm: self.weight_norm,
+            pre_norm: self.pre_norm,
+            window: self.local_size,
+            init_std: self.init_std,
+        }
+    }
+
+    pub(super) fn ties(&self) -> Ties {
+        Ties {
+            tables: self.tie_weights,
+            projections: self.tie_projections,
+        }
+    }
+
+    pub(super) fn clusters(&self) -> Clusters {
+        let bounds = self.cutoffs.iter().copied().chain([self.vocab_size]);
+        Clusters {
+            bounds: bounds.collect(),
+            d_embed: self.embed_width(),
+            d_model: self.d_model,
+            div_val: self.div_val,
+        }
     }
 
     /// Makes the model with random weights on `device`.
@@ -118,17 +177,8 @@ impl DeqTransformerLmConfig {
     /// [`ModelError`] naming the first field that is wrong.
     pub fn init(&self, device: &Device) -> Result<DeqTransformerLm, ModelError> {
         self.validate()?;
-        let shape = CellShape {
-            d_model: self.d_model,
-            n_heads: self.n_heads,
-            d_inner: self.d_inner,
-            weight_norm: self.weight_norm,
-            pre_norm: self.pre_norm,
-            window: self.local_size,
-            init_std: self.init_std,
-        };
         let normal = Distribution::Normal(0.0, self.init_std);
-        let random = |rows| Tensor::random([rows, self.d_model], normal, device);
+        let (clusters, ties) = (self.clusters(), self.ties());
         let mut injection = LinearConfig::new(self.d_model, 3 * self.d_model).init(device);
         injection.weight = Param::from_tensor(Tensor::random(
             [self.d_model, 3 * self.d_model],
@@ -136,16 +186,10 @@ impl DeqTransformerLmConfig {
             device,
         ));
         Ok(DeqTransformerLm {
-            embedding: Param::from_tensor(random(self.vocab_size)),
+            embedding: TokenEmbedding::new(&clusters, self.init_std, device),
             injection,
-            cell: TransformerCell::new(&shape, device),
-            output: OutputLayer::new(
-                self.vocab_size,
-                self.d_model,
-                &self.cutoffs,
-                self.init_std,
-                device,
-            ),
+            cell: TransformerCell::new(&self.cell_shape(), device),
+            output: OutputLayer::new(clusters, ties, self.init_std, device),
             mem_len: self.mem_len,
             dropout: self.dropout,
             attention_dropout: self.attention_dropout,
@@ -165,15 +209,21 @@ impl DeqTransformerLmConfig {
 /// - States are `[batch, time, d_model]`, channels last, instead of channels first.
 /// - Keys and values of the memory, embedded distances and normalised weights are computed once per solve, not at every evaluation of `f`.
 /// - Attention scores stay in the tensor's own precision; the original rounds them to f32 when it masks.
+/// - The mask on outputs drops channels at all positions, as on every other place. The original's drops whole positions there: it keeps
+///   to the order of axes of its embeddings, while its outputs have time last.
+/// - A projection shared by embedding and output is one parameter, whose gradient is the sum of both uses. In the original two
+///   parameters share its storage, and Adam moves it twice a step, once for either gradient.
+/// - Every weight starts from N(0, `init_std`). The original's scripts do so too, but for the maps inside the cell when their weights are
+///   normalised: what they overwrite there is computed anew from PyTorch's uniform initial values.
 #[derive(Module, Debug)]
 pub struct DeqTransformerLm {
-    /// Input embedding and output weight, `[vocab_size, d_model]`.
-    pub embedding: Param<Tensor<2>>,
+    /// Vectors of tokens, which are the weight of the output layer too if `tie_weights` says so.
+    pub embedding: TokenEmbedding,
     /// From the embedding to what is added to queries, keys and values.
     pub injection: Linear,
     /// The layer whose fixed point is computed.
     pub cell: TransformerCell,
-    /// The output layer, which shares the embedding.
+    /// The output layer.
     pub output: OutputLayer,
     #[module(skip)]
     mem_len: usize,
@@ -218,25 +268,28 @@ impl DeqTransformerLm {
     ///
     /// If the memory comes from another batch size or width.
     pub fn forward(&self, tokens: Tensor<2, Int>, memory: &LmMemory, depth: Depth<'_>) -> LmOutput {
-        let embedding = self.embedding.val();
-        let device = embedding.device();
+        let device = self.injection.weight.device();
         let training = device.is_autodiff();
         let rate = if training { self.dropout } else { 0.0 };
         let [batch, time] = tokens.dims();
-        let [_, d_model] = embedding.dims();
+        let [d_model, _] = self.injection.weight.dims();
         let mask = || DropoutMask::draw([batch, 1, d_model], rate, &device);
 
-        let embedded = embedding
-            .select(0, tokens.reshape([batch * time]))
-            .reshape([batch, time, d_model])
-            .mul_scalar((d_model as f64).sqrt());
-        let injection = self.injection.forward(mask().apply(embedded));
-        let (past_z, all_injections) = match memory.state() {
-            Some((z, past)) => (
+        let embedded = mask().apply(self.embedding.forward(tokens));
+        let injection = self.injection.forward(embedded);
+        let (past_z, all_injections) = match memory.tensors() {
+            [z, past] => (
                 Some(z.clone()),
                 Tensor::cat(vec![past.clone(), injection.clone()], 1),
             ),
-            None => (None, injection.clone()),
+            past => {
+                assert!(
+                    past.is_empty(),
+                    "the memory is not that of a DEQ: it holds {} tensors, not equilibria and injections",
+                    past.len()
+                );
+                (None, injection.clone())
+            }
         };
         let dropout = DropoutRates {
             hidden: rate,
@@ -255,7 +308,7 @@ impl DeqTransformerLm {
         };
         let z = equilibrium.z.clone().reshape([batch, time, d_model]);
         LmOutput {
-            memory: memory.extended(z.clone(), injection, self.mem_len),
+            memory: memory.extended(vec![z.clone(), injection], self.mem_len),
             hidden: mask().apply(z),
             equilibrium,
             context,
@@ -274,14 +327,7 @@ impl DeqTransformerLm {
     ///
     /// If the number of targets differs from the number of positions, or a target lies outside the vocabulary.
     pub fn nll(&self, hidden: Tensor<3>, targets: &[i32]) -> Tensor<1> {
-        let [batch, time, d_model] = hidden.dims();
-        assert_eq!(
-            targets.len(),
-            batch * time,
-            "one target per position is needed"
-        );
-        let hidden = hidden.reshape([batch * time, d_model]);
-        self.output.nll(hidden, self.embedding.val(), targets)
+        self.output.nll_of(hidden, &self.embedding, targets)
     }
 
     /// Log-probabilities of every token at every position, `[batch * time, vocab_size]`.
@@ -290,8 +336,6 @@ impl DeqTransformerLm {
     ///
     /// - hidden: `[batch, time, d_model]`
     pub fn log_probs(&self, hidden: Tensor<3>) -> Tensor<2> {
-        let [batch, time, d_model] = hidden.dims();
-        let hidden = hidden.reshape([batch * time, d_model]);
-        self.output.log_probs(hidden, self.embedding.val())
+        self.output.log_probs_of(hidden, &self.embedding)
     }
 }

@@ -2,13 +2,13 @@
 
 use burn::tensor::Tensor;
 
-/// Past equilibria and their injections, constants of later segments.
+/// What a model keeps of the past positions of its streams, constants of later segments: `[batch, memory, width]` each.
 ///
-/// A DEQ has one layer, so the memory of one layer is all there is; the injections are kept because keys and values of a
-/// past position need both.
+/// A DEQ has one layer, so it keeps two tensors: equilibria, and their injections, since keys and values of a past position need
+/// both. An explicit network keeps the inputs of each of its layers.
 #[derive(Clone, Debug, Default)]
 pub struct LmMemory {
-    state: Option<(Tensor<3>, Tensor<3>)>,
+    tensors: Vec<Tensor<3>>,
 }
 
 impl LmMemory {
@@ -17,21 +17,27 @@ impl LmMemory {
         Self::default()
     }
 
-    /// A memory of given equilibria and injections.
+    /// A memory of given tensors, in the order in which [`tensors`](Self::tensors) had them.
     ///
-    /// # Shapes
+    /// # Panics
     ///
-    /// - z: `[batch, memory, d_model]`
-    /// - injection: `[batch, memory, 3 d_model]`
-    pub fn new(z: Tensor<3>, injection: Tensor<3>) -> Self {
+    /// If they differ in their batch or their number of positions.
+    pub fn new(tensors: Vec<Tensor<3>>) -> Self {
+        let places = |tensor: &Tensor<3>| [tensor.dims()[0], tensor.dims()[1]];
+        assert!(
+            tensors
+                .windows(2)
+                .all(|pair| places(&pair[0]) == places(&pair[1])),
+            "all tensors of a memory have the same streams and positions"
+        );
         Self {
-            state: Some((z.inner(), injection.inner())),
+            tensors: tensors.into_iter().map(Tensor::inner).collect(),
         }
     }
 
     /// The number of positions remembered.
     pub fn len(&self) -> usize {
-        self.state.as_ref().map_or(0, |(z, _)| z.dims()[1])
+        self.tensors.first().map_or(0, |tensor| tensor.dims()[1])
     }
 
     /// Whether there is no past.
@@ -39,29 +45,43 @@ impl LmMemory {
         self.len() == 0
     }
 
-    /// Equilibria `[batch, memory, d_model]` and injections `[batch, memory, 3 d_model]`.
-    pub fn state(&self) -> Option<&(Tensor<3>, Tensor<3>)> {
-        self.state.as_ref()
+    /// Of a DEQ: equilibria `[batch, memory, d_model]` and injections `[batch, memory, 3 d_model]`. Of an explicit network: the inputs
+    /// of every layer, `[batch, memory, d_model]`. Empty without a past.
+    pub fn tensors(&self) -> &[Tensor<3>] {
+        &self.tensors
     }
 
-    /// The last `length` positions of this memory followed by a new segment.
-    pub(crate) fn extended(&self, z: Tensor<3>, injection: Tensor<3>, length: usize) -> Self {
+    /// At most the last `length` positions.
+    pub fn truncated(&self, length: usize) -> Self {
         if length == 0 {
             return Self::empty();
         }
-        let join = |past: Option<&Tensor<3>>, new: Tensor<3>| {
-            let new = new.inner();
-            let all = match past {
-                Some(past) => Tensor::cat(vec![past.clone(), new], 1),
-                None => new,
-            };
-            let [_, total, _] = all.dims();
-            all.narrow(1, total.saturating_sub(length), length.min(total))
+        let last = |tensor: &Tensor<3>| {
+            let [_, total, _] = tensor.dims();
+            let kept = length.min(total);
+            tensor.clone().narrow(1, total - kept, kept)
         };
-        Self::new(
-            join(self.state.as_ref().map(|(z, _)| z), z),
-            join(self.state.as_ref().map(|(_, u)| u), injection),
-        )
+        Self {
+            tensors: self.tensors.iter().map(last).collect(),
+        }
+    }
+
+    /// The last `length` positions of this memory followed by a new segment.
+    pub(crate) fn extended(&self, new: Vec<Tensor<3>>, length: usize) -> Self {
+        if length == 0 {
+            return Self::empty();
+        }
+        let new = new.into_iter().map(Tensor::inner);
+        let all = match self.is_empty() {
+            true => new.collect(),
+            false => self
+                .tensors
+                .iter()
+                .zip(new)
+                .map(|(past, new)| Tensor::cat(vec![past.clone(), new], 1))
+                .collect(),
+        };
+        Self { tensors: all }.truncated(length)
     }
 }
 
@@ -80,15 +100,20 @@ mod tests {
 
     fn assert_holds(memory: &LmMemory, start: usize, time: usize) {
         assert_eq!(memory.len(), time);
-        let (z, injection) = memory.state().expect("the memory holds something").clone();
-        assert_eq!(z.into_data(), stretch(start, time, 2).into_data());
-        assert_eq!(injection.into_data(), stretch(start, time, 6).into_data());
+        let [z, injection] = memory.tensors() else {
+            panic!("the memory holds both");
+        };
+        assert_eq!(z.to_data(), stretch(start, time, 2).into_data());
+        assert_eq!(injection.to_data(), stretch(start, time, 6).into_data());
     }
 
     #[test]
     fn the_last_positions_are_kept_across_segments_of_any_length() {
         let read = |memory: &LmMemory, start, time, length| {
-            memory.extended(stretch(start, time, 2), stretch(start, time, 6), length)
+            memory.extended(
+                vec![stretch(start, time, 2), stretch(start, time, 6)],
+                length,
+            )
         };
         let short = read(&LmMemory::empty(), 0, 3, 5);
         assert_holds(&short, 0, 3);
@@ -96,13 +121,13 @@ mod tests {
         assert_holds(&full, 1, 5);
         assert_holds(&read(&full, 6, 8, 5), 9, 5);
         assert!(read(&full, 6, 8, 0).is_empty());
+        assert_holds(&full.truncated(2), 4, 2);
     }
 
     #[test]
     fn what_is_remembered_is_a_constant() {
         let z = stretch(0, 3, 2).autodiff().require_grad();
-        let memory = LmMemory::empty().extended(z.clone() * 2, stretch(0, 3, 6), 2);
-        let (z, injection) = memory.state().expect("the memory holds something");
-        assert!(!z.is_tracked() && !injection.is_tracked());
+        let memory = LmMemory::empty().extended(vec![z.clone() * 2, stretch(0, 3, 6)], 2);
+        assert!(memory.tensors().iter().all(|tensor| !tensor.is_tracked()));
     }
 }

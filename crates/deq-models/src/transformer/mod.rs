@@ -2,14 +2,19 @@
 
 mod attention;
 mod cell;
+mod embedding;
 mod linear;
 mod lm;
 mod memory;
+mod names;
 mod softmax;
+mod xl;
 
 pub use attention::Attention;
 pub use cell::{DropoutRates, FeedForward, TransformerCell, TransformerContext};
+pub use embedding::TokenEmbedding;
 pub use linear::NormedLinear;
 pub use lm::{Depth, DeqTransformerLm, DeqTransformerLmConfig, LmOutput};
 pub use memory::LmMemory;
 pub use softmax::OutputLayer;
+pub use xl::{TransformerXlLm, XlOutput};

@@ -1,15 +1,19 @@
 //! Checks every recorded case of a folder and prints a table: case, quantity, error, tolerance, pass.
 
 use deq_testkit::cases;
-use deq_testkit::parity::{Outcome, check};
+use deq_testkit::parity::{Outcome, Precision, check_in};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let Some(folder) = std::env::args_os().nth(1).map(PathBuf::from) else {
-        eprintln!("usage: parity FOLDER, a folder of NAME.safetensors with NAME.json");
+    let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let single = arguments.iter().any(|argument| argument == "--f32");
+    arguments.retain(|argument| argument != "--f32");
+    let [folder] = arguments.as_slice() else {
+        eprintln!("usage: parity [--f32] FOLDER, a folder of NAME.safetensors with NAME.json");
         return ExitCode::from(2);
     };
+    let folder = PathBuf::from(folder);
     let cases = match cases(&folder) {
         Ok(cases) if !cases.is_empty() => cases,
         Ok(_) => {
@@ -22,20 +26,23 @@ fn main() -> ExitCode {
         }
     };
     // The first tensor of the process fixes the float type.
-    let _ = deq_testkit::f64_device();
+    let precision = match single {
+        true => Precision::f32(),
+        false => Precision::f64(),
+    };
     println!(
-        "{:28} {:36} {:>9} {:>9}  pass",
+        "{:28} {:56} {:>9} {:>9}  pass",
         "case", "quantity", "error", "tolerance"
     );
     let (mut passed, mut failed, mut uncovered) = (0, 0, 0);
     for case in &cases {
-        match check(case) {
+        match check_in(case, &precision) {
             Outcome::Checked(checks) => {
                 for check in checks {
                     let pass = check.passes();
                     *(if pass { &mut passed } else { &mut failed }) += 1;
                     println!(
-                        "{:28} {:36} {:9.1e} {:9.0e}  {}{}",
+                        "{:28} {:56} {:9.1e} {:9.0e}  {}{}",
                         case.name,
                         check.quantity,
                         check.error,

@@ -2,9 +2,13 @@
 
 mod gradient;
 mod jacobian;
+mod model;
 mod solver;
+mod transformer;
 
 use crate::golden::Golden;
+
+pub use model::Precision;
 
 /// One quantity of a recorded case beside ours.
 #[derive(Clone, Debug)]
@@ -49,9 +53,20 @@ pub enum Outcome {
     NotCovered(String),
 }
 
-/// Checks one case. In f64, on the device of [`f64_device`](crate::f64_device).
+/// The kinds of whole models, which are checked in f64 and in f32; the others in f64 only.
+pub const MODELS: [&str; 1] = ["deq_transformer"];
+
+/// Checks one case in f64, on the device of [`f64_device`](crate::f64_device).
 pub fn check(case: &Golden) -> Outcome {
+    check_in(case, &Precision::f64())
+}
+
+/// Checks one case. In f32 only those of [`MODELS`] are covered.
+pub fn check_in(case: &Golden, precision: &Precision) -> Outcome {
+    let double = precision.rel_tol < 1e-8;
     let mut checks = match case.info["kind"].as_str() {
+        Some("deq_transformer") => transformer::language_model(case, precision),
+        kind if !double => return Outcome::NotCovered(format!("{} in f32", kind.unwrap_or("?"))),
         Some("solver") => solver::original(case),
         Some("gradient") => gradient::tanh(case),
         Some("jacobian") => jacobian::tanh(case),
@@ -71,7 +86,10 @@ mod tests {
     #[test]
     fn every_recorded_case_of_these_kinds_passes() {
         let _ = crate::f64_device();
-        for kind in ["solver", "torchdeq_solver", "gradient", "jacobian"] {
+        for kind in ["solver", "torchdeq_solver", "gradient", "jacobian"]
+            .into_iter()
+            .chain(MODELS)
+        {
             for case in crate::fixtures_of_kind(kind) {
                 let Outcome::Checked(checks) = check(&case) else {
                     panic!("{kind} must be covered");

@@ -1,6 +1,6 @@
 //! A pass over held-out text.
 
-use super::learner::{LmInput, LmLearner, LmStepOutput};
+use super::learner::{LmInput, LmLearner, LmModel, LmStepOutput};
 use crate::error::TrainError;
 use crate::records::EvalRecord;
 use burn::data::dataloader::{DataLoader, Progress};
@@ -114,16 +114,20 @@ struct Probes {
     residual_by_step: Vec<f64>,
 }
 
-/// The spectral radius at the equilibrium of one segment, and the residuals of one long solve. For an explicit network the radius is that
-/// at its last state, and tells whether it would settle if it went on.
+/// The spectral radius at the equilibrium of one segment, and the residuals of one long solve. For a weight-tied network the radius is that
+/// at its last state, and tells whether it would settle if it went on. A stack of layers has neither.
 fn probe(
     learner: &LmLearner,
     input: &LmInput,
     solver: &SolverConfig,
 ) -> Result<Probes, TrainError> {
-    let out = learner.read(input);
-    let frozen = FrozenCell::new(&learner.model.cell, &out.context);
-    let z = out.equilibrium.z_star;
+    let (LmModel::Deq(model), Some((equilibrium, context))) =
+        (&learner.model, learner.read(input).cell)
+    else {
+        return Ok(Probes::default());
+    };
+    let frozen = FrozenCell::new(&model.cell, &context);
+    let z = equilibrium.z_star;
     let radius = spectral_radius(&frozen, z.clone(), &SpectralRadiusConfig::new())?;
     // A tolerance that f32 does not reach, so that the whole curve is seen.
     let stop = StopConfig::new()

@@ -9,19 +9,70 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn::train::metric::Adaptor;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
-use deq_core::Deq;
+use deq_core::{Deq, Equilibrium};
 use deq_data::Segment;
 use deq_jacreg::JacobianPenalty;
-use deq_models::{Depth, DeqTransformerLm, LmMemory, LmOutput};
+use deq_models::{Depth, DeqTransformerLm, LmMemory, TransformerContext, TransformerXlLm};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// The model with what it needs to make a step.
 #[derive(Module, Debug)]
 pub(crate) struct LmLearner {
-    pub(crate) model: DeqTransformerLm,
+    pub(crate) model: LmModel,
     #[module(skip)]
     plan: Arc<StepPlan>,
+}
+
+/// The kinds of models that a recipe can ask for.
+#[derive(Module, Debug)]
+pub(crate) enum LmModel {
+    /// One cell: its equilibrium, or so many applications of it.
+    Deq(DeqTransformerLm),
+    /// A stack of layers.
+    Layers(TransformerXlLm),
+}
+
+/// A segment read by an [`LmModel`].
+pub(crate) struct LmReading {
+    hidden: Tensor<3>,
+    pub(crate) memory: LmMemory,
+    /// Applications of a layer.
+    nfe: usize,
+    /// The last state of the cell and the constants of its solve; absent for a stack of layers.
+    pub(crate) cell: Option<(Equilibrium, TransformerContext)>,
+}
+
+impl LmModel {
+    fn read(&self, tokens: Tensor<2, Int>, memory: &LmMemory, depth: Depth<'_>) -> LmReading {
+        match self {
+            LmModel::Deq(model) => {
+                let out = model.forward(tokens, memory, depth);
+                LmReading {
+                    hidden: out.hidden,
+                    memory: out.memory,
+                    nfe: out.equilibrium.nfe,
+                    cell: Some((out.equilibrium, out.context)),
+                }
+            }
+            LmModel::Layers(model) => {
+                let out = model.forward(tokens, memory);
+                LmReading {
+                    hidden: out.hidden,
+                    memory: out.memory,
+                    nfe: model.layers.len(),
+                    cell: None,
+                }
+            }
+        }
+    }
+
+    fn nll(&self, hidden: Tensor<3>, targets: &[i32]) -> Tensor<1> {
+        match self {
+            LmModel::Deq(model) => model.nll(hidden, targets),
+            LmModel::Layers(model) => model.nll(hidden, targets),
+        }
+    }
 }
 
 /// What a recipe says about single steps.
@@ -89,7 +140,12 @@ impl LmLearner {
         device.seed(recipe.seed);
         let penalty = recipe.penalty.as_ref();
         Ok(Self {
-            model: recipe.model.init(device)?,
+            model: match recipe.network {
+                Network::Layers { depth } => {
+                    LmModel::Layers(recipe.model.init_explicit(depth, device)?)
+                }
+                _ => LmModel::Deq(recipe.model.init(device)?),
+            },
             plan: Arc::new(StepPlan {
                 deq: recipe.deq.build()?,
                 network: recipe.network,
@@ -106,7 +162,9 @@ impl LmLearner {
     fn depth<'a>(&self, step: Option<usize>, deq: &'a Deq) -> (Phase, Depth<'a>) {
         let plan = &self.plan;
         match plan.network {
-            Network::WeightTied { depth } => (Phase::Unrolled, Depth::Unrolled(depth)),
+            Network::WeightTied { depth } | Network::Layers { depth } => {
+                (Phase::Unrolled, Depth::Unrolled(depth))
+            }
             Network::Equilibrium => match step {
                 Some(step) if step < plan.pretrain_steps => {
                     (Phase::Unrolled, Depth::Unrolled(plan.pretrain_depth))
@@ -117,21 +175,21 @@ impl LmLearner {
     }
 
     /// Reads a segment in evaluation mode.
-    pub(crate) fn read(&self, input: &LmInput) -> LmOutput {
+    pub(crate) fn read(&self, input: &LmInput) -> LmReading {
         let (_, depth) = self.depth(None, &self.plan.deq);
-        self.model
-            .forward(input.tokens.clone(), &input.memory, depth)
+        self.model.read(input.tokens.clone(), &input.memory, depth)
     }
 
     /// The numbers of a step, all but the backward solve and the penalty.
-    fn record(&self, input: &LmInput, phase: Phase, out: &LmOutput, loss: f64) -> StepRecord {
+    fn record(&self, input: &LmInput, phase: Phase, out: &LmReading, loss: f64) -> StepRecord {
+        let solve = out.cell.as_ref().and_then(|(z, _)| z.solve.as_ref());
         StepRecord {
             step: input.step + 1,
             phase,
             loss,
             tokens: input.targets.len(),
-            forward_nfe: out.equilibrium.nfe,
-            forward: out.equilibrium.solve.as_ref().map(SolveRecord::from),
+            forward_nfe: out.nfe,
+            forward: solve.map(SolveRecord::from),
             backward: None,
             penalty: None,
             learning_rate: 0.0,
@@ -151,9 +209,7 @@ impl TrainStep for LmLearner {
         input.tokens.device().seed(mix(plan.seed, input.step));
         let deq = plan.deq.at_step(plan.seed, input.step as u64);
         let (phase, depth) = self.depth(Some(input.step), &deq);
-        let out = self
-            .model
-            .forward(input.tokens.clone(), &input.memory, depth);
+        let out = self.model.read(input.tokens.clone(), &input.memory, depth);
         let nll = self.model.nll(out.hidden.clone(), &input.targets).mean();
 
         let penalty = plan.penalty.as_ref().filter(|penalty| {
@@ -161,12 +217,14 @@ impl TrainStep for LmLearner {
         });
         let scheduled = penalty.map_or(0.0, |penalty| penalty.weight_at(input.step));
         let weight = input.penalty_weight.unwrap_or(scheduled);
-        let penalty = penalty.map(|penalty| {
-            let z_star = out.equilibrium.z_star.clone();
-            penalty
-                .estimate_exact(&self.model.cell, &out.context, z_star)
-                .expect("the settings were checked and the state is f32 or f64")
-        });
+        let penalty = match (penalty, &self.model, &out.cell) {
+            (Some(penalty), LmModel::Deq(model), Some((equilibrium, context))) => Some(
+                penalty
+                    .estimate_exact(&model.cell, context, equilibrium.z_star.clone())
+                    .expect("the settings were checked and the state is f32 or f64"),
+            ),
+            _ => None,
+        };
         let total = match &penalty {
             Some(penalty) => nll.clone() + penalty.value.clone() * weight,
             None => nll.clone(),
@@ -177,9 +235,9 @@ impl TrainStep for LmLearner {
         let loss = nll.inner().into_scalar::<f64>();
         let record = StepRecord {
             backward: out
-                .equilibrium
-                .backward
-                .solve()
+                .cell
+                .as_ref()
+                .and_then(|(equilibrium, _)| equilibrium.backward.solve())
                 .as_ref()
                 .map(SolveRecord::from),
             penalty: penalty.map(|penalty| PenaltyRecord {

@@ -44,9 +44,14 @@ impl DataSource {
 pub enum Network {
     /// The equilibrium of the cell.
     Equilibrium,
-    /// The cell applied a fixed number of times: the explicit network that a DEQ is compared with.
+    /// The cell applied a fixed number of times: an explicit network whose layers share their weights.
     WeightTied {
         /// The number of applications.
+        depth: usize,
+    },
+    /// A Transformer-XL: layers with weights of their own, nothing injected.
+    Layers {
+        /// The number of layers.
         depth: usize,
     },
 }
@@ -216,7 +221,7 @@ impl LmRecipe {
             "above 0 and at most 1",
         )?;
         require(self.clip > 0.0, "clip", self.clip, "above 0")?;
-        if let Network::WeightTied { depth } = self.network {
+        if let Network::WeightTied { depth } | Network::Layers { depth } = self.network {
             require(depth >= 1, "depth", depth as f64, "at least 1")?;
         }
         self.model.validate()?;

@@ -453,6 +453,7 @@ fn header(recipe: &LmRecipe, summary: &LmSummary, records: &[Record]) -> ReportH
     let network = match recipe.network {
         Network::Equilibrium => "equilibrium".to_owned(),
         Network::WeightTied { depth } => format!("explicit, weight-tied, {depth} layers"),
+        Network::Layers { depth } => format!("Transformer-XL, {depth} layers"),
     };
     let data = match &recipe.data {
         super::recipe::DataSource::Builtin => "built-in handbook".to_owned(),

@@ -219,18 +219,26 @@ impl StreamStrategy {
     }
 }
 
-/// The memory as a safetensors file; empty for an empty memory.
+/// The memory as a safetensors file, its tensors named by their place; empty for an empty memory.
 fn memory_to_bytes(memory: &LmMemory) -> Vec<u8> {
-    let Some((z, injection)) = memory.state() else {
+    if memory.is_empty() {
         return Vec::new();
-    };
+    }
     // f32 holds every narrower float exactly.
-    let data = [z, injection].map(|tensor| match tensor.dtype() {
-        DType::F64 => tensor.to_data(),
-        _ => tensor.to_data().convert::<f32>(),
-    });
-    let views = || Ok([("z", view(&data[0])?), ("injection", view(&data[1])?)]);
-    views()
+    let data: Vec<TensorData> = memory
+        .tensors()
+        .iter()
+        .map(|tensor| match tensor.dtype() {
+            DType::F64 => tensor.to_data(),
+            _ => tensor.to_data().convert::<f32>(),
+        })
+        .collect();
+    let views = data
+        .iter()
+        .enumerate()
+        .map(|(place, data)| Ok((place.to_string(), view(data)?)))
+        .collect::<Result<Vec<_>, SafeTensorError>>();
+    views
         .and_then(|views| safetensors::serialize(views, None))
         .expect("sizes follow from shapes")
 }
@@ -249,8 +257,9 @@ pub(crate) fn memory_from_bytes(bytes: &[u8], device: &Device) -> Result<LmMemor
         return Ok(LmMemory::empty());
     }
     let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
-    let tensor = |name: &str| {
-        let view = file.tensor(name).map_err(|error| error.to_string())?;
+    let tensor = |place: usize| {
+        let name = place.to_string();
+        let view = file.tensor(&name).map_err(|error| error.to_string())?;
         let dtype = match view.dtype() {
             Dtype::F32 => DType::F32,
             Dtype::F64 => DType::F64,
@@ -260,7 +269,8 @@ pub(crate) fn memory_from_bytes(bytes: &[u8], device: &Device) -> Result<LmMemor
         let data = TensorData::from_bytes(bytes, view.shape().to_vec(), dtype);
         Ok(Tensor::<3>::from_data(data, device))
     };
-    Ok(LmMemory::new(tensor("z")?, tensor("injection")?))
+    let tensors = (0..file.len()).map(tensor).collect::<Result<_, _>>()?;
+    Ok(LmMemory::new(tensors))
 }
 
 /// The input type of both loaders.
@@ -277,11 +287,13 @@ mod tests {
         let normal = Distribution::Normal(0.0, 1.0);
         let z = Tensor::<3>::random([2, 5, 4], normal, &device);
         let injection = Tensor::<3>::random([2, 5, 12], normal, &device);
-        let bytes = memory_to_bytes(&LmMemory::new(z.clone(), injection.clone()));
+        let bytes = memory_to_bytes(&LmMemory::new(vec![z.clone(), injection.clone()]));
         let memory = memory_from_bytes(&bytes, &device).unwrap();
-        let (z_back, injection_back) = memory.state().unwrap().clone();
-        assert_eq!(z_back.into_data(), z.into_data());
-        assert_eq!(injection_back.into_data(), injection.into_data());
+        let [z_back, injection_back] = memory.tensors() else {
+            panic!("both tensors come back");
+        };
+        assert_eq!(z_back.to_data(), z.into_data());
+        assert_eq!(injection_back.to_data(), injection.into_data());
         let empty = memory_from_bytes(&[], &device).unwrap();
         assert!(empty.is_empty());
     }
