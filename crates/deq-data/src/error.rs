@@ -48,6 +48,114 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
+    /// A folder of pictures does not exist.
+    #[error("there is no folder {path}: give the folder that holds the data set")]
+    NoFolder {
+        /// The path given.
+        path: PathBuf,
+    },
+    /// A folder holds no picture where some are expected.
+    #[error("no picture in {path}: {expected}")]
+    NoImages {
+        /// The folder.
+        path: PathBuf,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// A picture or label map is damaged or in a form that is not read.
+    #[error("{path} cannot be used: {reason}")]
+    BadImage {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Not one picture of a batch can be used.
+    #[error("none of the {count} pictures of a batch can be used; the first is {path}: {reason}")]
+    NothingReadable {
+        /// The pictures of the batch.
+        count: usize,
+        /// The first file.
+        path: PathBuf,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// Pictures of a batch have different sizes.
+    #[error(
+        "pictures of {} x {} and {} x {} pixels cannot share a batch: choose a transform that gives one size", first.0, first.1, other.0, other.1
+    )]
+    MixedSizes {
+        /// Width and height of the first.
+        first: (usize, usize),
+        /// Those of another.
+        other: (usize, usize),
+    },
+    /// A binary file is not in the layout of CIFAR-10.
+    #[error(
+        "{path} has {bytes} bytes, but CIFAR-10 files are whole records of 3073, a label and 3 x 1024 colours: fetch it again"
+    )]
+    NotCifar {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: usize,
+    },
+    /// A label is no class.
+    #[error("{path} holds the label {label}, but labels are below {classes}")]
+    LabelOutOfRange {
+        /// The file.
+        path: PathBuf,
+        /// The label.
+        label: usize,
+        /// The number of classes.
+        classes: usize,
+    },
+    /// The name of a picture has no label.
+    #[error("{path} has no label in its name, which must be INDEX_LABEL.jpg, as in 00000_6.jpg")]
+    NoLabelInName {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A class folder has no counterpart in the training part.
+    #[error("{path} is no class of the training pictures: remove it, or add it there")]
+    UnknownClassFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// There are more classes than ids.
+    #[error("{path} has {classes} classes, more than there are ids")]
+    TooManyClasses {
+        /// The folder.
+        path: PathBuf,
+        /// The classes.
+        classes: usize,
+    },
+    /// A picture has no label map.
+    #[error("{picture} has no label map: there is no {labels}")]
+    MissingLabels {
+        /// The picture.
+        picture: PathBuf,
+        /// Where its labels should be.
+        labels: PathBuf,
+    },
+    /// There is no such source of pictures.
+    #[error(
+        "there is no data set {name:?}: choose shapes, shapes-segmentation, cifar10:PATH, imagefolder:PATH or segmentation:PATH"
+    )]
+    UnknownImageSource {
+        /// The name given.
+        name: String,
+    },
+    /// A number lies outside its range.
+    #[error("{field} is {value}, but must be {requirement}")]
+    OutOfRange {
+        /// The field.
+        field: &'static str,
+        /// The value given.
+        value: f64,
+        /// What would be right.
+        requirement: &'static str,
+    },
     /// A single file is too small to be cut into three splits.
     #[error(
         "{path} has {bytes} bytes, too few to cut into train, valid and test: give a longer text, or a folder with the three files"

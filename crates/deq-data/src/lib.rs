@@ -1,8 +1,8 @@
-//! Data for deep equilibrium models: text corpora, vocabularies, tokenizers, and batches of contiguous streams.
+//! Data for deep equilibrium models: text in batches of contiguous streams, and pictures in batches made by several threads.
 //!
 //! A [`Corpus`] holds three splits as token ids with their [`Vocabulary`]; a [`StreamBatcher`] cuts a split into parallel streams and
 //! these into segments, so that a model can carry its memory from one segment to the next. Ids are plain numbers, in memory or in a mapped
-//! file ([`Tokens`]): this crate knows no tensors and no device.
+//! file ([`Tokens`]), and so are pixels: this crate knows no tensors and no device.
 //!
 //! ```
 //! use deq_data::{Corpus, Level, StreamBatcher, unigram_perplexity};
@@ -32,6 +32,12 @@
 //! - [`StreamBatcher`]: segments by index, in a pass, or by training step over any number of passes.
 //! - [`unigram_perplexity`]: the yardstick that any language model must beat.
 //!
+//! And of pictures:
+//!
+//! - [`ImageSource::open`]: data sets by name; [`Cifar10`], [`ImageFolder`], [`SegmentationFolder`], and [`Shapes`], which are generated.
+//! - [`Transform`], [`Normalization`]: the augmentations of CIFAR-10, ImageNet and segmentation, and what evaluation does in their place.
+//! - [`Loader`]: batches by number, made by several threads ahead of time, the same whatever their number.
+//!
 //! # Features
 //!
 //! - `fetch`: `fetch` and `RemoteText`, which download WikiText-2 and WikiText-103 and compare them with their checksums. Off by default, since it
@@ -43,11 +49,17 @@ mod error;
 #[cfg(feature = "fetch")]
 mod fetch;
 mod files;
+mod image;
 mod text;
 
 pub use error::DataError;
 #[cfg(feature = "fetch")]
 pub use fetch::{FetchEvent, RemoteFile, RemoteText, fetch};
+pub use image::{
+    Batches, Cifar10, Example, IGNORE_LABEL, ImageBatch, ImageDataset, ImageFolder, ImageSource,
+    LabelMap, Loader, LoaderConfig, Normalization, Picture, Raster, SegmentationFolder, Shapes,
+    Skipped, Target, Transform, VisionSplits, VisionTask, Window,
+};
 pub use text::{
     Arrangement, CachePlace, CacheProblem, CachedText, Corpus, CorpusEvent, CorpusReader, Level,
     Position, Segment, StreamBatcher, TextSurvey, TokenIter, Tokens, Vocabulary, survey,
