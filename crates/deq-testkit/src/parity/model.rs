@@ -5,7 +5,7 @@ use crate::golden::Golden;
 use crate::{f64_device, relative_error, values};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use deq_core::solvers::{SolverConfig, StopConfig};
+use deq_core::solvers::{BroydenConfig, SolverConfig, StopConfig};
 use deq_core::{Deq, DeqConfig, GradientConfig, ImplicitConfig};
 use deq_models::checkpoint::{OriginalNames, Source, StateDict, load};
 use std::collections::BTreeMap;
@@ -46,14 +46,17 @@ impl Precision {
 
     /// A layer whose solves, forward and backward, end below the tolerance.
     pub(super) fn deq(&self) -> Deq {
+        let budget = 400;
         let stop = StopConfig::new()
             .with_rel_tol(self.rel_tol)
-            .with_max_steps(400);
+            .with_max_steps(budget);
+        // As in the original, nothing is forgotten: some of the recorded cells expand, and need hundreds of steps.
+        let solver = SolverConfig::Broyden(BroydenConfig::new().with_history(budget));
         let adjoint = ImplicitConfig::new()
-            .with_solver(SolverConfig::broyden().into())
+            .with_solver(solver.clone().into())
             .with_stop(stop.clone());
         DeqConfig::new()
-            .with_solver(SolverConfig::broyden())
+            .with_solver(solver)
             .with_stop(stop)
             .with_gradient(GradientConfig::Implicit(adjoint))
             .build()
@@ -122,6 +125,7 @@ impl Checks {
         loss: Tensor<1>,
     ) {
         let found = gradients(model, &loss.backward());
+        let whole = norm(found.values().flat_map(|(_, values)| values));
         let mut expected: BTreeMap<String, Vec<f64>> = BTreeMap::new();
         let mut used = 0;
         for tensor in model.original_tensors() {
@@ -166,10 +170,26 @@ impl Checks {
                 );
                 continue;
             };
+            let quantity = format!("{prefix} {path}");
+            // A bias in front of a batch norm has no effect. Its recorded gradient is rounding of about 1e-16, and so is ours, of the
+            // size of the whole gradient times that of the type.
+            if expected.iter().any(|&value| value != 0.0) && norm(expected) < 1e-13 * whole {
+                let error = norm(gradient) / whole;
+                let check = Check::new(quantity, error, self.precision.direct);
+                self.list.push(
+                    check.noted("zero but for rounding, measured against the whole gradient"),
+                );
+                continue;
+            }
             let tolerance = self.precision.solved;
-            self.push(format!("{prefix} {path}"), gradient, expected, tolerance);
+            self.push(quantity, gradient, expected, tolerance);
         }
     }
+}
+
+fn norm<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
+    let squares = values.into_iter().map(|value| value * value);
+    squares.sum::<f64>().sqrt()
 }
 
 /// The model with the recorded weights.
