@@ -185,6 +185,7 @@ pub(crate) fn prepare_folder(file: &Path) -> Result<(), DataError> {
         return Err(DataError::write(above, refused));
     }
     std::fs::create_dir_all(folder).map_err(|error| DataError::write(folder, error))?;
+    crate::files::remove_abandoned(folder);
     let tag = folder.join("CACHEDIR.TAG");
     if tag.exists() {
         return Ok(());
