@@ -121,6 +121,11 @@ impl MdeqConfig {
         1 << (self.downsample_times + self.channels.len().saturating_sub(1))
     }
 
+    /// Whether the stem ends with a 1x1 convolution.
+    pub(super) fn has_injection_layer(&self) -> bool {
+        self.downsample_times > 0 || self.channels.len() > 2
+    }
+
     fn init(&self, momentum: f64, device: &Device) -> Mdeq {
         let stem = MdeqStem::new(self, momentum, device);
         Mdeq::new(stem, MdeqCell::new(self, device), self.dropout)

@@ -11,7 +11,7 @@ use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor, activation::relu};
 
 /// Channels that a bottleneck puts out over those inside.
-const EXPANSION: usize = 4;
+pub(super) const EXPANSION: usize = 4;
 
 /// Classes of whole images: every branch is widened by a bottleneck, finer branches are added to coarser ones, the coarsest is pooled.
 #[derive(Module, Debug)]

@@ -9,6 +9,7 @@ mod model;
 mod names;
 mod ops;
 mod presets;
+mod size;
 mod stem;
 
 pub use block::ResidualBlock;

@@ -3,7 +3,9 @@
 use super::cell::{MdeqCell, MdeqContext};
 use super::head::{ClassificationHead, SegmentationHead};
 use super::stem::MdeqStem;
+use crate::checkpoint::{LoadReport, StateDict, load, state_dict};
 use crate::depth::Depth;
+use crate::error::ModelError;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use deq_core::Equilibrium;
@@ -125,6 +127,23 @@ pub struct MdeqSegmenter {
 }
 
 impl MdeqSegmenter {
+    /// Takes over what a classifier has learnt: every tensor of the same name and shape in the original, that is stem and cell, running
+    /// statistics included. The original's segmenters start so from ImageNet.
+    ///
+    /// The report tells what was copied (`loaded`), what the classifier does not have (`missing`: the segmenter's own head), what only the classifier has
+    /// (`unused`) and what has another shape (`mismatched`).
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::UnreadableTensor`] if a parameter cannot be read from its device.
+    pub fn with_weights_of(
+        self,
+        classifier: &MdeqClassifier,
+    ) -> Result<(Self, LoadReport), ModelError> {
+        let dict = StateDict::from_tensors(state_dict(classifier)?);
+        load(self, &dict)
+    }
+
     /// Classifies pixels, at the resolution of the finest branch.
     ///
     /// The original scales the logits up to the image, bilinearly, before it takes loss and predictions. In training as

@@ -26,11 +26,10 @@ impl MdeqStem {
             let shape = ConvShape::new(input, channels, kernel, initial_weights());
             ConvNorm::new(&shape.with_stride(stride), momentum, device)
         };
-        let injected = times > 0 || config.channels.len() > 2;
         Self {
             conv1: layer(3, 3, if times >= 1 { 2 } else { 1 }),
             conv2: layer(channels, 3, if times >= 2 { 2 } else { 1 }),
-            injection: injected.then(|| layer(channels, 1, 1)),
+            injection: config.has_injection_layer().then(|| layer(channels, 1, 1)),
         }
     }
 
