@@ -277,6 +277,8 @@ mod tests {
             recipe.model.vocab_size = 20_000;
             recipe.validate().unwrap();
             let json = serde_json::to_string(&recipe).unwrap();
+            // As in recipes from before there were tokenizers.
+            assert!(!json.contains("tokenizer"));
             assert_eq!(serde_json::from_str::<LmRecipe>(&json).unwrap(), recipe);
             assert_eq!(recipe.steps_after(recipe.rounds), recipe.steps);
         }
