@@ -43,7 +43,8 @@
 //! - `fetch`: `fetch` and `RemoteText`, which download WikiText-2 and WikiText-103 and compare them with their checksums. Off by default, since it
 //!   brings an HTTP client.
 //! - `tokenizers`: reads `tokenizer.json` with the library of that name. Without it such a file is refused with a sentence that says so. It is not
-//!   among the defaults of this crate because it doubles the number of dependencies; `deq-train` and `deq-cli` turn it on by default.
+//!   among the defaults of this crate because it brings some fifty crates, which take more than a minute to build; `deq-train` and `deq-cli` turn it
+//!   on by default.
 
 mod error;
 #[cfg(feature = "fetch")]

@@ -97,3 +97,42 @@ pub(crate) fn kept_vocabulary(
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tokenizer_is_for_the_tokenizer_level() {
+        let mut recipe = LmRecipe::preset("tiny").unwrap();
+        recipe.tokenizer = Some("tokenizer.json".into());
+        let error = recipe
+            .open_data(None, &DataListener::default())
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a tokenizer was given, but the level is byte: set it to tokenizer"
+        );
+    }
+
+    #[test]
+    fn the_vocabulary_of_a_run_must_be_its_own() {
+        let run = tempfile::tempdir().unwrap();
+        let mut recipe = LmRecipe::preset("tiny").unwrap();
+        let words = Vocabulary::of_words(["the", "<unk>", "the"]);
+        recipe.vocabulary = Some(words.fingerprint());
+        // Runs of the first versions have none.
+        assert!(kept_vocabulary(run.path(), &recipe).unwrap().is_none());
+        words.save_in(run.path()).unwrap();
+        let kept = kept_vocabulary(run.path(), &recipe).unwrap();
+        assert_eq!(kept.as_ref(), Some(&words));
+        let corpus = recipe.open_data(kept, &DataListener::default()).unwrap();
+        assert_eq!(corpus.vocabulary, words);
+
+        Vocabulary::of_bytes().save_in(run.path()).unwrap();
+        let message = kept_vocabulary(run.path(), &recipe)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("is not that of the run"), "{message}");
+    }
+}
