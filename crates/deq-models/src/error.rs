@@ -24,6 +24,28 @@ pub enum ModelError {
         /// The heads.
         n_heads: usize,
     },
+    /// The groups of the group norms do not divide the channels of a branch.
+    #[error(
+        "model.channels of branch {branch} are {channels}, but must be a multiple of model.groups = {groups} above 0"
+    )]
+    GroupsDoNotDivide {
+        /// The branch, counted from the finest.
+        branch: usize,
+        /// Its channels.
+        channels: usize,
+        /// The groups.
+        groups: usize,
+    },
+    /// The head is made for another number of branches.
+    #[error(
+        "model.head_channels has {given} entries, but must have one for each of the {branches} branches"
+    )]
+    HeadChannels {
+        /// Entries given.
+        given: usize,
+        /// The branches.
+        branches: usize,
+    },
     /// The cutoffs of the adaptive softmax are not increasing within the vocabulary.
     #[error(
         "model.cutoffs are {cutoffs:?}, but must increase strictly from above 0 to below the vocabulary size {vocab_size}"

@@ -32,12 +32,24 @@
 //! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn.
 
 pub mod checkpoint;
+mod depth;
 mod error;
+mod layers;
+mod mdeq;
+mod resnet;
 mod transformer;
 
+pub use depth::Depth;
 pub use error::ModelError;
+pub use layers::{ConvNorm, PlainBatchNorm};
+pub use mdeq::{
+    Bottleneck, Branch, ClassificationHead, ConvGroupNorm, FusionPath, FusionTarget, Mdeq,
+    MdeqCell, MdeqClassifier, MdeqClassifierConfig, MdeqConfig, MdeqContext, MdeqOutput,
+    MdeqSegmenter, MdeqSegmenterConfig, MdeqStem, NormedConv, ResidualBlock, SegmentationHead,
+};
+pub use resnet::{ResNet, ResNetBlock, ResNetBlockKind, ResNetConfig};
 pub use transformer::{
-    Attention, Depth, DeqTransformerLm, DeqTransformerLmConfig, DropoutRates, FeedForward,
-    LmMemory, LmOutput, NormedLinear, OutputLayer, TokenEmbedding, TransformerCell,
-    TransformerContext, TransformerXlLm, XlOutput,
+    Attention, DeqTransformerLm, DeqTransformerLmConfig, DropoutRates, FeedForward, LmMemory,
+    LmOutput, NormedLinear, OutputLayer, TokenEmbedding, TransformerCell, TransformerContext,
+    TransformerXlLm, XlOutput,
 };

@@ -4,13 +4,14 @@ use super::cell::{CellShape, DropoutRates, TransformerCell, TransformerContext};
 use super::embedding::{Clusters, TokenEmbedding};
 use super::memory::LmMemory;
 use super::softmax::{OutputLayer, Ties};
+use crate::depth::Depth;
 use crate::error::ModelError;
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Int, Tensor};
+use deq_core::Equilibrium;
 use deq_core::dropout::DropoutMask;
-use deq_core::{Deq, Equilibrium, unroll};
 
 /// Configuration of [`DeqTransformerLm`].
 #[derive(Config, Debug, PartialEq)]
@@ -233,15 +234,6 @@ pub struct DeqTransformerLm {
     attention_dropout: f64,
 }
 
-/// How deep the model is.
-#[derive(Clone, Copy, Debug)]
-pub enum Depth<'a> {
-    /// Infinitely: the equilibrium found by a layer.
-    Equilibrium(&'a Deq),
-    /// This many applications of the cell: pre-training, or a weight-tied explicit network.
-    Unrolled(usize),
-}
-
 /// What [`DeqTransformerLm::forward`] returns.
 #[derive(Clone, Debug)]
 pub struct LmOutput {
@@ -302,10 +294,7 @@ impl DeqTransformerLm {
         let context = self.cell.context(all_injections, past_z, dropout);
 
         let z0 = Tensor::zeros([batch, time * d_model], &device);
-        let equilibrium = match depth {
-            Depth::Equilibrium(deq) => deq.forward(&self.cell, &context, z0),
-            Depth::Unrolled(steps) => unroll(&self.cell, &context, z0, steps),
-        };
+        let equilibrium = depth.reach(&self.cell, &context, z0);
         let z = equilibrium.z.clone().reshape([batch, time, d_model]);
         LmOutput {
             memory: memory.extended(vec![z.clone(), injection], self.mem_len),

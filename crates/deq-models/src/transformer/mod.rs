@@ -14,7 +14,7 @@ pub use attention::Attention;
 pub use cell::{DropoutRates, FeedForward, TransformerCell, TransformerContext};
 pub use embedding::TokenEmbedding;
 pub use linear::NormedLinear;
-pub use lm::{Depth, DeqTransformerLm, DeqTransformerLmConfig, LmOutput};
+pub use lm::{DeqTransformerLm, DeqTransformerLmConfig, LmOutput};
 pub use memory::LmMemory;
 pub use softmax::OutputLayer;
 pub use xl::{TransformerXlLm, XlOutput};

@@ -3,4 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 mod checkpoint;
+mod mdeq;
+mod resnet;
+mod support;
 mod transformer;

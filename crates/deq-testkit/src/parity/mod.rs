@@ -2,6 +2,7 @@
 
 mod gradient;
 mod jacobian;
+mod mdeq;
 mod model;
 mod solver;
 mod transformer;
@@ -54,7 +55,11 @@ pub enum Outcome {
 }
 
 /// The kinds of whole models, which are checked in f64 and in f32; the others in f64 only.
-pub const MODELS: [&str; 1] = ["deq_transformer"];
+pub const MODELS: [&str; 3] = [
+    "deq_transformer",
+    "mdeq_classification",
+    "mdeq_segmentation",
+];
 
 /// Checks one case in f64, on the device of [`f64_device`](crate::f64_device).
 pub fn check(case: &Golden) -> Outcome {
@@ -66,6 +71,8 @@ pub fn check_in(case: &Golden, precision: &Precision) -> Outcome {
     let double = precision.rel_tol < 1e-8;
     let mut checks = match case.info["kind"].as_str() {
         Some("deq_transformer") => transformer::language_model(case, precision),
+        Some("mdeq_classification") => mdeq::classification(case, precision),
+        Some("mdeq_segmentation") => mdeq::segmentation(case, precision),
         kind if !double => return Outcome::NotCovered(format!("{} in f32", kind.unwrap_or("?"))),
         Some("solver") => solver::original(case),
         Some("gradient") => gradient::tanh(case),

@@ -1,0 +1,318 @@
+//! The layer whose fixed point the model computes.
+
+use super::block::{BlockContext, BlockJacobian, ResidualBlock};
+use super::config::MdeqConfig;
+use super::fusion::{ConvGroupNorm, FusionPath, PathContext, PathJacobian};
+use super::ops::{Conv, Gate, Norm, NormJacobian};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, activation::relu};
+use deq_core::dropout::DropoutMask;
+use deq_core::{CellContext, EquilibriumCell, Pullback, StateLayout, TangentCell, TensorMap};
+
+/// Feature maps of several resolutions that reach equilibrium together: a residual block on every branch, then a fusion of all branches
+/// into each.
+///
+/// ```text
+/// y_i = block_i(z_i, injection_i)                                 the injection is zero but for the finest branch
+/// f(z)_i = norm(conv1x1(relu(sum_j path_ji(y_j))))                path_ii is the identity
+/// ```
+///
+/// The state is every branch `[channels, height, width]`, row-major, one after the other from fine to coarse.
+#[derive(Module, Debug)]
+pub struct MdeqCell {
+    /// One per resolution, finest first.
+    pub branches: Vec<Branch>,
+    /// By the branch they go to, then the one they come from.
+    pub fusion: Vec<FusionTarget>,
+    #[module(skip)]
+    channels: Vec<usize>,
+}
+
+/// The residual blocks of one resolution.
+#[derive(Module, Debug)]
+pub struct Branch {
+    /// One after the other; the first receives the injection.
+    pub blocks: Vec<ResidualBlock>,
+}
+
+/// All ways into one branch.
+#[derive(Module, Debug)]
+pub struct FusionTarget {
+    /// By the branch they come from.
+    pub paths: Vec<FusionPath>,
+    /// Behind the sum and its ReLU.
+    pub post: ConvGroupNorm,
+}
+
+impl MdeqCell {
+    pub(crate) fn new(config: &MdeqConfig, device: &Device) -> Self {
+        let count = config.channels.len();
+        let branch = |&channels| Branch {
+            blocks: (0..config.blocks)
+                .map(|_| ResidualBlock::new(config, channels, device))
+                .collect(),
+        };
+        let target = |to| FusionTarget {
+            paths: (0..count)
+                .map(|from| FusionPath::new(config, from, to, device))
+                .collect(),
+            post: ConvGroupNorm::after_fusion(config, config.channels[to], device),
+        };
+        Self {
+            branches: config.channels.iter().map(branch).collect(),
+            fusion: (0..count).map(target).collect(),
+            channels: config.channels.clone(),
+        }
+    }
+
+    /// Gathers what stays constant during one solve. Gradients flow through it to parameters and injection.
+    ///
+    /// # Shapes
+    ///
+    /// - injection: of the finest branch, `[batch, channels, height, width]`; the sides fix those of all branches, each half of the one before
+    ///
+    /// # Panics
+    ///
+    /// If the sides cannot be halved that often, or `dropout` is not in `[0, 1)`.
+    pub fn context(&self, injection: Tensor<4>, dropout: f64) -> MdeqContext {
+        let [batch, _, height, width] = injection.dims();
+        let device = injection.device();
+        let factor = 1 << (self.channels.len() - 1);
+        assert!(
+            height.is_multiple_of(factor) && width.is_multiple_of(factor),
+            "the finest branch is {height} by {width}, but its sides must be multiples of {factor} for {} branches",
+            self.channels.len()
+        );
+        let shapes = self.channels.iter().enumerate();
+        let layout = StateLayout::new(
+            shapes.map(|(level, &channels)| vec![channels, height >> level, width >> level]),
+        );
+        let mut injection = Some(injection);
+        let mut branches = Vec::with_capacity(self.branches.len());
+        for (branch, &channels) in self.branches.iter().zip(&self.channels) {
+            let mut injection = injection.take();
+            let blocks = branch.blocks.iter().map(|block| {
+                let mask = DropoutMask::draw([batch, channels, 1, 1], dropout, &device);
+                block.context(injection.take(), mask)
+            });
+            branches.push(blocks.collect());
+        }
+        MdeqContext {
+            branches,
+            fusion: self.fusion.iter().map(TargetContext::of).collect(),
+            layout,
+        }
+    }
+}
+
+/// The constants of one solve of an [`MdeqCell`]: normalised weights, injection, dropout masks, the shapes of the branches.
+#[derive(Clone, Debug)]
+pub struct MdeqContext {
+    branches: Vec<Vec<BlockContext>>,
+    fusion: Vec<TargetContext>,
+    layout: StateLayout,
+}
+
+impl MdeqContext {
+    /// The shapes of the branches and their places in the state.
+    pub fn layout(&self) -> &StateLayout {
+        &self.layout
+    }
+
+    /// The branches of a state, finest first.
+    ///
+    /// # Shapes
+    ///
+    /// - z: `[batch, dim]`
+    /// - output: each `[batch, channels, height, width]`
+    pub fn split(&self, z: &Tensor<2>) -> Vec<Tensor<4>> {
+        let parts = 0..self.layout.parts();
+        parts.map(|index| self.layout.part(z, index)).collect()
+    }
+
+    fn join(&self, maps: impl IntoIterator<Item = Tensor<4>>) -> Tensor<2> {
+        let maps = maps.into_iter().enumerate();
+        let flat = maps.map(|(index, map)| self.layout.flatten(index, map));
+        self.layout.join(flat.collect())
+    }
+
+    fn linearize(&self, z: &Tensor<2>) -> CellJacobian {
+        let mut maps = Vec::with_capacity(self.branches.len());
+        let mut branches = Vec::with_capacity(self.branches.len());
+        for (blocks, mut map) in self.branches.iter().zip(self.split(z)) {
+            let mut jacobians = Vec::with_capacity(blocks.len());
+            for block in blocks {
+                let (value, jacobian) = block.linearize(map);
+                map = value;
+                jacobians.push(jacobian);
+            }
+            maps.push(map);
+            branches.push(jacobians);
+        }
+        let targets = self.fusion.iter().map(|target| target.linearize(&maps));
+        CellJacobian {
+            branches,
+            fusion: targets.collect(),
+            context: self.clone(),
+        }
+    }
+}
+
+impl CellContext for MdeqContext {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+        Self {
+            branches: self.branches.map_tensors(map),
+            fusion: self.fusion.map_tensors(map),
+            layout: self.layout.clone(),
+        }
+    }
+}
+
+impl EquilibriumCell for MdeqCell {
+    type Context = MdeqContext;
+
+    fn forward(&self, z: Tensor<2>, context: &MdeqContext) -> Tensor<2> {
+        let maps: Vec<Tensor<4>> = context
+            .branches
+            .iter()
+            .zip(context.split(&z))
+            .map(|(blocks, map)| blocks.iter().fold(map, |map, block| block.apply(map)))
+            .collect();
+        context.join(context.fusion.iter().map(|target| target.apply(&maps)))
+    }
+
+    /// Carries cotangents back with the values of one evaluation.
+    fn pullback(&self, z: &Tensor<2>, context: &MdeqContext) -> Option<Pullback> {
+        let jacobian = context.linearize(z);
+        Some(Box::new(move |cotangent| jacobian.carry(&cotangent)))
+    }
+}
+
+impl TangentCell for MdeqCell {
+    /// Differentiates every operation forward. Kinks of ReLUs are treated as automatic differentiation treats them.
+    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, context: &MdeqContext) -> Tensor<2> {
+        context.linearize(&z).tangent(&direction)
+    }
+}
+
+/// The Jacobian of the cell at a point.
+struct CellJacobian {
+    branches: Vec<Vec<BlockJacobian>>,
+    fusion: Vec<TargetJacobian>,
+    context: MdeqContext,
+}
+
+impl CellJacobian {
+    /// # Shapes
+    ///
+    /// - direction, output: `[batch, dim]`
+    fn tangent(&self, direction: &Tensor<2>) -> Tensor<2> {
+        let maps: Vec<Tensor<4>> = self
+            .branches
+            .iter()
+            .zip(self.context.split(direction))
+            .map(|(blocks, d)| blocks.iter().fold(d, |d, block| block.tangent(d)))
+            .collect();
+        self.context
+            .join(self.fusion.iter().map(|target| target.tangent(&maps)))
+    }
+
+    /// # Shapes
+    ///
+    /// - cotangent, output: `[batch, dim]`
+    fn carry(&self, cotangent: &Tensor<2>) -> Tensor<2> {
+        let cotangents = self.context.split(cotangent);
+        // By the branch they come from: the sum over all targets.
+        let sums = self
+            .fusion
+            .iter()
+            .zip(cotangents)
+            .map(|(target, g)| target.carry(g))
+            .reduce(|sums, parts| sums.into_iter().zip(parts).map(|(a, b)| a + b).collect())
+            .unwrap_or_default();
+        let maps = self.branches.iter().zip(sums);
+        self.context
+            .join(maps.map(|(blocks, g)| blocks.iter().rev().fold(g, |g, block| block.carry(g))))
+    }
+}
+
+/// An evaluated [`FusionTarget`].
+#[derive(Clone, Debug)]
+struct TargetContext {
+    paths: Vec<PathContext>,
+    conv: Conv,
+    norm: Norm,
+}
+
+impl TargetContext {
+    fn of(target: &FusionTarget) -> Self {
+        let (conv, norm) = target.post.effective();
+        Self {
+            paths: target.paths.iter().map(FusionPath::context).collect(),
+            conv,
+            norm,
+        }
+    }
+
+    /// # Shapes
+    ///
+    /// - maps: those of all branches
+    /// - output: that of the target
+    fn apply(&self, maps: &[Tensor<4>]) -> Tensor<4> {
+        let parts = self.paths.iter().zip(maps);
+        let sum = add(parts.map(|(path, map)| path.apply(map.clone())));
+        self.norm.apply(self.conv.apply(relu(sum)))
+    }
+
+    fn linearize(&self, maps: &[Tensor<4>]) -> TargetJacobian {
+        let parts = self.paths.iter().zip(maps);
+        let (values, paths): (Vec<_>, Vec<_>) =
+            parts.map(|(path, map)| path.linearize(map.clone())).unzip();
+        let (sum, gate) = Gate::at(add(values));
+        TargetJacobian {
+            paths,
+            gate,
+            norm: self.norm.linearize(self.conv.apply(sum)).1,
+            conv: self.conv.clone(),
+        }
+    }
+}
+
+impl CellContext for TargetContext {
+    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+        Self {
+            paths: self.paths.map_tensors(map),
+            conv: self.conv.map_tensors(map),
+            norm: self.norm.map_tensors(map),
+        }
+    }
+}
+
+/// The Jacobian of a [`TargetContext`] at a point.
+struct TargetJacobian {
+    paths: Vec<PathJacobian>,
+    gate: Gate,
+    conv: Conv,
+    norm: NormJacobian,
+}
+
+impl TargetJacobian {
+    fn tangent(&self, maps: &[Tensor<4>]) -> Tensor<4> {
+        let parts = self.paths.iter().zip(maps);
+        let sum = add(parts.map(|(path, d)| path.tangent(d.clone())));
+        self.norm.tangent(self.conv.apply(self.gate.pass(sum)))
+    }
+
+    /// The cotangents of all branches.
+    fn carry(&self, g: Tensor<4>) -> Vec<Tensor<4>> {
+        let g = self.gate.pass(self.conv.carry(self.norm.carry(g)));
+        let paths = self.paths.iter();
+        paths.map(|path| path.carry(g.clone())).collect()
+    }
+}
+
+/// The sum of at least one tensor.
+fn add(parts: impl IntoIterator<Item = Tensor<4>>) -> Tensor<4> {
+    let sum = parts.into_iter().reduce(|sum, part| sum + part);
+    sum.unwrap_or_else(|| panic!("a fusion joins at least two branches"))
+}

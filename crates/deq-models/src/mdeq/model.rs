@@ -1,0 +1,168 @@
+//! Images in, classes out, an equilibrium of several resolutions in between.
+
+use super::cell::{MdeqCell, MdeqContext};
+use super::head::{ClassificationHead, SegmentationHead};
+use super::stem::MdeqStem;
+use crate::checkpoint::{LoadReport, StateDict, load, state_dict};
+use crate::depth::Depth;
+use crate::error::ModelError;
+use burn::module::Module;
+use burn::tensor::Tensor;
+use deq_core::Equilibrium;
+
+/// The part that classifier and segmenter share: stem and cell.
+#[derive(Module, Debug)]
+pub struct Mdeq {
+    /// From the image to the injection.
+    pub stem: MdeqStem,
+    /// The layer whose fixed point is computed.
+    pub cell: MdeqCell,
+    #[module(skip)]
+    dropout: f64,
+}
+
+impl Mdeq {
+    pub(crate) fn new(stem: MdeqStem, cell: MdeqCell, dropout: f64) -> Self {
+        Self {
+            stem,
+            cell,
+            dropout,
+        }
+    }
+
+    /// Solves for the feature maps of an image, from zeros.
+    fn forward(&self, images: Tensor<4>, depth: Depth<'_>) -> (Equilibrium, MdeqContext) {
+        let injection = self.stem.forward(images);
+        let device = injection.device();
+        let [batch, ..] = injection.dims();
+        let dropout = if device.is_autodiff() {
+            self.dropout
+        } else {
+            0.0
+        };
+        let context = self.cell.context(injection, dropout);
+        let z0 = Tensor::zeros([batch, context.layout().dim()], &device);
+        (depth.reach(&self.cell, &context, z0), context)
+    }
+}
+
+/// What [`MdeqClassifier::forward`] (`D` = 2) and [`MdeqSegmenter::forward`] (`D` = 4) return.
+#[derive(Clone, Debug)]
+pub struct MdeqOutput<const D: usize> {
+    /// Scores before the softmax, `[batch, classes]` or `[batch, classes, height, width]`.
+    pub logits: Tensor<D>,
+    /// The equilibrium and how it was found.
+    pub equilibrium: Equilibrium,
+    /// The context of the solve, tracked in training: what the Jacobian penalty differentiates.
+    pub context: MdeqContext,
+}
+
+/// The multiscale deep equilibrium model for image classification.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use deq_core::DeqConfig;
+/// use deq_models::{Depth, MdeqClassifierConfig, MdeqConfig};
+///
+/// let device = Device::flex();
+/// let backbone = MdeqConfig::new(vec![8, 16]).with_downsample_times(0);
+/// let model = MdeqClassifierConfig::new(10, backbone, vec![4, 8], 32).init(&device)?;
+/// let images = Tensor::ones([2, 3, 8, 8], &device);
+/// let out = model.forward(images, Depth::Equilibrium(&DeqConfig::new().build()?));
+/// assert_eq!(out.logits.dims(), [2, 10]);
+/// // Two branches: 8 channels of 8x8 and 16 channels of 4x4.
+/// assert_eq!(out.equilibrium.z_star.dims(), [2, 8 * 64 + 16 * 16]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # References
+///
+/// - Bai, Koltun, Kolter, "Multiscale Deep Equilibrium Models", NeurIPS 2020.
+/// - Bai, Koltun, Kolter, "Stabilizing Equilibrium Models by Jacobian Regularization", ICML 2021.
+///
+/// # Differences from the reference code
+///
+/// - Running variances average the variance over the batch; PyTorch's average the unbiased estimate, larger by n/(n - 1) for n pixels of a batch.
+#[derive(Module, Debug)]
+pub struct MdeqClassifier {
+    /// Stem and cell.
+    pub backbone: Mdeq,
+    /// From the equilibrium to classes.
+    pub head: ClassificationHead,
+}
+
+impl MdeqClassifier {
+    /// Classifies images.
+    ///
+    /// In training (on an autodiff device) batch norms use the statistics of the batch and variational dropout is on, its masks drawn once for the
+    /// whole solve.
+    ///
+    /// # Shapes
+    ///
+    /// - images: `[batch, 3, height, width]`
+    /// - output: logits `[batch, classes]`
+    ///
+    /// # Panics
+    ///
+    /// If a side of the images is not a multiple of [`MdeqConfig::side_multiple`](crate::MdeqConfig::side_multiple).
+    pub fn forward(&self, images: Tensor<4>, depth: Depth<'_>) -> MdeqOutput<2> {
+        let (equilibrium, context) = self.backbone.forward(images, depth);
+        MdeqOutput {
+            logits: self.head.forward(context.split(&equilibrium.z)),
+            equilibrium,
+            context,
+        }
+    }
+}
+
+/// The multiscale deep equilibrium model for semantic segmentation.
+///
+/// References and differences as for [`MdeqClassifier`].
+#[derive(Module, Debug)]
+pub struct MdeqSegmenter {
+    /// Stem and cell.
+    pub backbone: Mdeq,
+    /// From the equilibrium to classes.
+    pub head: SegmentationHead,
+}
+
+impl MdeqSegmenter {
+    /// Takes over what a classifier has learnt: every tensor of the same name and shape in the original, that is stem and cell, running
+    /// statistics included. The original's segmenters start so from ImageNet.
+    ///
+    /// The report tells what was copied (`loaded`), what the classifier does not have (`missing`: the segmenter's own head), what only the classifier has
+    /// (`unused`) and what has another shape (`mismatched`).
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::UnreadableTensor`] if a parameter cannot be read from its device.
+    pub fn with_weights_of(
+        self,
+        classifier: &MdeqClassifier,
+    ) -> Result<(Self, LoadReport), ModelError> {
+        let dict = StateDict::from_tensors(state_dict(classifier)?);
+        load(self, &dict)
+    }
+
+    /// Classifies pixels, at the resolution of the finest branch.
+    ///
+    /// The original scales the logits up to the image, bilinearly, before it takes loss and predictions. In training as
+    /// [`MdeqClassifier::forward`].
+    ///
+    /// # Shapes
+    ///
+    /// - images: `[batch, 3, height, width]`
+    /// - output: logits `[batch, classes, height / f, width / f]` with f = 2^`downsample_times`
+    ///
+    /// # Panics
+    ///
+    /// If a side of the images is not a multiple of [`MdeqConfig::side_multiple`](crate::MdeqConfig::side_multiple).
+    pub fn forward(&self, images: Tensor<4>, depth: Depth<'_>) -> MdeqOutput<4> {
+        let (equilibrium, context) = self.backbone.forward(images, depth);
+        MdeqOutput {
+            logits: self.head.forward(context.split(&equilibrium.z)),
+            equilibrium,
+            context,
+        }
+    }
+}
