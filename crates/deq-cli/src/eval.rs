@@ -1,13 +1,19 @@
 //! `deq eval`, and how results are printed.
 
 use crate::args::EvalArgs;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use deq_train::lm::{EvalOptions, LmSummary, evaluate_run};
-use deq_train::{clock, number, status_text};
+use deq_train::{RunFolder, clock, number, status_text};
 use serde::Serialize;
 use std::time::Duration;
 
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
+    if RunFolder::new(args.run.clone()).kind()? == "vision" {
+        return crate::vision::eval(args);
+    }
+    if !args.budgets.is_empty() {
+        bail!("--budgets is for runs on pictures: give --max-steps");
+    }
     let options = EvalOptions {
         device: args.device.clone(),
         data: args.data.clone(),
@@ -39,14 +45,14 @@ pub(crate) fn print_summary(summary: &LmSummary) {
     println!(
         "{:<23}{:.2} over {} tokens",
         format!("{} perplexity:", eval.split),
-        eval.perplexity,
-        eval.tokens
+        eval.quality.main().1,
+        eval.targets
     );
     println!(
         "unigram perplexity:    {:.2} on the same text",
         summary.unigram_perplexity
     );
-    println!("evaluations per solve: {:.2}", eval.nfe_per_segment);
+    println!("evaluations per solve: {:.2}", eval.nfe_per_solve);
     if let Some(residual) = eval.residual {
         println!("relative residual:     {}", number(residual));
         println!("solves:                {}", status_text(&eval.status));

@@ -4,6 +4,7 @@ mod args;
 mod eval;
 mod reproduce;
 mod train;
+mod vision;
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
         Command::Train { what } => train::run(&what),
         Command::Reproduce { what } => reproduce::run(&what),
         Command::Eval(args) => eval::run(&args),
+        Command::Predict(args) => vision::run_predict(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -34,12 +34,18 @@ mod device;
 mod error;
 mod files;
 pub mod lm;
+mod measure;
 pub mod records;
 mod report;
 pub mod reproduce;
+mod rounds;
+mod run_folder;
+mod step;
+pub mod vision;
 
 pub use checkpoint::{CheckpointStore, Position};
 pub use dashboard::{clock, number, status_text};
 pub use device::device;
 pub use error::TrainError;
 pub use report::{ReportHeader, totals, write_report};
+pub use run_folder::RunFolder;

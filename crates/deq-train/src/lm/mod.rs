@@ -7,5 +7,6 @@ mod recipe;
 mod run;
 mod strategy;
 
+pub use crate::run_folder::RunFolder;
 pub use recipe::{DataSource, LmRecipe, Network};
-pub use run::{EvalOptions, LmSummary, RunFolder, TrainOptions, evaluate_run, train};
+pub use run::{EvalOptions, LmSummary, TrainOptions, evaluate_run, train};

@@ -1,11 +1,8 @@
 //! Everything that determines a run, as data.
 
-use crate::error::TrainError;
-use burn::optim::lr_scheduler::LrSchedulerConfig;
-use burn::optim::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
-use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+use crate::error::{TrainError, require};
+use crate::rounds::warmup_and_cosine;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
-use burn::optim::lr_scheduler::sequential::SequentialLrSchedulerConfig;
 use deq_core::DeqConfig;
 use deq_core::solvers::StopConfig;
 use deq_data::{Corpus, Level};
@@ -238,52 +235,16 @@ impl LmRecipe {
         Ok(())
     }
 
-    /// Linear warm-up from a hundredth of the peak, then cosine decay to 0.
+    /// Linear warm-up, then cosine decay to 0.
     pub(crate) fn schedule(&self) -> Result<ModuleLrScheduler, TrainError> {
-        let peak = self.learning_rate;
-        let decay = CosineAnnealingLrSchedulerConfig::new(peak, self.steps - self.warmup_steps);
-        let schedule = if self.warmup_steps == 0 {
-            decay.init()
-        } else {
-            let warmup = LinearLrSchedulerConfig::new(0.01 * peak, peak, self.warmup_steps);
-            SequentialLrSchedulerConfig::new(
-                vec![
-                    LrSchedulerConfig::Linear(warmup),
-                    LrSchedulerConfig::Cosine(decay),
-                ],
-                vec![self.warmup_steps],
-            )
-            .init()
-        };
-        schedule.map_err(|reason| TrainError::Stopped { reason })
-    }
-
-    /// The steps made by the end of round `round`, counted from 1.
-    pub(crate) fn steps_after(&self, round: usize) -> usize {
-        self.steps * round / self.rounds
-    }
-}
-
-fn require(
-    valid: bool,
-    field: &'static str,
-    value: f64,
-    requirement: &'static str,
-) -> Result<(), TrainError> {
-    if valid {
-        Ok(())
-    } else {
-        Err(TrainError::OutOfRange {
-            field,
-            value,
-            requirement,
-        })
+        warmup_and_cosine(self.learning_rate, self.warmup_steps, self.steps)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rounds::RoundTask;
 
     #[test]
     fn presets_are_valid_and_survive_json() {
