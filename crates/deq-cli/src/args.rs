@@ -1,7 +1,7 @@
 //! What the command accepts.
 
 use clap::{Args, Parser, Subcommand};
-use deq_data::Level;
+use deq_data::{ImageSource, Level};
 use std::path::PathBuf;
 
 /// Train, evaluate and inspect deep equilibrium models.
@@ -29,8 +29,10 @@ pub(crate) enum Command {
         #[command(subcommand)]
         what: DataCommand,
     },
-    /// Measure the newest checkpoint of a run: perplexity, evaluations per solve, residual, spectral radius.
+    /// Measure the newest checkpoint of a run: perplexity, accuracy or IoU, evaluations per solve, residual, spectral radius.
     Eval(EvalArgs),
+    /// Apply a run on pictures to pictures: likeliest classes, or a picture coloured by class.
+    Predict(PredictArgs),
     /// Go on from a prompt with a trained language model.
     Generate(GenerateArgs),
     /// Say what a checkpoint file or a run holds.
@@ -261,6 +263,99 @@ pub(crate) struct SyntheticArgs {
 pub(crate) enum Trainee {
     /// A DEQ-Transformer language model.
     Lm(Box<LmArgs>),
+    /// A multiscale DEQ that classifies or segments pictures.
+    Mdeq(Box<MdeqArgs>),
+}
+
+/// Which network is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ModelKind {
+    /// The multiscale DEQ.
+    Mdeq,
+    /// A ResNet with about as many parameters.
+    Resnet,
+}
+
+#[derive(Args)]
+pub(crate) struct MdeqArgs {
+    /// Pictures: shapes, shapes-segmentation (both generated), cifar10:PATH, imagefolder:PATH or segmentation:PATH.
+    #[arg(long, default_value = "shapes")]
+    pub(crate) data: ImageSource,
+    /// Recipe to start from: mini, cifar10-tiny, cifar10-large or cifar10-large-jr.
+    #[arg(long, default_value = "mini")]
+    pub(crate) preset: String,
+    /// Network to train.
+    #[arg(long, value_enum, default_value = "mdeq")]
+    pub(crate) model: ModelKind,
+    /// Folder of the run. Default: the first free runs/mdeq-PRESET, or with --resume the newest.
+    #[arg(long, visible_alias = "out", value_name = "FOLDER")]
+    pub(crate) run: Option<PathBuf>,
+    /// Continue from the last checkpoint of the run.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Device to train on.
+    #[arg(long, default_value = "flex")]
+    pub(crate) device: String,
+    /// Rounds; each ends with an evaluation and a checkpoint.
+    #[arg(long)]
+    pub(crate) epochs: Option<usize>,
+    /// Training steps of a round. Default: a pass over the training pictures.
+    #[arg(long)]
+    pub(crate) steps_per_epoch: Option<usize>,
+    /// Steps of unrolled pre-training.
+    #[arg(long)]
+    pub(crate) pretrain: Option<usize>,
+    /// Pictures in a batch.
+    #[arg(long)]
+    pub(crate) batch: Option<usize>,
+    /// Peak learning rate.
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) lr: Option<f64>,
+    /// Weight of the Jacobian penalty; 0 turns it off.
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) penalty: Option<f64>,
+    /// Share of steps that apply the penalty.
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) penalty_frequency: Option<f64>,
+    /// Move the weight of the penalty so that a training solve takes so many steps on average; it begins at --penalty.
+    #[arg(long, value_name = "STEPS", allow_negative_numbers = true)]
+    pub(crate) hold_steps: Option<f64>,
+    /// Most steps of a forward solve in training.
+    #[arg(long)]
+    pub(crate) solver_steps: Option<usize>,
+    /// Threads that make training batches ahead of time.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) workers: usize,
+    /// Seed of weights, order, augmentation, dropout masks and penalty draws.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Print progress as lines even on a terminal.
+    #[arg(long)]
+    pub(crate) plain: bool,
+    /// Print the summary as JSON on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct PredictArgs {
+    /// Folder of the run.
+    pub(crate) run: PathBuf,
+    /// JPEG or PNG files.
+    #[arg(required = true)]
+    pub(crate) pictures: Vec<PathBuf>,
+    /// Folder of the coloured pictures of a segmentation. Default: beside each picture.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) out: Option<PathBuf>,
+    /// Most steps of a solve. Default: the run's.
+    #[arg(long, value_name = "STEPS")]
+    pub(crate) max_steps: Option<usize>,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    pub(crate) device: String,
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]
@@ -337,7 +432,7 @@ pub(crate) struct LmArgs {
 pub(crate) struct EvalArgs {
     /// Folder of the run.
     pub(crate) run: PathBuf,
-    /// Another place of the data that the run was trained on.
+    /// Another place of the data that the run was trained on, in the form that training takes.
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
     /// Measure the test split instead of the valid split.

@@ -2,13 +2,19 @@
 
 use crate::args::EvalArgs;
 use crate::reproduce::{STEPS, progress_bar};
-use anyhow::Result;
-use deq_train::lm::{EvalOptions, LmSummary, RunFolder, evaluate_run, evaluate_table};
-use deq_train::{clock, number, status_text};
+use anyhow::{Result, bail};
+use deq_train::lm::{EvalOptions, LmRecipe, LmSummary, evaluate_run, evaluate_table};
+use deq_train::{RunFolder, clock, number, status_text};
 use serde::Serialize;
 use std::time::Duration;
 
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
+    if RunFolder::new(args.run.clone()).kind()? == "vision" {
+        if !args.memory.is_empty() {
+            bail!("--memory is for language models: leave it out");
+        }
+        return crate::vision::eval(args);
+    }
     let mut options = EvalOptions::new(&args.device);
     options.data.clone_from(&args.data);
     options.test = args.test;
@@ -27,7 +33,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
 
 /// Perplexity for every memory length and budget.
 fn table(args: &EvalArgs, options: &EvalOptions) -> Result<()> {
-    let recipe = RunFolder::new(args.run.clone()).recipe()?;
+    let recipe = LmRecipe::of_run(&args.run)?;
     let or = |given: &[usize], default| match given {
         [] => vec![default],
         given => given.to_vec(),
@@ -49,7 +55,7 @@ fn table(args: &EvalArgs, options: &EvalOptions) -> Result<()> {
     for (length, row) in memory.iter().zip(&table.cells) {
         print!("{:22}", format!("memory {length}"));
         row.iter()
-            .for_each(|eval| print!("{:9.2}", eval.perplexity));
+            .for_each(|eval| print!("{:9.2}", eval.perplexity()));
         println!();
     }
     println!("curves: {}", table.page.display());
@@ -73,14 +79,14 @@ pub(crate) fn print_summary(summary: &LmSummary) {
     println!(
         "{:<23}{:.2} over {} tokens",
         format!("{} perplexity:", eval.split),
-        eval.perplexity,
-        eval.tokens
+        eval.quality.main().1,
+        eval.targets
     );
     println!(
         "unigram perplexity:    {:.2} on the same text",
         summary.unigram_perplexity
     );
-    println!("evaluations per solve: {:.2}", eval.nfe_per_segment);
+    println!("evaluations per solve: {:.2}", eval.nfe_per_solve);
     if let Some(residual) = eval.residual {
         println!("relative residual:     {}", number(residual));
         println!("solves:                {}", status_text(&eval.status));

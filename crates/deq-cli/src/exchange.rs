@@ -5,12 +5,13 @@ use crate::eval::print_json;
 use anyhow::Result;
 use deq_models::DeqTransformerLmConfig;
 use deq_models::checkpoint::StateDict;
-use deq_train::lm::{DataSource, LmRecipe, RunFolder, export_run, import_run};
+use deq_train::RunFolder;
+use deq_train::lm::{DataSource, LmRecipe, export_run, import_run};
 use serde_json::json;
 
 pub(crate) fn info(args: &InfoArgs) -> Result<()> {
     if args.path.is_dir() {
-        let recipe = RunFolder::new(args.path.clone()).recipe()?;
+        let recipe = RunFolder::new(args.path.clone()).json()?;
         // The recipe is the run: its fields are named as in the documentation.
         return print_json(&recipe);
     }

@@ -7,6 +7,7 @@ mod exchange;
 mod generate;
 mod reproduce;
 mod train;
+mod vision;
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Info(args) => exchange::info(&args),
         Command::Import(args) => exchange::import(&args),
         Command::Export(args) => exchange::export(&args),
+        Command::Predict(args) => vision::run_predict(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,11 +11,21 @@ use deq_train::lm::{DataSource, LmRecipe, Network, RunFolder, TrainOptions, trai
 use std::path::{Path, PathBuf};
 
 pub(crate) fn run(what: &Trainee) -> Result<()> {
-    let Trainee::Lm(args) = what;
+    match what {
+        Trainee::Lm(args) => lm(args),
+        Trainee::Mdeq(args) => crate::vision::run(args),
+    }
+}
+
+fn lm(args: &LmArgs) -> Result<()> {
     let recipe = recipe(args)?;
     let options = TrainOptions {
         device: args.device.clone(),
-        run: run_folder(args, &recipe.preset)?,
+        run: run_folder(
+            args.run.as_ref(),
+            args.resume,
+            &format!("lm-{}", recipe.preset),
+        )?,
         resume: args.resume,
         plain: args.plain || args.json,
         on_data: data_listener()?,
@@ -73,21 +83,7 @@ fn recipe(args: &LmArgs) -> Result<LmRecipe> {
             bail!("an explicit network has no equilibrium: leave out --penalty and --solver-steps");
         }
     }
-    if let Some(weight) = args.penalty {
-        // Exactly 0 turns it off; a negative weight is refused by name further down.
-        recipe.penalty = if weight.abs() > 0.0 {
-            let penalty = recipe.penalty.unwrap_or_else(JacobianPenaltyConfig::new);
-            Some(penalty.with_weight(weight))
-        } else {
-            None
-        };
-    }
-    if let Some(frequency) = args.penalty_frequency {
-        match &mut recipe.penalty {
-            Some(penalty) => penalty.frequency = frequency,
-            None => bail!("--penalty-frequency needs a penalty: give --penalty a weight above 0"),
-        }
-    }
+    penalty(&mut recipe.penalty, args.penalty, args.penalty_frequency)?;
     if let Some(target) = args.hold_steps {
         let Some(penalty) = &recipe.penalty else {
             bail!("--hold-steps needs a penalty: give --penalty a weight above 0");
@@ -98,31 +94,55 @@ fn recipe(args: &LmArgs) -> Result<LmRecipe> {
     Ok(recipe)
 }
 
-fn set<T>(field: &mut T, value: Option<T>) {
+/// What `--penalty` and `--penalty-frequency` say of the penalty of a preset.
+pub(crate) fn penalty(
+    penalty: &mut Option<JacobianPenaltyConfig>,
+    weight: Option<f64>,
+    frequency: Option<f64>,
+) -> Result<()> {
+    if let Some(weight) = weight {
+        // Exactly 0 turns it off; a negative weight is refused by name further down.
+        *penalty = if weight.abs() > 0.0 {
+            let penalty = penalty.take().unwrap_or_else(JacobianPenaltyConfig::new);
+            Some(penalty.with_weight(weight))
+        } else {
+            None
+        };
+    }
+    if let Some(frequency) = frequency {
+        match penalty {
+            Some(penalty) => penalty.frequency = frequency,
+            None => bail!("--penalty-frequency needs a penalty: give --penalty a weight above 0"),
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn set<T>(field: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *field = value;
     }
 }
 
-/// The folder given, or `runs/lm-PRESET`, `runs/lm-PRESET-2`, ...: the first free one, or to resume the last one in use.
-fn run_folder(args: &LmArgs, preset: &str) -> Result<PathBuf> {
-    if let Some(run) = &args.run {
+/// The folder given, or `runs/NAME`, `runs/NAME-2`, ...: the first free one, or to resume the last one in use.
+pub(crate) fn run_folder(given: Option<&PathBuf>, resume: bool, name: &str) -> Result<PathBuf> {
+    if let Some(run) = given {
         return Ok(run.clone());
     }
-    let name = |number: usize| match number {
-        1 => format!("lm-{preset}"),
-        _ => format!("lm-{preset}-{number}"),
+    let numbered = |number: usize| match number {
+        1 => name.to_owned(),
+        _ => format!("{name}-{number}"),
     };
     let runs = Path::new("runs");
     let free = (1..)
-        .find(|&number| !runs.join(name(number)).exists())
+        .find(|&number| !runs.join(numbered(number)).exists())
         .unwrap_or(1);
-    match (args.resume, free) {
-        (false, _) => Ok(runs.join(name(free))),
+    match (resume, free) {
+        (false, _) => Ok(runs.join(numbered(free))),
         (true, 1) => Err(TrainError::NothingToResume {
-            path: runs.join(name(1)),
+            path: runs.join(numbered(1)),
         }
         .into()),
-        (true, _) => Ok(runs.join(name(free - 1))),
+        (true, _) => Ok(runs.join(numbered(free - 1))),
     }
 }

@@ -22,6 +22,7 @@ pub(crate) struct Gauge {
     value: fn(&StepRecord) -> Option<f64>,
     /// Applied to means on display: a perplexity is the exponential of a mean, not a mean of exponentials.
     display: fn(f64) -> f64,
+    higher_is_better: bool,
     sum: f64,
     count: usize,
     current: f64,
@@ -33,6 +34,7 @@ impl Gauge {
             name: Arc::new(name.to_owned()),
             value,
             display: |mean| mean,
+            higher_is_better: false,
             sum: 0.0,
             count: 0,
             current: f64::NAN,
@@ -47,6 +49,13 @@ impl Gauge {
         Self {
             display: f64::exp,
             ..Self::new("Perplexity", |step| Some(step.loss))
+        }
+    }
+
+    pub(crate) fn accuracy() -> Self {
+        Self {
+            higher_is_better: true,
+            ..Self::new("Accuracy", |step| step.accuracy)
         }
     }
 
@@ -84,7 +93,7 @@ impl Metric for Gauge {
     fn attributes(&self) -> MetricAttributes {
         NumericAttributes {
             unit: None,
-            higher_is_better: false,
+            higher_is_better: self.higher_is_better,
         }
         .into()
     }

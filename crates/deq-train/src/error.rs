@@ -47,6 +47,22 @@ pub enum TrainError {
         /// The run.
         path: PathBuf,
     },
+    /// A preset is for another kind of data.
+    #[error("the preset {preset} does not fit the data {data}: choose mini, which fits all")]
+    PresetForOtherTask {
+        /// The preset.
+        preset: String,
+        /// The data.
+        data: String,
+    },
+    /// The data have other classes than those that a run was trained on.
+    #[error(
+        "the classes of the data are not those of the run {path}: give the data it was trained on"
+    )]
+    OtherClasses {
+        /// The run.
+        path: PathBuf,
+    },
     /// A loader yields nothing.
     #[error("the {split} split has no segment to read")]
     NoSegments {
@@ -242,5 +258,23 @@ impl TrainError {
             path: path.to_owned(),
             source,
         }
+    }
+}
+
+/// [`TrainError::OutOfRange`] unless `valid`.
+pub(crate) fn require(
+    valid: bool,
+    field: &'static str,
+    value: f64,
+    requirement: &'static str,
+) -> Result<(), TrainError> {
+    if valid {
+        Ok(())
+    } else {
+        Err(TrainError::OutOfRange {
+            field,
+            value,
+            requirement,
+        })
     }
 }

@@ -18,7 +18,7 @@
 //!
 //! let recipe = LmRecipe::preset("tiny")?;
 //! let summary = train(recipe, &TrainOptions::new("flex", "runs/demo".into()))?;
-//! println!("{:.2} against {:.2}", summary.eval.perplexity, summary.unigram_perplexity);
+//! println!("{:.2} against {:.2}", summary.eval.perplexity(), summary.unigram_perplexity);
 //! # Ok::<(), deq_train::TrainError>(())
 //! ```
 //!
@@ -35,12 +35,18 @@ mod device;
 mod error;
 mod files;
 pub mod lm;
+mod measure;
 pub mod records;
 mod report;
 pub mod reproduce;
+mod rounds;
+mod run_folder;
+mod step;
+pub mod vision;
 
 pub use checkpoint::{CheckpointStore, Position};
 pub use dashboard::{clock, number, status_text};
 pub use device::device;
 pub use error::TrainError;
 pub use report::{ReportHeader, totals, write_report};
+pub use run_folder::RunFolder;

@@ -62,10 +62,14 @@ pub struct StepRecord {
     pub step: usize,
     /// How it passed the layer.
     pub phase: Phase,
-    /// The mean negative log-likelihood per token, in nats, without the penalty.
+    /// The mean negative log-likelihood per target, in nats, without the penalty.
     pub loss: f64,
-    /// Tokens in the batch.
-    pub tokens: usize,
+    /// What is predicted in the batch: tokens, pictures, or pixels that have a label.
+    #[serde(alias = "tokens")]
+    pub targets: usize,
+    /// The share of pictures or pixels whose likeliest class is the right one; absent for text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
     /// Evaluations of `f` forward, the tracked one included, the penalty's not.
     pub forward_nfe: usize,
     /// The forward solve; absent in the unrolled phase.
@@ -83,13 +87,6 @@ pub struct StepRecord {
     pub seconds: f64,
 }
 
-impl StepRecord {
-    /// `exp(loss)`.
-    pub fn perplexity(&self) -> f64 {
-        self.loss.exp()
-    }
-}
-
 /// One evaluation of a whole split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalRecord {
@@ -97,16 +94,20 @@ pub struct EvalRecord {
     pub step: usize,
     /// `valid` or `test`.
     pub split: String,
-    /// The mean negative log-likelihood per token, in nats.
+    /// The mean negative log-likelihood per target, in nats.
     pub loss: f64,
-    /// `exp(loss)`.
-    pub perplexity: f64,
-    /// Tokens evaluated.
-    pub tokens: usize,
-    /// Segments evaluated, each one solve.
-    pub segments: usize,
-    /// Mean evaluations of `f` per segment.
-    pub nfe_per_segment: f64,
+    /// How good that is, in the terms of the task.
+    #[serde(flatten)]
+    pub quality: Quality,
+    /// Tokens, pictures, or labelled pixels evaluated.
+    #[serde(alias = "tokens")]
+    pub targets: usize,
+    /// Batches evaluated, each one solve: segments of text, or batches of pictures.
+    #[serde(alias = "segments")]
+    pub batches: usize,
+    /// Mean evaluations of `f` per batch.
+    #[serde(alias = "nfe_per_segment")]
+    pub nfe_per_solve: f64,
     /// Mean steps of a sample; absent for an explicit network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<f64>,
@@ -115,14 +116,75 @@ pub struct EvalRecord {
     pub residual: Option<f64>,
     /// Solves by outcome, over all samples.
     pub status: StatusCounts,
-    /// Spectral radius of the Jacobian at the equilibrium of the first segment, mean over its samples.
+    /// Spectral radius of the Jacobian at the equilibrium of the first batch, mean over its samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spectral_radius: Option<f64>,
-    /// Mean relative residual at each step of one solve of the first segment that is given a long budget and no tolerance.
+    /// Mean relative residual at each step of one solve of the first batch that is given a long budget and no tolerance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub residual_by_step: Vec<f64>,
     /// Wall time in seconds.
     pub seconds: f64,
+}
+
+impl EvalRecord {
+    /// `exp(loss)`.
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// The measure of a task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Quality {
+    /// Of language models.
+    Text {
+        /// `exp(loss)`.
+        perplexity: f64,
+    },
+    /// Of the segmentation of pictures.
+    Segmentation {
+        /// The mean of `iou` over the classes that occur.
+        miou: f64,
+        /// The share of labelled pixels whose class is right.
+        accuracy: f64,
+        /// For each class, the pixels where prediction and label agree on it over those where at least one says it; null for a class that neither says.
+        iou: Vec<Option<f64>>,
+    },
+    /// Of the classification of pictures.
+    Classification {
+        /// The share of pictures whose likeliest class is right.
+        accuracy: f64,
+    },
+}
+
+impl Quality {
+    /// Its name and its main number: perplexity, mean intersection over union, or accuracy.
+    pub fn main(&self) -> (&'static str, f64) {
+        match self {
+            Quality::Text { perplexity } => ("perplexity", *perplexity),
+            Quality::Segmentation { miou, .. } => ("mean IoU", *miou),
+            Quality::Classification { accuracy } => ("accuracy", *accuracy),
+        }
+    }
+
+    /// The share of right predictions, for pictures.
+    pub fn accuracy(&self) -> Option<f64> {
+        match self {
+            Quality::Text { .. } => None,
+            Quality::Segmentation { accuracy, .. } | Quality::Classification { accuracy } => {
+                Some(*accuracy)
+            }
+        }
+    }
+
+    /// The mean intersection over union, for segmentation.
+    pub fn miou(&self) -> Option<f64> {
+        match self {
+            Quality::Segmentation { miou, .. } => Some(*miou),
+            Quality::Text { .. } | Quality::Classification { .. } => None,
+        }
+    }
 }
 
 /// A line of `metrics.jsonl`.
@@ -249,7 +311,8 @@ mod tests {
             step,
             phase: Phase::Equilibrium,
             loss: 1.5,
-            tokens: 8,
+            targets: 8,
+            accuracy: None,
             forward_nfe: 7,
             forward: Some(SolveRecord::default()),
             backward: None,
@@ -280,6 +343,38 @@ mod tests {
             .map(Record::step)
             .collect();
         assert_eq!(steps, [1, 2, 3]);
+    }
+
+    #[test]
+    fn evaluations_keep_their_measure_and_old_names_are_read() {
+        let text = r#"{"event":"eval","step":3,"split":"valid","loss":1.5,"perplexity":4.5,"tokens":7,"segments":2,"nfe_per_segment":9.5,
+            "status":{"converged":1,"max_steps":0,"stalled":0,"diverged":0,"non_finite":0,"breakdown":0},"seconds":0.1}"#;
+        let Record::Eval(eval) = serde_json::from_str(text).unwrap() else {
+            panic!("an evaluation");
+        };
+        assert_eq!((eval.targets, eval.batches), (7, 2));
+        for quality in [
+            Quality::Text {
+                perplexity: 0.1 + 0.2,
+            },
+            Quality::Classification {
+                accuracy: 0.1 + 0.2,
+            },
+            Quality::Segmentation {
+                miou: 0.25,
+                accuracy: 0.75,
+                iou: vec![Some(0.25), None],
+            },
+        ] {
+            let record = Record::Eval(EvalRecord {
+                quality,
+                ..eval.clone()
+            });
+            assert_eq!(
+                serde_json::from_str::<Record>(&line(&record)).unwrap(),
+                record
+            );
+        }
     }
 
     #[test]

@@ -27,6 +27,16 @@ pub fn write_report(
     header: &ReportHeader,
     records: &[Record],
 ) -> Result<(), TrainError> {
+    write_report_with(path, header, records, "")
+}
+
+/// [`write_report`] with more HTML before the table of evaluations.
+pub(crate) fn write_report_with(
+    path: &Path,
+    header: &ReportHeader,
+    records: &[Record],
+    more: &str,
+) -> Result<(), TrainError> {
     let mut page = String::from("<table>\n");
     for (name, value) in &header.facts {
         page += &format!(
@@ -37,6 +47,7 @@ pub fn write_report(
     }
     page += "</table>\n";
     page += &figures(charts(records))?;
+    page += more;
     page += &evaluations(records);
     write_page(path, &header.title, &page)
 }
@@ -66,19 +77,36 @@ pub(crate) fn figures(charts: impl IntoIterator<Item = Chart>) -> Result<String,
 }
 
 /// The charts of a run.
-fn charts(records: &[Record]) -> [Chart; 4] {
+fn charts(records: &[Record]) -> [Chart; 5] {
     let steps: Vec<&StepRecord> = records.iter().filter_map(as_step).collect();
     let evals: Vec<&EvalRecord> = records.iter().filter_map(as_eval).collect();
-    let valid = || evals.iter().filter(|eval| eval.split == "valid");
+    // The test split is measured once and not in the course of training.
+    let held_out = |value: fn(&EvalRecord) -> Option<f64>| -> Vec<(f64, f64)> {
+        let evals = evals.iter().filter(|eval| eval.split == "valid");
+        evals
+            .filter_map(|e| Some((e.step as f64, value(e)?)))
+            .collect()
+    };
     [
         Chart {
             title: "Loss",
             x: "training step",
-            y: "nats per token",
+            y: "nats per target",
             log: false,
             series: vec![
                 series("train", smoothed(&steps, |step| Some(step.loss))),
-                series("valid", valid().map(|e| (e.step as f64, e.loss)).collect()),
+                series("held out", held_out(|eval| Some(eval.loss))),
+            ],
+        },
+        Chart {
+            title: "Share of right predictions",
+            x: "training step",
+            y: "accuracy",
+            log: false,
+            series: vec![
+                series("train", smoothed(&steps, |step| step.accuracy)),
+                series("held out", held_out(|eval| eval.quality.accuracy())),
+                series("held out, mean IoU", held_out(|eval| eval.quality.miou())),
             ],
         },
         Chart {
@@ -102,19 +130,14 @@ fn charts(records: &[Record]) -> [Chart; 4] {
             x: "step of the solve",
             y: "relative residual",
             log: true,
-            series: residual_curves(&valid().copied().collect::<Vec<_>>()),
+            series: residual_curves(&evals),
         },
         Chart {
             title: "Spectral radius of the Jacobian at the equilibrium",
             x: "training step",
             y: "spectral radius",
             log: false,
-            series: vec![series(
-                "valid",
-                valid()
-                    .filter_map(|e| Some((e.step as f64, e.spectral_radius?)))
-                    .collect(),
-            )],
+            series: vec![series("held out", held_out(|eval| eval.spectral_radius))],
         },
     ]
 }
@@ -183,8 +206,10 @@ fn residual_curves(evals: &[&EvalRecord]) -> Vec<Series> {
 }
 
 fn evaluations(records: &[Record]) -> String {
-    let mut rows = String::from(
-        "<h2>Evaluations</h2>\n<table>\n<tr><th>step</th><th>split</th><th>perplexity</th><th>nats per token</th>\
+    let measure = records.iter().filter_map(as_eval).next();
+    let measure = measure.map_or("quality", |eval| eval.quality.main().0);
+    let mut rows = format!(
+        "<h2>Evaluations</h2>\n<table>\n<tr><th>step</th><th>split</th><th>{measure}</th><th>nats per target</th>\
          <th>evaluations of f per solve</th><th>residual</th><th>spectral radius</th><th>solves</th></tr>\n",
     );
     let optional = |value: Option<f64>| value.map_or("–".to_owned(), number);
@@ -193,9 +218,9 @@ fn evaluations(records: &[Record]) -> String {
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{:.4}</td><td>{:.2}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
             eval.step,
             escape(&eval.split),
-            number(eval.perplexity),
+            number(eval.quality.main().1),
             eval.loss,
-            eval.nfe_per_segment,
+            eval.nfe_per_solve,
             optional(eval.residual),
             optional(eval.spectral_radius),
             status_text(&eval.status),
@@ -216,7 +241,10 @@ pub fn totals(records: &[Record]) -> Vec<(String, String)> {
             "training steps",
             format!("{} ({unrolled} of them unrolled)", steps.len()),
         ),
-        fact("tokens", sum(|s| s.tokens).to_string()),
+        fact(
+            "targets predicted in training",
+            sum(|s| s.targets).to_string(),
+        ),
         fact(
             "evaluations of f, forward",
             sum(|s| s.forward_nfe).to_string(),
@@ -242,7 +270,7 @@ pub(crate) fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::SolveRecord;
+    use crate::records::{Quality, SolveRecord};
 
     #[test]
     fn the_page_holds_every_curve_and_nothing_from_outside() {
@@ -258,7 +286,8 @@ mod tests {
                     step,
                     phase: Phase::Equilibrium,
                     loss: 4.0 - 0.002 * step as f64,
-                    tokens: 64,
+                    targets: 64,
+                    accuracy: None,
                     forward_nfe: 10,
                     forward: Some(solve.clone()),
                     backward: Some(solve.clone()),
@@ -273,10 +302,12 @@ mod tests {
                 step,
                 split: "valid".to_owned(),
                 loss: 3.0,
-                perplexity: 3.0_f64.exp(),
-                tokens: 1000,
-                segments: 10,
-                nfe_per_segment: 9.0,
+                quality: Quality::Text {
+                    perplexity: 3.0_f64.exp(),
+                },
+                targets: 1000,
+                batches: 10,
+                nfe_per_solve: 9.0,
                 steps: Some(8.0),
                 residual: Some(6e-4),
                 status: solve.status,

@@ -1,7 +1,7 @@
 //! Batches of pictures, made by several threads ahead of time, and the same whatever their number.
 
 use super::dataset::{Example, ImageDataset, Target};
-use super::random::{Stream, generator, permutation};
+use super::random::permutation;
 use super::transform::{Normalization, Transform};
 use crate::error::DataError;
 use serde::{Deserialize, Serialize};
@@ -274,8 +274,7 @@ impl Assembly {
             }
         };
         let seed = inner.config.seed;
-        let mut rng = generator(seed, Stream::Augmentation, epoch as u64, index as u64);
-        let Example { picture, target } = inner.transform.apply(example, &mut rng);
+        let Example { picture, target } = inner.transform.apply(example, seed, epoch, index);
         let batch = &mut self.batch;
         let (width, height) = (picture.width(), picture.height());
         let values = 3 * width * height;

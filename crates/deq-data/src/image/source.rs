@@ -44,7 +44,7 @@ impl ImageSource {
         let shapes = |task, size| -> Result<_, DataError> {
             let train = Shapes::new(task, size, SHAPES.0, SHAPES_SEEDS.0)?;
             let test = Shapes::new(task, size, SHAPES.1, SHAPES_SEEDS.1)?;
-            Ok(splits(train, test, Normalization::SHAPES))
+            Ok(splits(train, test, self.normalization()))
         };
         match self {
             ImageSource::Shapes => shapes(VisionTask::Classification, 32),
@@ -52,18 +52,27 @@ impl ImageSource {
             ImageSource::Cifar10(path) => Ok(splits(
                 Cifar10::train(path)?,
                 Cifar10::test(path)?,
-                Normalization::CIFAR10,
+                self.normalization(),
             )),
             ImageSource::ImageFolder(path) => {
                 let train = ImageFolder::open(&path.join("train"))?;
                 let val = ImageFolder::open_with(&path.join("val"), train.classes())?;
-                Ok(splits(train, val, Normalization::IMAGENET))
+                Ok(splits(train, val, self.normalization()))
             }
             ImageSource::Segmentation(path) => Ok(splits(
                 SegmentationFolder::open(path, "train")?,
                 SegmentationFolder::open(path, "val")?,
-                Normalization::IMAGENET,
+                self.normalization(),
             )),
+        }
+    }
+
+    /// How the pictures are centred and scaled.
+    pub fn normalization(&self) -> Normalization {
+        match self {
+            ImageSource::Shapes | ImageSource::ShapesSegmentation => Normalization::SHAPES,
+            ImageSource::Cifar10(_) => Normalization::CIFAR10,
+            ImageSource::ImageFolder(_) | ImageSource::Segmentation(_) => Normalization::IMAGENET,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What happens to an example between file and batch.
 
 use super::dataset::{Example, Target};
-use super::random::uniform;
+use super::random::{Stream, generator, uniform};
 use super::raster::{IGNORE_LABEL, Picture, Window};
 use crate::error::DataError;
 use rand::RngExt;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// Cutting, flipping and scaling, the same for picture and labels. Pictures are interpolated (bilinear, antialiased), labels take the nearest.
 ///
-/// All but [`Whole`](Self::Whole) give pictures of one size whatever the size of the file.
+/// All but [`Whole`](Self::Whole) and [`PadToMultiple`](Self::PadToMultiple) give pictures of one size whatever the size of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transform {
@@ -43,6 +43,12 @@ pub enum Transform {
         resize: usize,
         /// Columns and rows of the result, at most `resize`.
         crop: usize,
+    },
+    /// Nothing but a border below and to the right, so that both sides are multiples of a number: for segmentation by models with several resolutions. The
+    /// border is black, with [`IGNORE_LABEL`].
+    PadToMultiple {
+        /// What the sides become multiples of.
+        multiple: usize,
     },
     /// Scaled by a random factor, then a random rectangle, flipped half of the time: for segmentation. Where the scaled picture is smaller than the rectangle,
     /// the picture is filled with black and the labels with [`IGNORE_LABEL`].
@@ -84,6 +90,7 @@ impl Transform {
         };
         match *self {
             Transform::Whole => Ok(()),
+            Transform::PadToMultiple { multiple } => size("multiple", multiple),
             Transform::Resize { width, height } => {
                 size("width", width).and_then(|()| size("height", height))
             }
@@ -123,11 +130,27 @@ impl Transform {
         )
     }
 
-    /// The example after the transform.
-    pub(super) fn apply(&self, example: Example, rng: &mut ChaCha8Rng) -> Example {
+    /// The example after the transform. What is random depends on `seed`, `epoch` and `index` alone.
+    ///
+    /// # Panics
+    ///
+    /// If the transform is not [valid](Self::validate).
+    pub fn apply(&self, example: Example, seed: u64, epoch: usize, index: usize) -> Example {
+        let mut rng = generator(seed, Stream::Augmentation, epoch as u64, index as u64);
+        self.apply_with(example, &mut rng)
+    }
+
+    fn apply_with(&self, example: Example, rng: &mut ChaCha8Rng) -> Example {
         let (width, height) = (example.picture.width(), example.picture.height());
         match *self {
             Transform::Whole => example,
+            Transform::PadToMultiple { multiple } => {
+                let size = (
+                    width.next_multiple_of(multiple),
+                    height.next_multiple_of(multiple),
+                );
+                example.cropped((0, 0), size)
+            }
             Transform::Resize {
                 width: to_width,
                 height: to_height,

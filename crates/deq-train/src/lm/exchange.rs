@@ -3,11 +3,12 @@
 use super::data::DataListener;
 use super::learner::{LmLearner, LmModel};
 use super::recipe::LmRecipe;
-use super::run::{RunFolder, newest_model};
+use super::run::newest_model;
 use crate::checkpoint::{CheckpointStore, Position};
 use crate::device::device;
 use crate::error::TrainError;
 use crate::files;
+use crate::run_folder::RunFolder;
 use burn::module::Module;
 use deq_models::DeqTransformerLmConfig;
 use deq_models::checkpoint::{LoadReport, StateDict, load, save};
@@ -102,7 +103,7 @@ pub fn import_run(
 /// not have, or the file cannot be written.
 pub fn export_run(run: &Path, file: &Path) -> Result<(), TrainError> {
     let folder = RunFolder::new(run.to_owned());
-    let recipe = folder.recipe()?;
+    let recipe: LmRecipe = folder.read()?;
     let (learner, _) = newest_model(&folder, &recipe, &device("flex")?)?;
     match &learner.model {
         LmModel::Deq(model) => Ok(save(model, file)?),

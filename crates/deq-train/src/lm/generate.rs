@@ -2,10 +2,12 @@
 
 use super::data::kept_vocabulary;
 use super::learner::LmLearner;
-use super::run::{RunFolder, newest_model};
+use super::recipe::LmRecipe;
+use super::run::newest_model;
 use super::sampling::Sampling;
 use crate::device::device;
 use crate::error::TrainError;
+use crate::run_folder::RunFolder;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use deq_core::random::uniform;
 use deq_data::Vocabulary;
@@ -65,7 +67,7 @@ pub fn generate(
 ) -> Result<Generation, TrainError> {
     options.sampling.validate()?;
     let folder = RunFolder::new(run.to_owned());
-    let mut recipe = folder.recipe()?;
+    let mut recipe: LmRecipe = folder.read()?;
     recipe.limit_eval_steps(options.max_steps);
     recipe.validate()?;
     let vocabulary = kept_vocabulary(run, &recipe)?.ok_or_else(|| TrainError::NoVocabulary {

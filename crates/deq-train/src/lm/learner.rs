@@ -1,17 +1,16 @@
 //! One step of training or evaluation.
 
 use super::recipe::{LmRecipe, Network};
-use crate::clip::clip_global_norm;
 use crate::error::TrainError;
-use crate::records::{PenaltyRecord, Phase, SolveRecord, StepRecord};
+use crate::records::{Phase, SolveRecord, StepRecord};
+use crate::rounds::{RoundInput, RoundOutput, step_seed};
+use crate::step::{StepPlan, Weighted};
 use burn::module::Module;
-use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn::train::metric::Adaptor;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
-use deq_core::{Deq, Equilibrium};
+use deq_core::Equilibrium;
 use deq_data::Segment;
-use deq_jacreg::JacobianPenalty;
 use deq_models::{Depth, DeqTransformerLm, LmMemory, TransformerContext, TransformerXlLm};
 use std::sync::Arc;
 use std::time::Instant;
@@ -88,18 +87,6 @@ impl LmModel {
     }
 }
 
-/// What a recipe says about single steps.
-#[derive(Debug)]
-struct StepPlan {
-    deq: Deq,
-    network: Network,
-    penalty: Option<JacobianPenalty>,
-    pretrain_steps: usize,
-    pretrain_depth: usize,
-    clip: f64,
-    seed: u64,
-}
-
 /// One segment with the memory of the streams before it.
 #[derive(Clone, Debug)]
 pub(crate) struct LmInput {
@@ -147,6 +134,33 @@ impl Adaptor<StepRecord> for LmStepOutput {
     }
 }
 
+impl RoundInput for LmInput {
+    type Memory = LmMemory;
+
+    fn step(&self) -> usize {
+        self.step
+    }
+
+    fn prepare(&mut self, memory: &mut LmMemory, penalty_weight: Option<f64>) {
+        if !self.starts_stream {
+            self.memory = std::mem::take(memory);
+        }
+        self.penalty_weight = penalty_weight;
+    }
+}
+
+impl RoundOutput for LmStepOutput {
+    type Memory = LmMemory;
+
+    fn record(&mut self) -> &mut StepRecord {
+        &mut self.record
+    }
+
+    fn memory(&self) -> LmMemory {
+        self.memory.clone()
+    }
+}
+
 impl LmLearner {
     /// A model with fresh weights, which the seed determines.
     pub(crate) fn new(recipe: &LmRecipe, device: &Device) -> Result<Self, TrainError> {
@@ -161,30 +175,17 @@ impl LmLearner {
             },
             plan: Arc::new(StepPlan {
                 deq: recipe.deq.build()?,
-                network: recipe.network,
+                explicit: match recipe.network {
+                    Network::Equilibrium => None,
+                    Network::WeightTied { depth } | Network::Layers { depth } => Some(depth),
+                },
                 penalty: penalty.map(|penalty| penalty.build()).transpose()?,
                 pretrain_steps: recipe.pretrain_steps,
                 pretrain_depth: recipe.pretrain_depth,
-                clip: recipe.clip,
+                clip: Some(recipe.clip),
                 seed: recipe.seed,
             }),
         })
-    }
-
-    /// The phase and depth of training step `step`, counted from 0; `None` means evaluation.
-    fn depth<'a>(&self, step: Option<usize>, deq: &'a Deq) -> (Phase, Depth<'a>) {
-        let plan = &self.plan;
-        match plan.network {
-            Network::WeightTied { depth } | Network::Layers { depth } => {
-                (Phase::Unrolled, Depth::Unrolled(depth))
-            }
-            Network::Equilibrium => match step {
-                Some(step) if step < plan.pretrain_steps => {
-                    (Phase::Unrolled, Depth::Unrolled(plan.pretrain_depth))
-                }
-                _ => (Phase::Equilibrium, Depth::Equilibrium(deq)),
-            },
-        }
     }
 
     /// Reads a segment in evaluation mode.
@@ -199,7 +200,7 @@ impl LmLearner {
         memory: &LmMemory,
         start: Option<Tensor<2>>,
     ) -> LmReading {
-        let (_, depth) = self.depth(None, &self.plan.deq);
+        let (_, depth) = self.plan.depth(None, &self.plan.deq);
         self.model.read(tokens, memory, depth, start)
     }
 
@@ -210,7 +211,8 @@ impl LmLearner {
             step: input.step + 1,
             phase,
             loss,
-            tokens: input.targets.len(),
+            targets: input.targets.len(),
+            accuracy: None,
             forward_nfe: out.nfe,
             forward: solve.map(SolveRecord::from),
             backward: None,
@@ -229,33 +231,22 @@ impl TrainStep for LmLearner {
         let started = Instant::now();
         let plan = &self.plan;
         // Masks and probes depend on seed and step alone, so that a resumed run draws what the first one would have.
-        input.tokens.device().seed(mix(plan.seed, input.step));
+        input.tokens.device().seed(step_seed(plan.seed, input.step));
         let deq = plan.deq.at_step(plan.seed, input.step as u64);
-        let (phase, depth) = self.depth(Some(input.step), &deq);
+        let (phase, depth) = plan.depth(Some(input.step), &deq);
         let out = self
             .model
             .read(input.tokens.clone(), &input.memory, depth, None);
         let nll = self.model.nll(out.hidden.clone(), &input.targets).mean();
 
-        let penalty = plan.penalty.as_ref().filter(|penalty| {
-            phase == Phase::Equilibrium && penalty.applies_at(plan.seed, input.step)
-        });
-        let scheduled = penalty.map_or(0.0, |penalty| penalty.weight_at(input.step));
-        let weight = input.penalty_weight.unwrap_or(scheduled);
-        let penalty = match (penalty, &self.model, &out.cell) {
-            (Some(penalty), LmModel::Deq(model), Some((equilibrium, context))) => Some(
-                penalty
-                    .estimate_exact(&model.cell, context, equilibrium.z_star.clone())
-                    .expect("the settings were checked and the state is f32 or f64"),
-            ),
+        let penalty = match (phase, &self.model, &out.cell) {
+            (Phase::Equilibrium, LmModel::Deq(model), Some((equilibrium, context))) => {
+                let state = (&model.cell, context, equilibrium);
+                plan.penalty(input.step, input.penalty_weight, state)
+            }
             _ => None,
         };
-        let total = match &penalty {
-            Some(penalty) => nll.clone() + penalty.value.clone() * weight,
-            None => nll.clone(),
-        };
-        let grads = GradientsParams::from_grads(total.backward(), self);
-        let grads = clip_global_norm(self, grads, plan.clip);
+        let grads = plan.gradients(self, nll.clone(), penalty.as_ref());
 
         let loss = nll.inner().into_scalar::<f64>();
         let record = StepRecord {
@@ -265,12 +256,7 @@ impl TrainStep for LmLearner {
                 .and_then(|(equilibrium, _)| equilibrium.backward.solve())
                 .as_ref()
                 .map(SolveRecord::from),
-            penalty: penalty.map(|penalty| PenaltyRecord {
-                value: penalty.value.clone().inner().into_scalar::<f64>(),
-                weight,
-                nfe: penalty.nfe,
-                products: penalty.products,
-            }),
+            penalty: penalty.as_ref().map(Weighted::record),
             seconds: started.elapsed().as_secs_f64(),
             ..self.record(&input, phase, &out, loss)
         };
@@ -290,7 +276,7 @@ impl InferenceStep for LmLearner {
         let started = Instant::now();
         let out = self.read(&input);
         let nll = self.model.nll(out.hidden.clone(), &input.targets).mean();
-        let (phase, _) = self.depth(None, &self.plan.deq);
+        let (phase, _) = self.plan.depth(None, &self.plan.deq);
         let loss = nll.into_scalar::<f64>();
         LmStepOutput {
             record: StepRecord {
@@ -300,12 +286,4 @@ impl InferenceStep for LmLearner {
             memory: out.memory,
         }
     }
-}
-
-/// A seed for one step (the finaliser of SplitMix64).
-fn mix(seed: u64, step: usize) -> u64 {
-    let mut x = seed.wrapping_add((step as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

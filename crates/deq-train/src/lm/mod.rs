@@ -14,11 +14,12 @@ mod sampling;
 mod strategy;
 mod table;
 
+pub use crate::run_folder::RunFolder;
 pub use data::DataListener;
 pub use exchange::{Imported, export_run, import_run};
 pub use generate::{GenerateOptions, Generation, generate};
 pub use memory::{StepMemory, step_memory};
 pub use recipe::{DataSource, LmRecipe, Network};
-pub use run::{EvalOptions, LmSummary, RunFolder, TrainOptions, evaluate_run, train};
+pub use run::{EvalOptions, LmSummary, TrainOptions, evaluate_run, train};
 pub use sampling::Sampling;
 pub use table::{EvalTable, evaluate_table};

@@ -1,11 +1,8 @@
 //! Everything that determines a run, as data.
 
-use crate::error::TrainError;
-use burn::optim::lr_scheduler::LrSchedulerConfig;
-use burn::optim::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
-use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+use crate::error::{TrainError, require};
+use crate::rounds::warmup_and_cosine;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
-use burn::optim::lr_scheduler::sequential::SequentialLrSchedulerConfig;
 use deq_core::DeqConfig;
 use deq_data::Level;
 use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig};
@@ -146,6 +143,15 @@ impl LmRecipe {
         Ok(())
     }
 
+    /// The recipe of the run in a folder.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::NotARun`] if there is none, [`TrainError::Malformed`] if it is not that of a language model.
+    pub fn of_run(run: &std::path::Path) -> Result<Self, TrainError> {
+        crate::run_folder::RunFolder::new(run.to_owned()).read()
+    }
+
     /// Allows a solve in evaluation so many steps, if a number is given.
     pub(crate) fn limit_eval_steps(&mut self, max_steps: Option<usize>) {
         if let Some(max_steps) = max_steps {
@@ -164,52 +170,16 @@ impl LmRecipe {
         self.steps = steps;
     }
 
-    /// Linear warm-up from a hundredth of the peak, then cosine decay to 0.
+    /// Linear warm-up, then cosine decay to 0.
     pub(crate) fn schedule(&self) -> Result<ModuleLrScheduler, TrainError> {
-        let peak = self.learning_rate;
-        let decay = CosineAnnealingLrSchedulerConfig::new(peak, self.steps - self.warmup_steps);
-        let schedule = if self.warmup_steps == 0 {
-            decay.init()
-        } else {
-            let warmup = LinearLrSchedulerConfig::new(0.01 * peak, peak, self.warmup_steps);
-            SequentialLrSchedulerConfig::new(
-                vec![
-                    LrSchedulerConfig::Linear(warmup),
-                    LrSchedulerConfig::Cosine(decay),
-                ],
-                vec![self.warmup_steps],
-            )
-            .init()
-        };
-        schedule.map_err(|reason| TrainError::Stopped { reason })
-    }
-
-    /// The steps made by the end of round `round`, counted from 1.
-    pub(crate) fn steps_after(&self, round: usize) -> usize {
-        self.steps * round / self.rounds
-    }
-}
-
-fn require(
-    valid: bool,
-    field: &'static str,
-    value: f64,
-    requirement: &'static str,
-) -> Result<(), TrainError> {
-    if valid {
-        Ok(())
-    } else {
-        Err(TrainError::OutOfRange {
-            field,
-            value,
-            requirement,
-        })
+        warmup_and_cosine(self.learning_rate, self.warmup_steps, self.steps)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rounds::RoundTask;
 
     #[test]
     fn a_field_out_of_range_is_named() {

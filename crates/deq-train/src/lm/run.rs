@@ -5,95 +5,27 @@ use super::evaluate::{EvalPlan, evaluate};
 use super::learner::LmLearner;
 use super::loader::SegmentLoader;
 use super::recipe::{LmRecipe, Network};
-use super::strategy::{Loader, StrategyState, StreamStrategy, memory_from_bytes};
-use crate::checkpoint::{CheckpointStore, Position, is_trainable, memory_bytes, model_bytes};
-use crate::dashboard::{Gauge, LineRenderer, StatusText};
+use super::strategy::memory_from_bytes;
+use crate::checkpoint::{CheckpointStore, Position, is_trainable, memory_bytes};
+use crate::dashboard::Gauge;
 use crate::device::device;
 use crate::error::TrainError;
-use crate::files;
 use crate::records::{EvalRecord, Record, RunLog, read_records};
 use crate::report::{ReportHeader, totals, write_report};
+use crate::rounds::{Display, Loaders, RoundStrategy, adam, launch};
+use crate::run_folder::{KEEP, Recipe, RunFolder, load_model};
 use burn::module::Module;
-use burn::optim::AdamConfig;
-use burn::store::ModuleRecord;
 use burn::tensor::Device;
-use burn::train::checkpoint::{CheckpointingAction, CheckpointingStrategy};
-use burn::train::logger::InMemoryMetricLogger;
-use burn::train::metric::store::EventStoreClient;
-use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
+use burn::train::Learner;
 use deq_data::{Corpus, Level, StreamBatcher, Tokens, unigram_perplexity};
 use deq_models::LmMemory;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-/// Checkpoints kept: the newest, and the one before it in case the newest is damaged.
-const KEEP: usize = 2;
-
-/// The files of a run.
-#[derive(Clone, Debug)]
-pub struct RunFolder {
-    path: PathBuf,
-}
-
-impl RunFolder {
-    /// The run in `path`, which need not exist yet.
-    pub fn new(path: PathBuf) -> Self {
-        Self { path }
-    }
-
-    /// The folder itself.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(crate) fn config(&self) -> PathBuf {
-        self.path.join("config.json")
-    }
-
-    fn metrics(&self) -> PathBuf {
-        self.path.join("metrics.jsonl")
-    }
-
-    pub(crate) fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
-    }
-
-    /// The page with the curves.
-    pub fn report(&self) -> PathBuf {
-        self.path.join("report.html")
-    }
-
-    /// Whether a run was started here.
-    pub fn exists(&self) -> bool {
-        self.config().is_file()
-    }
-
-    /// The recipe of the run.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::NotARun`] if there is none, [`TrainError::Malformed`] if it is not that of a language model.
-    pub fn recipe(&self) -> Result<LmRecipe, TrainError> {
-        if !self.exists() {
-            return Err(TrainError::NotARun {
-                path: self.path.clone(),
-            });
-        }
-        let path = self.config();
-        let value: serde_json::Value = files::read_json(&path, "configuration")?;
-        let kind = value.get("kind").and_then(|kind| kind.as_str());
-        let malformed = |reason: String| TrainError::Malformed {
-            path: path.clone(),
-            what: "configuration of a language model",
-            reason,
-        };
-        if kind != Some("lm") {
-            let found = kind.unwrap_or("missing");
-            return Err(malformed(format!("its kind is {found}, not lm")));
-        }
-        serde_json::from_value(value).map_err(|error| malformed(error.to_string()))
-    }
+impl Recipe for LmRecipe {
+    const KIND: &'static str = "lm";
+    const WHAT: &'static str = "configuration of a language model";
 }
 
 /// Where and how to train.
@@ -184,7 +116,7 @@ pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, 
     let kept = match (options.resume, recipe.level) {
         // A tokenizer stays what it was. Words are those of the text, which must not have changed.
         (true, Level::Tokenizer) if folder.exists() => {
-            kept_vocabulary(&folder.path, &folder.recipe()?)?
+            kept_vocabulary(folder.path(), &folder.read::<LmRecipe>()?)?
         }
         _ => None,
     };
@@ -197,9 +129,9 @@ pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, 
 
     let tracked = plain.clone().autodiff();
     let mut model = LmLearner::new(&recipe, &tracked)?;
-    claim(&folder, &recipe, options.resume)?;
-    if kept_vocabulary(&folder.path, &recipe)?.is_none() {
-        corpus.vocabulary.save_in(&folder.path)?;
+    folder.claim(&recipe, options.resume)?;
+    if kept_vocabulary(folder.path(), &recipe)?.is_none() {
+        corpus.vocabulary.save_in(folder.path())?;
     }
     let store = CheckpointStore::open(&folder.checkpoints(), KEEP)?;
     store.clear_partial()?;
@@ -207,17 +139,17 @@ pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, 
     if let Some((checkpoint, position)) = store.newest()? {
         if !is_trainable(&checkpoint) {
             return Err(TrainError::NoOptimizer {
-                path: folder.path.clone(),
+                path: folder.path().to_owned(),
             });
         }
-        model = load(model, &checkpoint)?;
+        model = load_model(model, &checkpoint)?;
         start = (position, load_memory(&checkpoint, &plain)?);
     }
     let position = start.0;
     let log = RunLog::open(&folder.metrics(), position.step)?;
 
     if position.round < recipe.rounds {
-        let loaders: [Loader; 2] = [
+        let loaders: Loaders<LmRecipe> = [
             Arc::new(SegmentLoader::training(
                 train_batches,
                 recipe.steps,
@@ -229,14 +161,14 @@ pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, 
                 &plain,
             )),
         ];
-        let strategy = Arc::new(StreamStrategy {
-            recipe: recipe.clone(),
-            device: tracked,
-            store: store.clone(),
-            start,
-            state: Mutex::new(StrategyState { log, error: None }),
-        });
-        model = launch(model, loaders, &strategy, options)?;
+        let learner = Learner::new(model, adam().init(), recipe.schedule()?);
+        let strategy = RoundStrategy::new(recipe.clone(), tracked, store, start, log);
+        let display = Display {
+            run: &options.run,
+            plain: options.plain,
+            quality: Gauge::perplexity(),
+        };
+        model = launch(learner, loaders, &Arc::new(strategy), display)?;
     }
 
     let summary = summarize(&model.valid(), &recipe, &corpus, &folder, &plain)?;
@@ -249,69 +181,6 @@ pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, 
     Ok(summary)
 }
 
-/// Writes the recipe, or compares it with the one of the run to resume.
-fn claim(folder: &RunFolder, recipe: &LmRecipe, resume: bool) -> Result<(), TrainError> {
-    match (folder.exists(), resume) {
-        (true, false) => Err(TrainError::RunExists {
-            path: folder.path.clone(),
-        }),
-        (false, true) => Err(TrainError::NothingToResume {
-            path: folder.path.clone(),
-        }),
-        (false, false) => {
-            files::create_folder(&folder.path)?;
-            files::write_json(&folder.config(), recipe)
-        }
-        (true, true) => match first_difference(&folder.recipe()?, recipe) {
-            None => Ok(()),
-            Some((field, there, here)) => Err(TrainError::OtherConfig {
-                path: folder.path.clone(),
-                field,
-                there,
-                here,
-            }),
-        },
-    }
-}
-
-/// The path and the two values of the first field in which the recipes differ.
-fn first_difference(there: &LmRecipe, here: &LmRecipe) -> Option<(String, String, String)> {
-    fn differ(
-        path: &str,
-        there: &serde_json::Value,
-        here: &serde_json::Value,
-    ) -> Option<(String, String, String)> {
-        use serde_json::Value::Object;
-        match (there, here) {
-            (Object(a), Object(b)) => a.keys().chain(b.keys()).find_map(|key| {
-                let null = serde_json::Value::Null;
-                let path = match path {
-                    "" => key.clone(),
-                    _ => format!("{path}.{key}"),
-                };
-                differ(
-                    &path,
-                    a.get(key).unwrap_or(&null),
-                    b.get(key).unwrap_or(&null),
-                )
-            }),
-            _ if there == here => None,
-            _ => Some((path.to_owned(), there.to_string(), here.to_string())),
-        }
-    }
-    let json = |recipe| serde_json::to_value(recipe).unwrap_or_default();
-    differ("", &json(there), &json(here))
-}
-
-fn load(model: LmLearner, checkpoint: &Path) -> Result<LmLearner, TrainError> {
-    let corrupt = |error: burn::store::RecordError| TrainError::CorruptCheckpoint {
-        path: checkpoint.to_owned(),
-        reason: error.to_string(),
-    };
-    let record = ModuleRecord::from_bytes(model_bytes(checkpoint)?).map_err(corrupt)?;
-    model.try_load_record(record).map_err(corrupt)
-}
-
 fn load_memory(checkpoint: &Path, device: &Device) -> Result<LmMemory, TrainError> {
     memory_from_bytes(&memory_bytes(checkpoint)?, device).map_err(|reason| {
         TrainError::CorruptCheckpoint {
@@ -319,72 +188,6 @@ fn load_memory(checkpoint: &Path, device: &Device) -> Result<LmMemory, TrainErro
             reason,
         }
     })
-}
-
-/// Checkpoints after every round; the store itself drops old ones.
-struct EveryRound;
-
-impl CheckpointingStrategy for EveryRound {
-    fn checkpointing(&mut self, _: usize, _: &EventStoreClient) -> Vec<CheckpointingAction> {
-        vec![CheckpointingAction::Save]
-    }
-}
-
-fn launch(
-    model: LmLearner,
-    [train, valid]: [Loader; 2],
-    strategy: &Arc<StreamStrategy>,
-    options: &TrainOptions,
-) -> Result<LmLearner, TrainError> {
-    let recipe = &strategy.recipe;
-    let store = &strategy.store;
-    // Betas of Adam as in the original code; its epsilon, too.
-    let optimizer = AdamConfig::new()
-        .with_beta_2(0.999)
-        .with_epsilon(1e-8)
-        .init();
-    let learner = Learner::new(model, optimizer, recipe.schedule()?);
-    let mut training = SupervisedTraining::new(&options.run, train, valid)
-        .metrics((
-            Gauge::loss(),
-            Gauge::perplexity(),
-            Gauge::steps(),
-            Gauge::residual(),
-        ))
-        .metrics_text((StatusText::default(),))
-        .with_metric_logger(InMemoryMetricLogger::new())
-        .with_application_logger(None)
-        .with_checkpointing_strategy(EveryRound)
-        .with_custom_checkpointers(store.part(0), store.part(1), store.part(2))
-        .with_training_strategy(TrainingStrategy::Custom(strategy.clone()))
-        .num_epochs(recipe.rounds);
-    let round = strategy.start.0.round;
-    if round > 0 {
-        training = training.checkpoint(round);
-    }
-    if options.plain || !std::io::IsTerminal::is_terminal(&std::io::stdout()) {
-        training = training.renderer(Box::new(LineRenderer::new()));
-    }
-    let result = training.launch(learner);
-    let mut state = strategy
-        .state
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    if let Some(error) = state.error.take() {
-        return Err(error);
-    }
-    if let Some(error) = result.error {
-        return Err(TrainError::Stopped {
-            reason: error.to_string(),
-        });
-    }
-    if let Some(interruption) = result.interrupted {
-        let reason = interruption.reason.unwrap_or("interrupted".to_owned());
-        return Err(TrainError::Stopped {
-            reason: format!("{reason}; run the same command with --resume to go on"),
-        });
-    }
-    Ok(result.model)
 }
 
 /// Evaluates the whole valid split and appends the record to the log.
@@ -395,7 +198,7 @@ fn summarize(
     folder: &RunFolder,
     plain: &Device,
 ) -> Result<LmSummary, TrainError> {
-    let (_, position) = newest(folder)?;
+    let (_, position) = folder.newest()?;
     let eval = measure(
         model,
         recipe,
@@ -409,7 +212,7 @@ fn summarize(
         plain,
     )?;
     Ok(LmSummary {
-        run: folder.path.clone(),
+        run: folder.path().to_owned(),
         eval,
         unigram_perplexity: unigram_perplexity(
             &corpus.train,
@@ -427,21 +230,9 @@ pub(crate) fn newest_model(
     recipe: &LmRecipe,
     plain: &Device,
 ) -> Result<(LmLearner, Position), TrainError> {
-    let (checkpoint, position) = newest(folder)?;
-    let model = load(LmLearner::new(recipe, plain)?, &checkpoint)?;
+    let (checkpoint, position) = folder.newest()?;
+    let model = load_model(LmLearner::new(recipe, plain)?, &checkpoint)?;
     Ok((model.valid(), position))
-}
-
-fn newest(folder: &RunFolder) -> Result<(PathBuf, Position), TrainError> {
-    let none = || TrainError::NoCheckpoint {
-        path: folder.path.clone(),
-    };
-    if !folder.checkpoints().is_dir() {
-        return Err(none());
-    }
-    CheckpointStore::open(&folder.checkpoints(), KEEP)?
-        .newest()?
-        .ok_or_else(none)
 }
 
 fn measure(
@@ -453,7 +244,7 @@ fn measure(
 ) -> Result<EvalRecord, TrainError> {
     let batches = StreamBatcher::new(tokens, recipe.batch, recipe.segment)?;
     let loader = SegmentLoader::evaluation(batches, usize::MAX, plain);
-    evaluate(model, &loader, plan, |_, _| Ok(()))
+    evaluate(model, &loader, plan, |_, _| ())
 }
 
 /// Measures the newest checkpoint of a run on a whole split.
@@ -463,7 +254,7 @@ fn measure(
 /// [`TrainError`] in one sentence that says what to do: no run, no checkpoint, a damaged one, other data.
 pub fn evaluate_run(run: &Path, options: &EvalOptions) -> Result<LmSummary, TrainError> {
     let folder = RunFolder::new(run.to_owned());
-    let mut recipe = folder.recipe()?;
+    let mut recipe = folder.read::<LmRecipe>()?;
     let plain = device(&options.device)?;
     if let Some(data) = &options.data {
         recipe.data = super::recipe::DataSource::Path(data.clone());
@@ -521,7 +312,7 @@ fn header(recipe: &LmRecipe, summary: &LmSummary, records: &[Record]) -> ReportH
     let mut facts = vec![
         fact(
             "held-out perplexity",
-            format!("{:.2}", summary.eval.perplexity),
+            format!("{:.2}", summary.eval.quality.main().1),
         ),
         fact(
             "unigram perplexity",

@@ -1,221 +1,55 @@
-//! The training loop: burn-train's events and checkpoints around steps that carry a memory.
+//! A language model as something that is trained in rounds, and its memory as a file.
 
 use super::evaluate::{EvalPlan, evaluate};
 use super::learner::{LmInput, LmLearner, LmStepOutput};
 use super::recipe::LmRecipe;
-use crate::checkpoint::{CheckpointStore, Position};
 use crate::error::TrainError;
-use crate::records::{Record, RunLog};
-use burn::module::Module;
+use crate::records::EvalRecord;
+use crate::rounds::{Carried, RoundTask};
+use burn::data::dataloader::{DataLoader, Progress};
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
-use burn::train::{
-    EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
-    SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
-};
-use deq_jacreg::WeightController;
+use deq_jacreg::WeightControllerConfig;
 use deq_models::LmMemory;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
-/// Trains round by round. A round is a range of steps, an evaluation, and a checkpoint.
-///
-/// burn-train's own strategies treat batches as independent and checkpoint between passes over the data. A language model carries its memory from
-/// step to step, changes phase at a given step, and must resume in the middle of a pass; hence a strategy of its own.
-pub(crate) struct StreamStrategy {
-    pub(crate) recipe: LmRecipe,
-    pub(crate) device: Device,
-    pub(crate) store: CheckpointStore,
-    /// Where a resumed run stands, and its memory.
-    pub(crate) start: (Position, LmMemory),
-    /// The log, and the error that ended training, if one did.
-    pub(crate) state: Mutex<StrategyState>,
-}
+impl RoundTask for LmRecipe {
+    type Memory = LmMemory;
+    type In = LmInput;
+    type Out = LmStepOutput;
+    type Learner = LmLearner;
 
-pub(crate) struct StrategyState {
-    pub(crate) log: RunLog,
-    pub(crate) error: Option<TrainError>,
-}
-
-type Events = SupervisedTrainingEventProcessor<LmLearner>;
-
-/// What changes while training.
-struct Session {
-    learner: Learner<LmLearner>,
-    memory: LmMemory,
-    controller: Option<WeightController>,
-    events: Events,
-    interrupter: Interrupter,
-}
-
-impl Session {
-    /// Hands an event to burn-train; a failure there stops training.
-    fn train_event(&mut self, event: LearnerEvent<LmStepOutput>) {
-        let result = self.events.process_train(event);
-        self.interrupter.fail_on_error(result);
+    fn rounds(&self) -> usize {
+        self.rounds
     }
 
-    fn valid_event(&mut self, event: LearnerEvent<LmStepOutput>) {
-        let result = self.events.process_valid(event);
-        self.interrupter.fail_on_error(result);
+    fn steps_after(&self, round: usize) -> usize {
+        self.steps * round / self.rounds
     }
-}
 
-impl SupervisedLearningStrategy<LmLearner> for StreamStrategy {
-    fn fit(
+    fn controller(&self) -> Option<&WeightControllerConfig> {
+        self.controller.as_ref()
+    }
+
+    fn evaluate(
         &self,
-        components: TrainingComponents<LmLearner>,
-        learner: Learner<LmLearner>,
-        train: TrainLoader<LmLearner>,
-        valid: ValidLoader<LmLearner>,
-        starting_epoch: usize,
-    ) -> (LmLearner, Events) {
-        let train = train.to_device(&self.device);
-        let valid = valid.to_device(&self.device.clone().inner());
-        let (mut position, memory) = self.start.clone();
-        let mut session = Session {
-            learner,
-            memory,
-            controller: self.controller(position.penalty_weight),
-            events: components.event_processor,
-            interrupter: components.interrupter,
-        };
-        session.learner.fork(&self.device);
-        let mut checkpointer = components.checkpointer;
-        let started = Instant::now();
-        let before = position.seconds;
-
-        for round in starting_epoch..=components.num_epochs {
-            let steps = self.recipe.steps_after(round - 1)..self.recipe.steps_after(round);
-            let slice = train.slice(steps.start, steps.end);
-            let result = self
-                .train_round(round, &mut session, slice)
-                .and_then(|()| self.validate(round, &mut session, &valid));
-            if let Err(error) = result {
-                session.interrupter.stop(Some(&error.to_string()));
-                self.lock().error = Some(error);
-                break;
-            }
-            if session.interrupter.should_stop() {
-                break;
-            }
-            position = Position {
-                round,
-                step: steps.end,
-                seconds: before + started.elapsed().as_secs_f64(),
-                penalty_weight: session.controller.as_ref().map(WeightController::weight),
-            };
-            if let Some(checkpointer) = &mut checkpointer {
-                self.store.begin(position, memory_to_bytes(&session.memory));
-                checkpointer.checkpoint(&session.learner, round, &components.event_store);
-            }
-        }
-        // Waits for the last checkpoint to be written.
-        drop(checkpointer);
-        (session.learner.model(), session.events)
-    }
-}
-
-impl StreamStrategy {
-    /// The controller of the recipe, where a resumed run had left it.
-    fn controller(&self, weight: Option<f64>) -> Option<WeightController> {
-        let config = self.recipe.controller.as_ref()?;
-        let controller = config.build().expect("the recipe was validated");
-        Some(match weight {
-            Some(weight) => controller.resume(weight),
-            None => controller,
-        })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, StrategyState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn train_round(
-        &self,
-        round: usize,
-        session: &mut Session,
-        loader: TrainLoader<LmLearner>,
-    ) -> Result<(), TrainError> {
-        session.train_event(LearnerEvent::StartSplit {
-            epoch_number: round,
-            total_items: loader.num_items(),
-        });
-        let mut iterator = loader.iter();
-        while let Some(input) = iterator.next() {
-            let mut input = input.map_err(|error| TrainError::Stopped {
-                reason: error.to_string(),
-            })?;
-            if !input.starts_stream {
-                input.memory = std::mem::take(&mut session.memory);
-            }
-            let step = input.step + 1;
-            input.penalty_weight = session.controller.as_ref().map(WeightController::weight);
-            let mut out = session.learner.train_step(input);
-            session.memory = out.item.memory.clone();
-            if let (Some(controller), Some(solve)) =
-                (&mut session.controller, &out.item.record.forward)
-            {
-                controller.update(solve.steps);
-            }
-            session.learner.lr_step();
-            let rate = session.learner.lr_current();
-            out.item.record.learning_rate = rate.base();
-            let loss = out.item.record.loss;
-            if !loss.is_finite() {
-                return Err(TrainError::NonFiniteLoss { step, loss });
-            }
-            session.learner.optimizer_step(out.grads);
-            self.lock()
-                .log
-                .append(&Record::Step(out.item.record.clone()))?;
-            let progress = iterator.progress();
-            let item = TrainingItem::new(out.item, progress, Some(step), Some(rate));
-            session.train_event(LearnerEvent::ProcessedItem(item));
-            if session.interrupter.should_stop() {
-                return Ok(());
-            }
-        }
-        session.train_event(LearnerEvent::EndSplit(round));
-        Ok(())
-    }
-
-    fn validate(
-        &self,
-        round: usize,
-        session: &mut Session,
-        loader: &ValidLoader<LmLearner>,
-    ) -> Result<(), TrainError> {
-        if session.interrupter.should_stop() {
-            return Ok(());
-        }
-        session.valid_event(LearnerEvent::StartSplit {
-            epoch_number: round,
-            total_items: loader.num_items(),
-        });
+        learner: &LmLearner,
+        loader: &dyn DataLoader<LmInput>,
+        step: usize,
+        on_item: &mut dyn FnMut(LmStepOutput, Progress),
+    ) -> Result<EvalRecord, TrainError> {
         let plan = EvalPlan {
             split: "valid",
-            step: self.recipe.steps_after(round),
+            step,
             probe: true,
-            solver: self.recipe.deq.solver.clone(),
+            solver: self.deq.solver.clone(),
         };
-        let model = session.learner.model().valid();
-        let record = evaluate(&model, loader.as_ref(), &plan, |out, progress| {
-            let iteration = progress.items_processed;
-            let item = TrainingItem::new(out, progress, Some(iteration), None);
-            session.valid_event(LearnerEvent::ProcessedItem(item));
-            Ok(())
-        })?;
-        if !record.loss.is_finite() {
-            return Err(TrainError::NonFiniteLoss {
-                step: record.step,
-                loss: record.loss,
-            });
-        }
-        self.lock().log.append(&Record::Eval(record))?;
-        session.valid_event(LearnerEvent::EndSplit(round));
-        session.train_event(LearnerEvent::EndEpoch(round));
-        Ok(())
+        evaluate(learner, loader, &plan, on_item)
+    }
+}
+
+impl Carried for LmMemory {
+    fn to_bytes(&self) -> Vec<u8> {
+        memory_to_bytes(self)
     }
 }
 
@@ -272,9 +106,6 @@ pub(crate) fn memory_from_bytes(bytes: &[u8], device: &Device) -> Result<LmMemor
     let tensors = (0..file.len()).map(tensor).collect::<Result<_, _>>()?;
     Ok(LmMemory::new(tensors))
 }
-
-/// The input type of both loaders.
-pub(crate) type Loader = std::sync::Arc<dyn burn::data::dataloader::DataLoader<LmInput>>;
 
 #[cfg(test)]
 mod tests {

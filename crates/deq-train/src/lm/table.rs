@@ -70,7 +70,7 @@ fn write_page(table: &EvalTable) -> Result<(), TrainError> {
     for (length, row) in table.memory.iter().zip(&table.cells) {
         body += &format!("<tr><th>memory {length}</th>");
         for eval in row {
-            body += &format!("<td>{:.2}</td>", eval.perplexity);
+            body += &format!("<td>{:.2}</td>", eval.perplexity());
         }
         body += "</tr>\n";
     }
@@ -94,14 +94,14 @@ fn write_page(table: &EvalTable) -> Result<(), TrainError> {
             x: "solver steps allowed",
             y: "perplexity",
             log: true,
-            series: series(&|eval| eval.perplexity),
+            series: series(&|eval| eval.perplexity()),
         },
         Chart {
             title: "Evaluations per solve",
             x: "solver steps allowed",
             y: "evaluations",
             log: false,
-            series: series(&|eval| eval.nfe_per_segment),
+            series: series(&|eval| eval.nfe_per_solve),
         },
         Chart {
             title: "Relative residual at the answers",

@@ -180,11 +180,11 @@ fn variant(
             ..EvalOptions::new(&options.device)
         };
         let eval = evaluate_run(&path, &eval)?.eval;
-        perplexity.push(eval.perplexity);
+        perplexity.push(eval.quality.main().1);
         let solves = eval.status.total().max(1) as f64;
         converged.push(eval.status.converged as f64 / solves);
     }
-    let records = read_records(&path.join("metrics.jsonl"))?;
+    let records = read_records(&folder.metrics())?;
     let evaluations = records.iter().filter_map(|record| match record {
         Record::Eval(eval) => Some(eval.clone()),
         Record::Step(_) => None,
@@ -377,7 +377,7 @@ fn write_page(result: &LmComparisonResult) -> Result<(), TrainError> {
             step,
             "perplexity",
             false,
-            evaluated(&|e| Some(e.perplexity)),
+            evaluated(&|e| Some(e.quality.main().1)),
         ),
     ];
     body += &report::figures(charts)?;

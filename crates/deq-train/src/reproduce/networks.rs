@@ -198,7 +198,7 @@ fn network(
     let folder = RunFolder::new(path.clone());
     if folder.exists() {
         // The steps were chosen when the run began.
-        recipe = folder.recipe()?;
+        recipe = folder.read()?;
     } else {
         say(&format!("{name}: choosing the number of steps"));
         let steps = affordable_steps(&recipe, options)?;
@@ -227,8 +227,8 @@ fn network(
         parameters: summary.parameters,
         steps: recipe.steps,
         training_seconds: summary.training_seconds,
-        perplexity: summary.eval.perplexity,
-        evaluations: summary.eval.nfe_per_segment,
+        perplexity: summary.eval.perplexity(),
+        evaluations: summary.eval.nfe_per_solve,
         training_evaluations: [
             mean(&|step| step.forward_nfe),
             mean(&|step| step.backward.as_ref().map_or(0, |solve| solve.nfe)),
@@ -296,7 +296,7 @@ fn course(records: &[Record]) -> Vec<(f64, f64)> {
     for record in records {
         match record {
             Record::Step(step) => seconds += step.seconds,
-            Record::Eval(eval) => points.push((seconds / 60.0, eval.perplexity)),
+            Record::Eval(eval) => points.push((seconds / 60.0, eval.perplexity())),
         }
     }
     points

@@ -24,7 +24,7 @@ fn color(label: u8) -> [u8; 3] {
     [1, 2, 4].map(|bit| if label & bit == 0 { 60 } else { 200 })
 }
 
-fn transforms() -> [Transform; 7] {
+fn transforms() -> [Transform; 8] {
     let scale_crop = |min_scale, max_scale| Transform::ScaleCrop {
         width: 60,
         height: 40,
@@ -33,6 +33,7 @@ fn transforms() -> [Transform; 7] {
     };
     [
         Transform::Whole,
+        Transform::PadToMultiple { multiple: 32 },
         Transform::Resize {
             width: 31,
             height: 77,
@@ -54,7 +55,7 @@ fn labels_move_with_the_picture() {
     for transform in transforms() {
         for index in 0..40 {
             let mut rng = generator(5, Stream::Augmentation, 0, index);
-            let Example { picture, target } = transform.apply(blocks(100, 80, 20), &mut rng);
+            let Example { picture, target } = transform.apply_with(blocks(100, 80, 20), &mut rng);
             let Target::Map(map) = target else {
                 panic!("a map stays a map");
             };
@@ -81,6 +82,7 @@ fn labels_move_with_the_picture() {
 fn sizes_are_those_asked_for() {
     let sizes = [
         (100, 80),
+        (128, 96),
         (31, 77),
         (64, 64),
         (48, 48),
@@ -91,7 +93,7 @@ fn sizes_are_those_asked_for() {
     for (transform, size) in transforms().iter().zip(sizes) {
         transform.validate().unwrap();
         let mut rng = generator(1, Stream::Augmentation, 0, 0);
-        let picture = transform.apply(blocks(100, 80, 20), &mut rng).picture;
+        let picture = transform.apply_with(blocks(100, 80, 20), &mut rng).picture;
         assert_eq!((picture.width(), picture.height()), size);
     }
 }
@@ -101,7 +103,7 @@ fn equal_numbers_give_equal_pictures() {
     for transform in transforms() {
         let apply = |index| {
             let mut rng = generator(1, Stream::Augmentation, 3, index);
-            transform.apply(blocks(100, 80, 20), &mut rng)
+            transform.apply_with(blocks(100, 80, 20), &mut rng)
         };
         assert_eq!(apply(4), apply(4));
         let differ = (0..20).any(|index| apply(index) != apply(4));
@@ -166,14 +168,14 @@ fn the_center_crop_is_central() {
         resize: 60,
         crop: 20,
     };
-    let center = whole.apply(example.clone(), &mut rng);
+    let center = whole.apply_with(example.clone(), &mut rng);
     assert!(center.picture.data().iter().all(|value| *value == 255));
     assert_eq!(center.target, Target::Class(3));
     let halved = Transform::CenterCrop {
         resize: 30,
         crop: 10,
     };
-    let center = halved.apply(example, &mut rng).picture;
+    let center = halved.apply_with(example, &mut rng).picture;
     assert!(center.pixel(5, 5) == [255; 3] && center.pixel(0, 0)[0] > 100);
 }
 
@@ -186,7 +188,7 @@ fn a_padded_crop_reaches_every_place() {
         example.picture.set_pixel(0, 0, [200, 0, 0]);
         example.picture.set_pixel(7, 0, [0, 200, 0]);
         let mut rng = generator(1, Stream::Augmentation, 0, index);
-        let cut = Transform::PadCrop { size: 8, pad: 2 }.apply(example, &mut rng);
+        let cut = Transform::PadCrop { size: 8, pad: 2 }.apply_with(example, &mut rng);
         let find = |value| {
             let mut places = (0..64).filter(|i| cut.picture.pixel(i % 8, i / 8) == value);
             places.next()

@@ -1,0 +1,92 @@
+//! What training steps of every task have in common: their phase, the penalty, the gradient.
+
+use crate::clip::clip_global_norm;
+use crate::records::{PenaltyRecord, Phase};
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+use deq_core::{Deq, Equilibrium};
+use deq_jacreg::{JacobianPenalty, Penalty, TangentCell};
+use deq_models::Depth;
+
+/// What a recipe says about single steps.
+#[derive(Debug)]
+pub(crate) struct StepPlan {
+    pub(crate) deq: Deq,
+    /// Applications of an explicit network, in the place of the equilibrium.
+    pub(crate) explicit: Option<usize>,
+    pub(crate) penalty: Option<JacobianPenalty>,
+    pub(crate) pretrain_steps: usize,
+    pub(crate) pretrain_depth: usize,
+    /// The largest norm of the whole gradient, if it is bounded.
+    pub(crate) clip: Option<f64>,
+    pub(crate) seed: u64,
+}
+
+/// A penalty on its way into the loss.
+pub(crate) struct Weighted {
+    penalty: Penalty,
+    weight: f64,
+}
+
+impl StepPlan {
+    /// The phase and depth of training step `step`, counted from 0; `None` means evaluation.
+    pub(crate) fn depth<'a>(&self, step: Option<usize>, deq: &'a Deq) -> (Phase, Depth<'a>) {
+        match (self.explicit, step) {
+            (Some(depth), _) => (Phase::Unrolled, Depth::Unrolled(depth)),
+            (None, Some(step)) if step < self.pretrain_steps => {
+                (Phase::Unrolled, Depth::Unrolled(self.pretrain_depth))
+            }
+            _ => (Phase::Equilibrium, Depth::Equilibrium(deq)),
+        }
+    }
+
+    /// The penalty of an equilibrium step, if the step has one; its weight is that of the schedule unless a controller gives another.
+    pub(crate) fn penalty<C: TangentCell>(
+        &self,
+        step: usize,
+        weight: Option<f64>,
+        (cell, context, equilibrium): (&C, &C::Context, &Equilibrium),
+    ) -> Option<Weighted> {
+        let penalty = self.penalty.as_ref()?;
+        if !penalty.applies_at(self.seed, step) {
+            return None;
+        }
+        Some(Weighted {
+            weight: weight.unwrap_or_else(|| penalty.weight_at(step)),
+            penalty: penalty
+                .estimate_exact(cell, context, equilibrium.z_star.clone())
+                .expect("the settings were checked and the state is f32 or f64"),
+        })
+    }
+
+    /// The clipped gradient of loss and penalty.
+    pub(crate) fn gradients<M: Module>(
+        &self,
+        module: &M,
+        loss: Tensor<1>,
+        penalty: Option<&Weighted>,
+    ) -> GradientsParams {
+        let total = match penalty {
+            Some(weighted) => loss + weighted.penalty.value.clone() * weighted.weight,
+            None => loss,
+        };
+        let grads = GradientsParams::from_grads(total.backward(), module);
+        match self.clip {
+            Some(limit) => clip_global_norm(module, grads, limit),
+            None => grads,
+        }
+    }
+}
+
+impl Weighted {
+    /// The numbers of the penalty.
+    pub(crate) fn record(&self) -> PenaltyRecord {
+        PenaltyRecord {
+            value: self.penalty.value.clone().inner().into_scalar::<f64>(),
+            weight: self.weight,
+            nfe: self.penalty.nfe,
+            products: self.penalty.products,
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Training, evaluation and use of multiscale equilibrium models on pictures.
+
+mod evaluate;
+mod gallery;
+mod learner;
+mod loader;
+mod model;
+mod predict;
+mod recipe;
+mod run;
+
+pub use model::VisionModelConfig;
+pub use predict::{PredictOptions, Prediction, predict};
+pub use recipe::{OptimizerKind, VisionRecipe};
+pub use run::{
+    BudgetRow, BudgetTable, VisionEvalOptions, VisionOptions, VisionSummary, evaluate_budgets,
+    evaluate_run, train,
+};

@@ -1,0 +1,174 @@
+//! The models that a recipe can ask for.
+
+use crate::error::TrainError;
+use burn::module::Module;
+use burn::tensor::module::interpolate;
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
+use burn::tensor::{Device, Tensor};
+use deq_core::Equilibrium;
+use deq_data::VisionTask;
+use deq_models::{
+    Depth, MdeqCell, MdeqClassifier, MdeqClassifierConfig, MdeqContext, MdeqSegmenter,
+    MdeqSegmenterConfig, ResNet, ResNetConfig,
+};
+use serde::{Deserialize, Serialize};
+
+/// Which model, and of what size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VisionModelConfig {
+    /// A multiscale equilibrium that classifies pictures.
+    Classifier(MdeqClassifierConfig),
+    /// A multiscale equilibrium that classifies pixels.
+    Segmenter(MdeqSegmenterConfig),
+    /// The explicit network that the classifier is compared with.
+    Resnet(ResNetConfig),
+}
+
+impl VisionModelConfig {
+    /// What it predicts.
+    pub fn task(&self) -> VisionTask {
+        match self {
+            VisionModelConfig::Classifier(_) | VisionModelConfig::Resnet(_) => {
+                VisionTask::Classification
+            }
+            VisionModelConfig::Segmenter(_) => VisionTask::Segmentation,
+        }
+    }
+
+    /// By what the sides of a picture must be divisible.
+    pub fn side_multiple(&self) -> usize {
+        match self {
+            VisionModelConfig::Classifier(config) => config.backbone.side_multiple(),
+            VisionModelConfig::Segmenter(config) => config.backbone.side_multiple(),
+            VisionModelConfig::Resnet(_) => 1,
+        }
+    }
+
+    /// Sets the number of classes.
+    pub(crate) fn set_classes(&mut self, classes: usize) {
+        match self {
+            VisionModelConfig::Classifier(config) => config.num_classes = classes,
+            VisionModelConfig::Segmenter(config) => config.num_classes = classes,
+            VisionModelConfig::Resnet(config) => config.num_classes = classes,
+        }
+    }
+
+    pub(crate) fn init(&self, device: &Device) -> Result<VisionModel, TrainError> {
+        Ok(match self {
+            VisionModelConfig::Classifier(config) => VisionModel::Classifier(config.init(device)?),
+            VisionModelConfig::Segmenter(config) => VisionModel::Segmenter(config.init(device)?),
+            VisionModelConfig::Resnet(config) => VisionModel::Resnet(config.init(device)?),
+        })
+    }
+
+    /// The ResNet whose number of parameters is nearest to that of this model, by its width.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Model`] if this model is misconfigured.
+    pub fn resnet_of_equal_size(
+        &self,
+        small_images: bool,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        let wanted = self.init(device)?.num_params();
+        let classes = match self {
+            VisionModelConfig::Classifier(config) => config.num_classes,
+            VisionModelConfig::Segmenter(config) => config.num_classes,
+            VisionModelConfig::Resnet(config) => config.num_classes,
+        };
+        let of_width = |width| {
+            ResNetConfig::resnet18(classes)
+                .with_width(width)
+                .with_small_images(small_images)
+        };
+        let mut best = (of_width(1), usize::MAX);
+        for width in 1..=256 {
+            let config = of_width(width);
+            let size = config.init(device)?.num_params();
+            if size.abs_diff(wanted) < best.1 {
+                best = (config, size.abs_diff(wanted));
+            }
+            if size > wanted {
+                break;
+            }
+        }
+        Ok(VisionModelConfig::Resnet(best.0))
+    }
+}
+
+/// A model of any of these kinds.
+#[derive(Module, Debug)]
+pub(crate) enum VisionModel {
+    Classifier(MdeqClassifier),
+    Segmenter(MdeqSegmenter),
+    Resnet(ResNet),
+}
+
+/// Pictures as a [`VisionModel`] sees them.
+pub(crate) struct VisionReading {
+    /// Scores before the softmax for every picture or pixel, `[targets, classes]`.
+    pub(crate) scores: Tensor<2>,
+    /// Evaluations of the cell, or layers.
+    pub(crate) nfe: usize,
+    /// The equilibrium with the constants of its solve; absent for an explicit network.
+    pub(crate) solved: Option<(Equilibrium, MdeqContext)>,
+}
+
+impl VisionModel {
+    /// Reads pictures `[batch, 3, height, width]`.
+    pub(crate) fn read(&self, images: Tensor<4>, depth: Depth<'_>) -> VisionReading {
+        let [_, _, height, width] = images.dims();
+        match self {
+            VisionModel::Classifier(model) => {
+                let out = model.forward(images, depth);
+                VisionReading {
+                    scores: out.logits,
+                    nfe: out.equilibrium.nfe,
+                    solved: Some((out.equilibrium, out.context)),
+                }
+            }
+            VisionModel::Segmenter(model) => {
+                let out = model.forward(images, depth);
+                VisionReading {
+                    scores: per_pixel(out.logits, [height, width]),
+                    nfe: out.equilibrium.nfe,
+                    solved: Some((out.equilibrium, out.context)),
+                }
+            }
+            VisionModel::Resnet(model) => VisionReading {
+                scores: model.forward(images),
+                nfe: 1,
+                solved: None,
+            },
+        }
+    }
+
+    /// The layer whose equilibrium is computed, if there is one.
+    pub(crate) fn cell(&self) -> Option<&MdeqCell> {
+        match self {
+            VisionModel::Classifier(model) => Some(&model.backbone.cell),
+            VisionModel::Segmenter(model) => Some(&model.backbone.cell),
+            VisionModel::Resnet(_) => None,
+        }
+    }
+}
+
+/// Scores `[batch, classes, h, w]` scaled up bilinearly to the size of the picture, as `[batch * height * width, classes]`.
+fn per_pixel(logits: Tensor<4>, size: [usize; 2]) -> Tensor<2> {
+    let [batch, classes, height, width] = logits.dims();
+    let logits = if [height, width] == size {
+        logits
+    } else {
+        // Centres of pixels aligned, not corners, as in the loss of the original.
+        let options = InterpolateOptions::new(InterpolateMode::Bilinear)
+            .with_align_corners(false)
+            .with_output_size(size);
+        interpolate(logits, options)
+    };
+    let [height, width] = size;
+    logits
+        .permute([0, 2, 3, 1])
+        .reshape([batch * height * width, classes])
+}
