@@ -24,8 +24,143 @@ pub(crate) enum Command {
         #[command(subcommand)]
         what: Experiment,
     },
+    /// Fetch, describe and check texts.
+    Data {
+        #[command(subcommand)]
+        what: DataCommand,
+    },
     /// Measure the newest checkpoint of a run: perplexity, evaluations per solve, residual, spectral radius.
     Eval(EvalArgs),
+    /// Go on from a prompt with a trained language model.
+    Generate(GenerateArgs),
+    /// Say what a checkpoint file or a run holds.
+    Info(InfoArgs),
+    /// Make a run of a checkpoint of the original DEQ-Transformer (PyTorch or safetensors).
+    Import(ImportArgs),
+    /// Write the model of a run as safetensors that the original DEQ-Transformer loads.
+    Export(ExportArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct GenerateArgs {
+    /// Folder of the run.
+    pub(crate) run: PathBuf,
+    /// The text to go on from. Default: the beginning of a line.
+    #[arg(long, default_value = "")]
+    pub(crate) prompt: String,
+    /// Tokens to generate.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) tokens: usize,
+    /// Divides log-probabilities: 1 for the model's own distribution, 0 for the likeliest token every time.
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
+    pub(crate) temperature: f64,
+    /// Draw from this many likeliest tokens. Default: all.
+    #[arg(long)]
+    pub(crate) top_k: Option<usize>,
+    /// Draw from the smallest set of tokens whose probability reaches this.
+    #[arg(long, default_value_t = 0.95, allow_negative_numbers = true)]
+    pub(crate) top_p: f64,
+    /// Let <unk> come too.
+    #[arg(long)]
+    pub(crate) unknown: bool,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Most steps of a solve. Default: the run's.
+    #[arg(long, value_name = "STEPS")]
+    pub(crate) max_steps: Option<usize>,
+    /// Solve every so many tokens once more from zero, to tell what starting from the previous equilibrium saves; 0 for never.
+    #[arg(long, value_name = "TOKENS", default_value_t = 8)]
+    pub(crate) compare_every: usize,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    pub(crate) device: String,
+    /// Print text and counts as JSON on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct InfoArgs {
+    /// A checkpoint file (.pth, .pt, .pkl, .safetensors) or the folder of a run.
+    pub(crate) path: PathBuf,
+    /// Print it as JSON on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ImportArgs {
+    /// The checkpoint: .pth, .pt, .pkl or .safetensors.
+    pub(crate) file: PathBuf,
+    /// Folder of the run to make.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) run: PathBuf,
+    /// The data that the model was trained on, for its vocabulary.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// What shapes do not say: where layer norms stand, memory length, solvers.
+    #[arg(long, default_value = "wt103-jr")]
+    pub(crate) preset: String,
+    /// What a token is: byte or word. Default: the preset's.
+    #[arg(long)]
+    pub(crate) level: Option<Level>,
+    /// Memory length. Default: the preset's.
+    #[arg(long)]
+    pub(crate) memory: Option<usize>,
+    /// Where clusters of an adaptive softmax begin, if all tokens share one table. Default: the preset's.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) cutoffs: Option<Vec<usize>>,
+}
+
+#[derive(Args)]
+pub(crate) struct ExportArgs {
+    /// Folder of the run.
+    pub(crate) run: PathBuf,
+    /// The file to write.
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum DataCommand {
+    /// Download WikiText-2 or WikiText-103 and check it.
+    #[cfg(feature = "fetch")]
+    Fetch(DataFetchArgs),
+    /// Say what a text is: files, splits, tokens, vocabulary, token files.
+    Info(DataInfoArgs),
+    /// Read a text and its token files in full and compare them with their checksums.
+    Verify {
+        /// Folder of text files, or one text file.
+        path: PathBuf,
+    },
+}
+
+#[cfg(feature = "fetch")]
+#[derive(Args)]
+pub(crate) struct DataFetchArgs {
+    /// wikitext-2 (4.5 MB) or wikitext-103 (190 MB).
+    pub(crate) name: String,
+    /// Address of the folder that holds the archive. Default: that of the author of WikiText.
+    #[arg(long, value_name = "URL", env = "DEQ_MIRROR")]
+    pub(crate) mirror: Option<String>,
+    /// Folder for the text. Default: data/NAME.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct DataInfoArgs {
+    /// Folder of text files, or one text file.
+    pub(crate) path: PathBuf,
+    /// What a token is: byte, word or tokenizer (the tokenizer.json in the folder).
+    #[arg(long, default_value = "word")]
+    pub(crate) level: Level,
+    /// Read the text by this tokenizer.json.
+    #[arg(long, value_name = "FILE", conflicts_with = "level")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Keep the ids in a token file, so that training begins at once.
+    #[arg(long)]
+    pub(crate) keep: bool,
 }
 
 #[derive(Subcommand)]
@@ -34,11 +169,42 @@ pub(crate) enum Experiment {
     JacregSynthetic(SyntheticArgs),
     /// A language model trained with different weights of the penalty and evaluated with different budgets.
     JacregLm(ReproduceLmArgs),
+    /// The DEQ-Transformer with and without the penalty, beside a weight-tied network and a Transformer-XL with as many parameters, for
+    /// equal time.
+    DeqLm(DeqLmArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct DeqLmArgs {
+    /// Recipe to start from. Default: tiny (built-in text), or wt2 with --data.
+    #[arg(long)]
+    pub(crate) preset: Option<String>,
+    /// Folder with train.txt, valid.txt and test.txt, or one text file. Default: the built-in handbook.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Minutes of training for each network.
+    #[arg(long, default_value_t = 30.0, allow_negative_numbers = true)]
+    pub(crate) minutes: f64,
+    /// Applications of the cell in the weight-tied network.
+    #[arg(long, default_value_t = 6)]
+    pub(crate) tied_depth: usize,
+    /// Layers of the Transformer-XL; their inner width is chosen so that the parameters are equal.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) layers: usize,
+    /// Folder of the runs and the results. Give it again to go on after an interruption.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/deq-lm")]
+    pub(crate) folder: PathBuf,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    pub(crate) device: String,
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]
 pub(crate) struct ReproduceLmArgs {
-    /// Recipe to start from: tiny (built-in text) or wt2 (WikiText-2). Default: tiny, or wt2 with --data.
+    /// Recipe to start from: tiny, wt2, or one of wt103[-jr][-preln][-paper]. Default: tiny, or wt2 with --data.
     #[arg(long)]
     pub(crate) preset: Option<String>,
     /// Folder with train.txt, valid.txt and test.txt, or one text file. Default: the built-in handbook.
@@ -99,15 +265,18 @@ pub(crate) enum Trainee {
 
 #[derive(Args)]
 pub(crate) struct LmArgs {
-    /// Recipe to start from: tiny (built-in text) or wt2 (WikiText-2). Default: tiny, or wt2 with --data.
+    /// Recipe to start from: tiny, wt2, or one of wt103[-jr][-preln][-paper]. Default: tiny, or wt2 with --data.
     #[arg(long)]
     pub(crate) preset: Option<String>,
-    /// Folder with train.txt, valid.txt and test.txt, or one text file. Default: the built-in handbook.
+    /// Folder of text files, with train.txt, valid.txt and test.txt or others, or one text file. Default: the built-in handbook.
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
-    /// What a token is: byte or word. Default: the preset's.
+    /// What a token is: byte, word or tokenizer (the tokenizer.json in the folder of the data). Default: the preset's.
     #[arg(long)]
     pub(crate) level: Option<Level>,
+    /// Read the text by this tokenizer.json.
+    #[arg(long, value_name = "FILE", conflicts_with = "level")]
+    pub(crate) tokenizer: Option<PathBuf>,
     /// Folder of the run. Default: the first free runs/lm-PRESET, or with --resume the newest.
     #[arg(long, value_name = "FOLDER")]
     pub(crate) run: Option<PathBuf>,
@@ -147,6 +316,12 @@ pub(crate) struct LmArgs {
     /// Train the explicit network instead: this many applications of the same layer.
     #[arg(long, value_name = "DEPTH")]
     pub(crate) explicit: Option<usize>,
+    /// Train a Transformer-XL instead: this many layers with weights of their own.
+    #[arg(long, value_name = "DEPTH")]
+    pub(crate) layers: Option<usize>,
+    /// Width inside the feed-forward layer.
+    #[arg(long, value_name = "WIDTH")]
+    pub(crate) inner_width: Option<usize>,
     /// Seed of weights, dropout masks and penalty draws.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -168,9 +343,12 @@ pub(crate) struct EvalArgs {
     /// Measure the test split instead of the valid split.
     #[arg(long)]
     pub(crate) test: bool,
-    /// Most steps of a solve. Default: the run's.
-    #[arg(long, value_name = "STEPS")]
-    pub(crate) max_steps: Option<usize>,
+    /// Most steps of a solve; several, separated by commas, make a table and a plot. Default: the run's.
+    #[arg(long, value_name = "STEPS", value_delimiter = ',')]
+    pub(crate) max_steps: Vec<usize>,
+    /// Memory lengths; several, separated by commas, make a table and a plot. Default: the run's.
+    #[arg(long, value_name = "LENGTHS", value_delimiter = ',')]
+    pub(crate) memory: Vec<usize>,
     /// Device to run on.
     #[arg(long, default_value = "flex")]
     pub(crate) device: String,

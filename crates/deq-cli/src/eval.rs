@@ -1,24 +1,58 @@
 //! `deq eval`, and how results are printed.
 
 use crate::args::EvalArgs;
+use crate::reproduce::{STEPS, progress_bar};
 use anyhow::Result;
-use deq_train::lm::{EvalOptions, LmSummary, evaluate_run};
+use deq_train::lm::{EvalOptions, LmSummary, RunFolder, evaluate_run, evaluate_table};
 use deq_train::{clock, number, status_text};
 use serde::Serialize;
 use std::time::Duration;
 
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
-    let options = EvalOptions {
-        device: args.device.clone(),
-        data: args.data.clone(),
-        test: args.test,
-        max_steps: args.max_steps,
-    };
+    let mut options = EvalOptions::new(&args.device);
+    options.data.clone_from(&args.data);
+    options.test = args.test;
+    if args.max_steps.len() > 1 || args.memory.len() > 1 {
+        return table(args, &options);
+    }
+    options.max_steps = args.max_steps.first().copied();
+    options.mem_len = args.memory.first().copied();
     let summary = evaluate_run(&args.run, &options)?;
     if args.json {
         return print_json(&summary);
     }
     print_summary(&summary);
+    Ok(())
+}
+
+/// Perplexity for every memory length and budget.
+fn table(args: &EvalArgs, options: &EvalOptions) -> Result<()> {
+    let recipe = RunFolder::new(args.run.clone()).recipe()?;
+    let or = |given: &[usize], default| match given {
+        [] => vec![default],
+        given => given.to_vec(),
+    };
+    let stop = recipe.deq.eval_stop.as_ref().unwrap_or(&recipe.deq.stop);
+    let memory = or(&args.memory, recipe.model.mem_len);
+    let budgets = or(&args.max_steps, stop.max_steps);
+    let bar = progress_bar()?;
+    let table = evaluate_table(&args.run, options, (&memory, &budgets), &mut |share| {
+        bar.set_position((share * STEPS as f64) as u64);
+    })?;
+    bar.finish_and_clear();
+    if args.json {
+        return print_json(&table);
+    }
+    print!("{:22}", "perplexity with");
+    budgets.iter().for_each(|budget| print!("{budget:>9}"));
+    println!("  solver steps");
+    for (length, row) in memory.iter().zip(&table.cells) {
+        print!("{:22}", format!("memory {length}"));
+        row.iter()
+            .for_each(|eval| print!("{:9.2}", eval.perplexity));
+        println!();
+    }
+    println!("curves: {}", table.page.display());
     Ok(())
 }
 

@@ -1,12 +1,12 @@
 //! `deq reproduce`.
 
-use crate::args::{Experiment, ReproduceLmArgs, SyntheticArgs};
+use crate::args::{DeqLmArgs, Experiment, ReproduceLmArgs, SyntheticArgs};
 use crate::eval::print_json;
-use crate::train::scale;
 use anyhow::Result;
-use deq_train::lm::{DataSource, LmRecipe};
+use deq_train::lm::{DataSource, LmRecipe, StepMemory};
 use deq_train::reproduce::Claim;
 use deq_train::reproduce::lm::{LmComparison, compare};
+use deq_train::reproduce::networks::{NetworkComparison, compare_networks, megabytes};
 use deq_train::reproduce::synthetic::{self, SyntheticOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -14,6 +14,7 @@ pub(crate) fn run(what: &Experiment) -> Result<()> {
     match what {
         Experiment::JacregSynthetic(args) => jacreg_synthetic(args),
         Experiment::JacregLm(args) => jacreg_lm(args),
+        Experiment::DeqLm(args) => deq_lm(args),
     }
 }
 
@@ -52,7 +53,7 @@ fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
         recipe.data = DataSource::Path(data.clone());
     }
     if let Some(steps) = args.steps {
-        scale(&mut recipe, steps);
+        recipe.scale_steps(steps);
     }
     recipe.seed = args.seed.unwrap_or(recipe.seed);
     let options = LmComparison {
@@ -85,9 +86,77 @@ fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
     Ok(())
 }
 
-const STEPS: u64 = 10_000;
+fn deq_lm(args: &DeqLmArgs) -> Result<()> {
+    let default = if args.data.is_some() { "wt2" } else { "tiny" };
+    let mut recipe = LmRecipe::preset(args.preset.as_deref().unwrap_or(default))?;
+    if let Some(data) = &args.data {
+        recipe.data = DataSource::Path(data.clone());
+    }
+    let options = NetworkComparison {
+        recipe,
+        minutes: args.minutes,
+        tied_depth: args.tied_depth,
+        layers: args.layers,
+        device: args.device.clone(),
+        folder: args.folder.clone(),
+        memory: Some(StepMemory {
+            reset: || crate::HEAP.reset_peak_usage(),
+            current: || crate::HEAP.current_usage(),
+            peak: || crate::HEAP.peak_usage(),
+        }),
+    };
+    let result = compare_networks(&options, &mut |what| eprintln!("== {what}"))?;
+    if args.json {
+        return print_json(&result);
+    }
+    println!(
+        "\n{:16} {:>10} {:>10} {:>7} {:>6} {:>8} {:>11} {:>13} {:>9} {:>7}",
+        "network",
+        "perplexity",
+        "parameters",
+        "minutes",
+        "steps",
+        "ms/step",
+        "evaluations",
+        "in training",
+        "converged",
+        "MB/step"
+    );
+    for network in &result.networks {
+        let share = network.converged;
+        println!(
+            "{:16} {:10.1} {:10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
+            network.name,
+            network.perplexity,
+            network.parameters,
+            network.training_seconds / 60.0,
+            network.steps,
+            1e3 * network.training_seconds / network.steps as f64,
+            network.evaluations,
+            network.training_evaluations[0],
+            network.training_evaluations[1],
+            share.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share)),
+            network.step_bytes.map_or(String::new(), megabytes),
+        );
+    }
+    println!("\ntraining memory by depth: equilibrium, weight-tied");
+    for row in &result.memory {
+        println!(
+            "{:6} steps {:>6} MB {:>6} MB",
+            row.depth,
+            megabytes(row.equilibrium),
+            megabytes(row.tied)
+        );
+    }
+    print_claims(&result.claims);
+    println!("curves: {}", result.report.display());
+    Ok(())
+}
 
-fn progress_bar() -> Result<ProgressBar> {
+/// Of a progress bar that is told shares.
+pub(crate) const STEPS: u64 = 10_000;
+
+pub(crate) fn progress_bar() -> Result<ProgressBar> {
     let style = "{elapsed_precise} {wide_bar} {percent:>3} %  {msg}  {eta} left";
     let bar = ProgressBar::new(STEPS);
     bar.set_style(ProgressStyle::with_template(style)?);

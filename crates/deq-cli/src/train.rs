@@ -1,8 +1,10 @@
 //! `deq train`.
 
 use crate::args::{LmArgs, Trainee};
+use crate::data::data_listener;
 use crate::eval::{print_json, print_summary};
 use anyhow::{Result, bail};
+use deq_data::Level;
 use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig};
 use deq_train::TrainError;
 use deq_train::lm::{DataSource, LmRecipe, Network, RunFolder, TrainOptions, train};
@@ -16,6 +18,7 @@ pub(crate) fn run(what: &Trainee) -> Result<()> {
         run: run_folder(args, &recipe.preset)?,
         resume: args.resume,
         plain: args.plain || args.json,
+        on_data: data_listener()?,
     };
     let summary = train(recipe, &options)?;
     if args.json {
@@ -40,8 +43,12 @@ fn recipe(args: &LmArgs) -> Result<LmRecipe> {
     if let Some(level) = args.level {
         recipe.level = level;
     }
+    if let Some(tokenizer) = &args.tokenizer {
+        recipe.level = Level::Tokenizer;
+        recipe.tokenizer = Some(tokenizer.clone());
+    }
     if let Some(steps) = args.steps {
-        scale(&mut recipe, steps);
+        recipe.scale_steps(steps);
     }
     set(&mut recipe.rounds, args.rounds);
     set(&mut recipe.pretrain_steps, args.pretrain);
@@ -49,12 +56,21 @@ fn recipe(args: &LmArgs) -> Result<LmRecipe> {
     set(&mut recipe.learning_rate, args.lr);
     set(&mut recipe.seed, args.seed);
     set(&mut recipe.deq.stop.max_steps, args.solver_steps);
-    if let Some(depth) = args.explicit {
-        recipe.network = Network::WeightTied { depth };
+    if let Some(width) = args.inner_width {
+        recipe.model.d_inner = width;
+    }
+    let explicit = match (args.explicit, args.layers) {
+        (Some(depth), None) => Some(Network::WeightTied { depth }),
+        (None, Some(depth)) => Some(Network::Layers { depth }),
+        (None, None) => None,
+        _ => bail!("--explicit and --layers are two kinds of explicit networks: give one of them"),
+    };
+    if let Some(network) = explicit {
+        recipe.network = network;
         recipe.pretrain_steps = 0;
         recipe.penalty = None;
         if args.penalty.is_some() || args.solver_steps.is_some() {
-            bail!("--explicit has no equilibrium: leave out --penalty and --solver-steps");
+            bail!("an explicit network has no equilibrium: leave out --penalty and --solver-steps");
         }
     }
     if let Some(weight) = args.penalty {
@@ -80,15 +96,6 @@ fn recipe(args: &LmArgs) -> Result<LmRecipe> {
         recipe.controller = Some(controller);
     }
     Ok(recipe)
-}
-
-/// Trains for so many steps, of which the phases keep their share.
-pub(crate) fn scale(recipe: &mut LmRecipe, steps: usize) {
-    let share = |part: usize| part * steps / recipe.steps;
-    recipe.pretrain_steps = share(recipe.pretrain_steps);
-    recipe.warmup_steps = share(recipe.warmup_steps);
-    recipe.rounds = recipe.rounds.min(steps.max(1));
-    recipe.steps = steps;
 }
 
 fn set<T>(field: &mut T, value: Option<T>) {

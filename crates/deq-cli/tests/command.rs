@@ -359,3 +359,72 @@ fn the_language_model_experiment_compares_budgets_and_goes_on_where_it_stopped()
         table(&first)
     );
 }
+
+#[test]
+fn a_trained_model_writes_travels_and_is_measured_by_memory_and_budget() {
+    let folder = folder_with_text();
+    success(&small(folder.path(), "run", &[]).output().unwrap());
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let output = run(folder.path(), arguments);
+        success(&output);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+
+    // The same seed writes the same text; starting from the previous equilibrium is compared with starting from zero.
+    let generate = [
+        "generate",
+        "run",
+        "--prompt",
+        "the state",
+        "--tokens",
+        "24",
+        "--json",
+    ];
+    let written = json(&generate);
+    assert_eq!(written["text"], json(&generate)["text"]);
+    // Every byte is a letter here, or waits for its other half.
+    assert_eq!(written["tokens"], 24);
+    assert!(!written["text"].as_str().unwrap().is_empty());
+    assert!(written["compared"][1].as_f64().unwrap() >= 1.0);
+    let streamed = run(folder.path(), &generate[..6]);
+    success(&streamed);
+    let streamed = String::from_utf8_lossy(&streamed.stdout).into_owned();
+    let text = written["text"].as_str().unwrap();
+    assert_eq!(streamed, format!("the state{text}\n"));
+
+    // Out as the original's state dict, and in again: the same model.
+    success(&run(folder.path(), &["export", "run", "model.safetensors"]));
+    let info = json(&["info", "model.safetensors", "--json"]);
+    assert_eq!(info["deq_transformer"]["d_model"], 96);
+    let import = [
+        "import",
+        "model.safetensors",
+        "--run",
+        "imported",
+        "--preset",
+        "tiny",
+        "--data",
+        "text.txt",
+    ];
+    success(&run(folder.path(), &import));
+    let perplexity = |name: &str| json(&["eval", name, "--json"])["eval"]["perplexity"].clone();
+    assert_eq!(perplexity("imported"), perplexity("run"));
+    let again = run(folder.path(), &import);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("imported"));
+    assert_eq!(again.status.code(), Some(2));
+
+    let table = json(&[
+        "eval",
+        "run",
+        "--memory",
+        "0,16",
+        "--max-steps",
+        "1,4,8",
+        "--json",
+    ]);
+    assert_eq!(table["cells"].as_array().unwrap().len(), 2);
+    assert_eq!(table["cells"][1].as_array().unwrap().len(), 3);
+    let residual = |row: usize, column: usize| table["cells"][row][column]["residual"].as_f64();
+    assert!(residual(1, 2) < residual(1, 0), "more steps, closer");
+    assert!(folder.path().join("run/evaluation.html").is_file());
+}

@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 pub enum DataError {
     /// The path does not exist.
     #[error(
-        "there is no {path}: give a folder with train.txt, valid.txt and test.txt, or one text file"
+        "there is no {path}: give a folder with train.txt, valid.txt and test.txt, a folder of .txt files, or one text file"
     )]
     NotFound {
         /// The path given.
         path: PathBuf,
     },
     /// A split of a corpus folder is missing.
-    #[error("{folder} has no {split} split: it must hold one of {accepted}")]
+    #[error(
+        "{folder} has no {split} split: it must hold one of {accepted}, or a sub-folder {split} with .txt files"
+    )]
     MissingSplit {
         /// The folder.
         folder: PathBuf,
@@ -23,6 +25,12 @@ pub enum DataError {
         split: &'static str,
         /// The file names looked for, separated by commas.
         accepted: String,
+    },
+    /// A folder that should hold text holds none.
+    #[error("{folder} holds no .txt file: a split needs at least one")]
+    NoText {
+        /// The folder.
+        folder: PathBuf,
     },
     /// A file cannot be read or written.
     #[error("cannot {action} {path}: {source}")]
@@ -39,6 +47,114 @@ pub enum DataError {
     Empty {
         /// The file.
         path: PathBuf,
+    },
+    /// A folder of pictures does not exist.
+    #[error("there is no folder {path}: give the folder that holds the data set")]
+    NoFolder {
+        /// The path given.
+        path: PathBuf,
+    },
+    /// A folder holds no picture where some are expected.
+    #[error("no picture in {path}: {expected}")]
+    NoImages {
+        /// The folder.
+        path: PathBuf,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// A picture or label map is damaged or in a form that is not read.
+    #[error("{path} cannot be used: {reason}")]
+    BadImage {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Not one picture of a batch can be used.
+    #[error("none of the {count} pictures of a batch can be used; the first is {path}: {reason}")]
+    NothingReadable {
+        /// The pictures of the batch.
+        count: usize,
+        /// The first file.
+        path: PathBuf,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// Pictures of a batch have different sizes.
+    #[error(
+        "pictures of {} x {} and {} x {} pixels cannot share a batch: choose a transform that gives one size", first.0, first.1, other.0, other.1
+    )]
+    MixedSizes {
+        /// Width and height of the first.
+        first: (usize, usize),
+        /// Those of another.
+        other: (usize, usize),
+    },
+    /// A binary file is not in the layout of CIFAR-10.
+    #[error(
+        "{path} has {bytes} bytes, but CIFAR-10 files are whole records of 3073, a label and 3 x 1024 colours: fetch it again"
+    )]
+    NotCifar {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: usize,
+    },
+    /// A label is no class.
+    #[error("{path} holds the label {label}, but labels are below {classes}")]
+    LabelOutOfRange {
+        /// The file.
+        path: PathBuf,
+        /// The label.
+        label: usize,
+        /// The number of classes.
+        classes: usize,
+    },
+    /// The name of a picture has no label.
+    #[error("{path} has no label in its name, which must be INDEX_LABEL.jpg, as in 00000_6.jpg")]
+    NoLabelInName {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A class folder has no counterpart in the training part.
+    #[error("{path} is no class of the training pictures: remove it, or add it there")]
+    UnknownClassFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// There are more classes than ids.
+    #[error("{path} has {classes} classes, more than there are ids")]
+    TooManyClasses {
+        /// The folder.
+        path: PathBuf,
+        /// The classes.
+        classes: usize,
+    },
+    /// A picture has no label map.
+    #[error("{picture} has no label map: there is no {labels}")]
+    MissingLabels {
+        /// The picture.
+        picture: PathBuf,
+        /// Where its labels should be.
+        labels: PathBuf,
+    },
+    /// There is no such source of pictures.
+    #[error(
+        "there is no data set {name:?}: choose shapes, shapes-segmentation, cifar10:PATH, imagefolder:PATH or segmentation:PATH"
+    )]
+    UnknownImageSource {
+        /// The name given.
+        name: String,
+    },
+    /// A number lies outside its range.
+    #[error("{field} is {value}, but must be {requirement}")]
+    OutOfRange {
+        /// The field.
+        field: &'static str,
+        /// The value given.
+        value: f64,
+        /// What would be right.
+        requirement: &'static str,
     },
     /// A single file is too small to be cut into three splits.
     #[error(
@@ -116,6 +232,48 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
+    /// A text is to be read by a tokenizer, but there is none.
+    #[error(
+        "{path} has no tokenizer.json: put one into the folder, or name the file of the tokenizer"
+    )]
+    NoTokenizer {
+        /// The folder or file of the text.
+        path: PathBuf,
+    },
+    /// A `tokenizer.json` cannot be used.
+    #[error(
+        "{path} is not a tokenizer: {reason}; give a tokenizer.json as the tokenizers library of Hugging Face writes it"
+    )]
+    BrokenTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What the library says.
+        reason: String,
+    },
+    /// This program was built without tokenizers.
+    #[error(
+        "{path} needs the tokenizers library, which is not compiled in: build with `--features tokenizers`"
+    )]
+    TokenizersNotCompiled {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A tokenizer failed on a text or on ids.
+    #[error("the tokenizer cannot {action} this text: {reason}")]
+    Tokenizer {
+        /// `read` or `write`.
+        action: &'static str,
+        /// What the library says.
+        reason: String,
+    },
+    /// A folder holds no vocabulary.
+    #[error(
+        "{folder} holds neither vocab.txt nor tokenizer.json: give a folder that a vocabulary was saved in"
+    )]
+    NoVocabulary {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The vocabulary is not the one that a model was trained with.
     #[error(
         "the vocabulary has fingerprint {found:016x}, but the model was trained with {expected:016x}: read the same data at the same level, or with the vocabulary saved beside the model"
@@ -125,6 +283,63 @@ pub enum DataError {
         expected: u64,
         /// The fingerprint of this one.
         found: u64,
+    },
+    /// There is no text of this name to fetch.
+    #[error("there is no text {name:?} to fetch: choose one of {known}")]
+    UnknownText {
+        /// The name given.
+        name: String,
+        /// The names there are, separated by commas.
+        known: String,
+    },
+    /// A text cannot be fetched.
+    #[error(
+        "cannot fetch {url}: {reason}. Without a network, get this archive elsewhere and put {files} from it into {folder}"
+    )]
+    CannotFetch {
+        /// The address.
+        url: String,
+        /// What the network or the server says.
+        reason: String,
+        /// The files needed, separated by commas.
+        files: String,
+        /// Where they belong.
+        folder: PathBuf,
+    },
+    /// An archive cannot be unpacked.
+    #[error(
+        "{path} was no good and has been removed ({reason}): fetch it again, or from another mirror"
+    )]
+    BadArchive {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file that was fetched is not the right one.
+    #[error(
+        "{file} has the SHA-256 checksum {found} instead of {expected} and has been removed: fetch it again, or from another mirror"
+    )]
+    WrongChecksum {
+        /// The file in the archive.
+        file: &'static str,
+        /// What it should be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// A text that was fetched has other numbers of tokens than it should.
+    #[error(
+        "what was fetched is not {name} and has been removed: train, valid, test and vocabulary have {found:?} tokens instead of {expected:?}; \
+         fetch it from another mirror"
+    )]
+    WrongCounts {
+        /// The text.
+        name: &'static str,
+        /// Tokens of train, valid, test and the vocabulary.
+        expected: [usize; 4],
+        /// What there is.
+        found: [usize; 4],
     },
     /// There are not enough tokens for one prediction in every stream.
     #[error(
@@ -147,7 +362,7 @@ pub enum DataError {
         tokens: usize,
     },
     /// There is no such level.
-    #[error("there is no level {name:?}: choose byte or word")]
+    #[error("there is no level {name:?}: choose byte, word or tokenizer")]
     UnknownLevel {
         /// The name given.
         name: String,

@@ -1,9 +1,13 @@
-//! Real corpora, in the folder that `DEQ_DATA` names.
+//! Real corpora and pictures, in the folder that `DEQ_DATA` names.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
-use deq_data::{Corpus, Level, StreamBatcher, Vocabulary, unigram_perplexity};
+use deq_data::{
+    Cifar10, Corpus, IGNORE_LABEL, ImageDataset, ImageSource, Level, Loader, LoaderConfig,
+    Normalization, StreamBatcher, Target, Tokens, Transform, Vocabulary, unigram_perplexity,
+};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The folder `name`, or nothing where `DEQ_DATA` is not set and `DEQ_REQUIRE_FIXTURES=1` does not ask for it.
 fn folder(name: &str) -> Option<PathBuf> {
@@ -28,7 +32,7 @@ fn wikitext_2_has_the_official_counts_and_vocabulary() {
         return;
     };
     let corpus = Corpus::open(&folder, Level::Word).unwrap();
-    let counts = [&corpus.train, &corpus.valid, &corpus.test].map(Vec::len);
+    let counts = [&corpus.train, &corpus.valid, &corpus.test].map(Tokens::len);
     assert_eq!(counts, [2_088_628, 217_646, 245_569]);
     assert_eq!(corpus.vocabulary.len(), 33_278);
 
@@ -50,7 +54,7 @@ fn wikitext_2_has_the_official_counts_and_vocabulary() {
     // The ids of the file can be kept; the text is the same.
     let kept = Corpus::open_with(&folder, listed).unwrap();
     assert_ne!(kept.valid, corpus.valid);
-    let text = |corpus: &Corpus| corpus.vocabulary.decode(&corpus.valid).unwrap();
+    let text = |corpus: &Corpus| corpus.vocabulary.decode(&corpus.valid.to_vec()).unwrap();
     assert_eq!(text(&kept), text(&corpus));
     assert!(
         kept.vocabulary
@@ -66,6 +70,11 @@ fn wikitext_2_has_the_official_counts_and_vocabulary() {
     let batches = StreamBatcher::new(&corpus.valid, 1, 64).unwrap();
     let targets: usize = batches.iter().map(|segment| segment.targets.len()).sum();
     assert_eq!(targets, 217_645);
+    // Ten streams of 21,764 tokens; the remaining 6 are trimmed, the last segment is shorter but counts.
+    let batches = StreamBatcher::new(&corpus.valid, 10, 150).unwrap();
+    assert_eq!(batches.num_targets(), 10 * 21_763);
+    let last = batches.iter().last().unwrap();
+    assert_eq!((last.index, last.len), (145, 21_763 - 145 * 150));
 }
 
 #[test]
@@ -74,8 +83,103 @@ fn a_single_file_is_divided_by_bytes() {
         return;
     };
     let corpus = Corpus::open(&folder.join("input.txt"), Level::Byte).unwrap();
-    let counts = [&corpus.train, &corpus.valid, &corpus.test].map(Vec::len);
+    let counts = [&corpus.train, &corpus.valid, &corpus.test].map(Tokens::len);
     assert_eq!(counts.iter().sum::<usize>(), 1_115_394);
     let share = counts[0] as f64 / 1_115_394.0;
     assert!((0.9..0.901).contains(&share), "{share}");
+}
+
+fn whole(dataset: impl ImageDataset + 'static, transform: Transform, batch: usize) -> Loader {
+    let config = LoaderConfig::evaluation(batch);
+    Loader::new(Arc::new(dataset), transform, Normalization::CIFAR10, config).unwrap()
+}
+
+#[test]
+fn cifar_10_has_the_statistics_that_it_is_normalised_with() {
+    let Some(folder) = folder("cifar10") else {
+        return;
+    };
+    let train = Cifar10::train(&folder).unwrap();
+    let test = Cifar10::test(&folder).unwrap();
+    assert_eq!((train.len(), test.len()), (5000, 2000));
+    let labels = std::fs::read(folder.join("train_labels.u8")).unwrap();
+    for (index, label) in labels.iter().enumerate().take(5000) {
+        let target = train.example(index).unwrap().target;
+        assert_eq!(target, Target::Class(u16::from(*label)));
+    }
+    let loader = whole(train, Transform::Whole, 500);
+    let (mut mean, mut square) = ([0.0; 3], [0.0; 3]);
+    for batch in loader.batches(0..10) {
+        let batch = batch.unwrap();
+        for (i, plane) in batch.pixels.chunks_exact(32 * 32).enumerate() {
+            for value in plane {
+                mean[i % 3] += f64::from(*value) / (5000.0 * 1024.0);
+                square[i % 3] += f64::from(*value).powi(2) / (5000.0 * 1024.0);
+            }
+        }
+    }
+    for channel in 0..3 {
+        // A tenth of the pictures: their means spread by about 0.5, so the mean of 5,000 by 0.007; three times that.
+        assert!(mean[channel].abs() < 0.02, "{mean:?}");
+        assert!((square[channel] - 1.0).abs() < 0.04, "{square:?}");
+    }
+}
+
+#[test]
+fn imagenette_is_read_whole() {
+    let Some(folder) = folder("imagenette-subset") else {
+        return;
+    };
+    let splits = ImageSource::ImageFolder(folder).open().unwrap();
+    assert_eq!((splits.train.len(), splits.test.len()), (600, 200));
+    assert_eq!(splits.train.classes()[0], "n01440764");
+    let transform = Transform::CenterCrop {
+        resize: 64,
+        crop: 56,
+    };
+    let config = LoaderConfig::evaluation(50);
+    let loader = Loader::new(splits.test, transform, splits.normalization, config).unwrap();
+    let mut counts = [0; 10];
+    for batch in loader.batches(0..loader.batches_per_epoch()) {
+        let batch = batch.unwrap();
+        assert_eq!((batch.len, batch.skipped.len()), (50, 0));
+        batch
+            .targets
+            .iter()
+            .for_each(|class| counts[*class as usize] += 1);
+    }
+    assert_eq!(counts, [20; 10]);
+}
+
+#[test]
+fn camvid_is_segmented_into_its_11_classes() {
+    let Some(folder) = folder("camvid") else {
+        return;
+    };
+    let splits = ImageSource::Segmentation(folder).open().unwrap();
+    assert_eq!((splits.train.len(), splits.test.len()), (36, 12));
+    let loader = Loader::new(
+        splits.train,
+        Transform::Whole,
+        splits.normalization,
+        LoaderConfig::evaluation(12),
+    );
+    let loader = loader.unwrap();
+    let mut counts = [0_usize; 256];
+    for batch in loader.batches(0..3) {
+        let batch = batch.unwrap();
+        assert_eq!(
+            (batch.width, batch.height, batch.skipped.len()),
+            (480, 360, 0)
+        );
+        batch
+            .targets
+            .iter()
+            .for_each(|id| counts[*id as usize] += 1);
+    }
+    let seen: Vec<usize> = (0..256).filter(|id| counts[*id] > 0).collect();
+    let expected: Vec<usize> = (0..11).chain([usize::from(IGNORE_LABEL)]).collect();
+    assert_eq!(seen, expected);
+    // Street scenes are mostly building and road.
+    assert!(counts[1].min(counts[3]) > counts[2].max(counts[10]));
 }

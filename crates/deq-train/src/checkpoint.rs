@@ -145,6 +145,18 @@ impl CheckpointStore {
         Ok(())
     }
 
+    /// Writes a checkpoint with a model alone, which can be evaluated but not trained further.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Io`] if something cannot be written.
+    pub(crate) fn write_model(&self, position: Position, model: Vec<u8>) -> Result<(), TrainError> {
+        self.write(&Pending {
+            position,
+            parts: BTreeMap::from([(TRAINER_PARTS[0], model)]),
+        })
+    }
+
     fn write(&self, complete: &Pending) -> Result<(), TrainError> {
         let round = complete.position.round;
         let partial = self.folder.join(format!(".{}", folder_name(round)));
@@ -215,17 +227,24 @@ fn verify(folder: &Path) -> Result<Position, TrainError> {
     };
     let manifest: Manifest = files::read_json(&folder.join(MANIFEST), "manifest")
         .map_err(|error| corrupt(error.to_string()))?;
-    for name in TRAINER_PARTS.iter().chain([&MEMORY]) {
-        let expected = manifest
-            .files
-            .get(*name)
-            .ok_or_else(|| corrupt(format!("{name} is not in the manifest")))?;
+    if !manifest.files.contains_key(TRAINER_PARTS[0]) {
+        return Err(corrupt(format!(
+            "{} is not in the manifest",
+            TRAINER_PARTS[0]
+        )));
+    }
+    for (name, expected) in &manifest.files {
         let bytes = files::read(&folder.join(name)).map_err(|error| corrupt(error.to_string()))?;
         if FileSum::of(&bytes) != *expected {
             return Err(corrupt(format!("{name} does not match its checksum")));
         }
     }
     Ok(manifest.position)
+}
+
+/// Whether training can go on from a verified checkpoint.
+pub(crate) fn is_trainable(folder: &Path) -> bool {
+    folder.join(TRAINER_PARTS[1]).is_file()
 }
 
 /// The model of a verified checkpoint.

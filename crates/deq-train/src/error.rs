@@ -33,6 +33,20 @@ pub enum TrainError {
         "controller needs a Jacobian penalty, whose frequency and estimator it uses: set penalty"
     )]
     ControllerWithoutPenalty,
+    /// A tokenizer was given for text that is read by words or bytes.
+    #[error("a tokenizer was given, but the level is {level}: set it to tokenizer")]
+    TokenizerAtOtherLevel {
+        /// The level.
+        level: deq_data::Level,
+    },
+    /// The vocabulary in the folder of a run is not the one that the run was trained with.
+    #[error(
+        "the vocabulary kept in {path} is not that of the run: restore vocab.txt or tokenizer.json from a copy"
+    )]
+    KeptVocabulary {
+        /// The run.
+        path: PathBuf,
+    },
     /// A loader yields nothing.
     #[error("the {split} split has no segment to read")]
     NoSegments {
@@ -157,6 +171,53 @@ pub enum TrainError {
         /// The value.
         loss: f64,
     },
+    /// A checkpoint of another program lacks something, or contradicts the model.
+    #[error("the checkpoint {path} does not fit: {report}")]
+    IncompleteCheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// What became of every tensor.
+        report: String,
+    },
+    /// The data have another number of tokens than an imported model.
+    #[error(
+        "the model in {path} knows {expected} tokens, but the vocabulary of the data has {found}: give the data it was trained on"
+    )]
+    VocabularySize {
+        /// The file.
+        path: PathBuf,
+        /// Tokens of the model.
+        expected: usize,
+        /// Tokens of the data.
+        found: usize,
+    },
+    /// A stack of layers where a DEQ is needed.
+    #[error(
+        "{path} is the run of an explicit network with layers of its own, which the original program does not have"
+    )]
+    ExplicitNetwork {
+        /// The run.
+        path: PathBuf,
+    },
+    /// A run whose optimizer is not known cannot go on.
+    #[error(
+        "{path} was imported and has no state of an optimizer to go on with: it can be evaluated, generate, and be exported"
+    )]
+    NoOptimizer {
+        /// The run.
+        path: PathBuf,
+    },
+    /// A run from before vocabularies were kept in it.
+    #[error(
+        "{path} keeps no vocabulary to make text with: resume it with its data for a moment to have it written"
+    )]
+    NoVocabulary {
+        /// The run.
+        path: PathBuf,
+    },
+    /// Nothing to go on from.
+    #[error("the vocabulary has no token for the end of a line to begin with: give a prompt")]
+    NoPrompt,
     /// A chart could not be drawn.
     #[error("cannot draw the chart {title:?}: {reason}")]
     Chart {

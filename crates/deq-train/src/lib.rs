@@ -6,6 +6,7 @@
 //! Jacobian penalty. A run is a folder:
 //!
 //! - `config.json`: the whole recipe;
+//! - `vocab.txt` or `tokenizer.json`: the vocabulary, see [`deq_data::Vocabulary::load_from`];
 //! - `metrics.jsonl`: one JSON object per training step and evaluation, see [`records::Record`];
 //! - `checkpoints/`: the newest two, each written whole or not at all;
 //! - `report.html`: tables and curves in one self-contained page.
@@ -24,7 +25,7 @@
 //! # Feature flags
 //!
 //! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn, and
-//! [`device`] knows which are there.
+//! [`device`] knows which are there. `tokenizers`, a default, reads text by a `tokenizer.json`.
 
 mod chart;
 mod checkpoint;

@@ -136,6 +136,14 @@ pub enum Record {
 }
 
 impl Record {
+    /// The training step, if it is one.
+    pub fn as_step(&self) -> Option<&StepRecord> {
+        match self {
+            Record::Step(step) => Some(step),
+            Record::Eval(_) => None,
+        }
+    }
+
     fn step(&self) -> usize {
         match self {
             Record::Step(record) => record.step,

@@ -1,8 +1,9 @@
 //! Parallel streams cut into segments, contiguous from one segment to the next.
 
+use super::tokens::Tokens;
 use crate::error::DataError;
 
-/// A split as `batch` parallel streams, read in segments of `len` tokens.
+/// A split as `batch` parallel streams, read in segments of `len` tokens. The tokens stay where they are, also in a mapped file.
 ///
 /// The tokens are trimmed to a multiple of `batch` and cut into that many contiguous streams, as Transformer-XL's ordered iterator does. Segment `i`
 /// continues segment `i - 1` in every stream; the last one may be shorter.
@@ -18,7 +19,7 @@ use crate::error::DataError;
 ///
 /// let tokens: Vec<u32> = (0..11).collect();
 /// // Streams 0..5 and 5..10; token 10 is trimmed.
-/// let batches = StreamBatcher::new(&tokens, 2, 3)?;
+/// let batches = StreamBatcher::new(tokens, 2, 3)?;
 /// assert_eq!(batches.segment(0).inputs, [0, 1, 2, 5, 6, 7]);
 /// assert_eq!(batches.segment(0).targets, [1, 2, 3, 6, 7, 8]);
 /// assert_eq!(batches.segment(1).inputs, [3, 8]);
@@ -26,8 +27,8 @@ use crate::error::DataError;
 /// ```
 #[derive(Clone, Debug)]
 pub struct StreamBatcher {
-    /// `[batch, stream]`, row-major.
-    tokens: Vec<i32>,
+    /// `[batch, stream]`, row-major, and what was trimmed.
+    tokens: Tokens,
     batch: usize,
     stream: usize,
     len: usize,
@@ -70,7 +71,8 @@ impl StreamBatcher {
     /// # Panics
     ///
     /// If `batch` or `len` is 0.
-    pub fn new(tokens: &[u32], batch: usize, len: usize) -> Result<Self, DataError> {
+    pub fn new(tokens: impl Into<Tokens>, batch: usize, len: usize) -> Result<Self, DataError> {
+        let tokens = tokens.into();
         assert!(batch > 0 && len > 0, "batch and len must be at least 1");
         let stream = tokens.len() / batch;
         if stream < 2 {
@@ -84,9 +86,8 @@ impl StreamBatcher {
                 },
             });
         }
-        let used = &tokens[..stream * batch];
         Ok(Self {
-            tokens: used.iter().map(|&token| token as i32).collect(),
+            tokens,
             batch,
             stream,
             len,
@@ -118,11 +119,13 @@ impl StreamBatcher {
         assert!(start + 1 < self.stream, "there is no segment {index}");
         let len = self.len.min(self.stream - 1 - start);
         let gather = |offset: usize| {
-            self.tokens
-                .chunks_exact(self.stream)
-                .flat_map(|stream| &stream[start + offset..start + offset + len])
-                .copied()
-                .collect()
+            let mut ids = Vec::with_capacity(self.batch * len);
+            for stream in 0..self.batch {
+                let first = stream * self.stream + start + offset;
+                let tokens = self.tokens.range(first..first + len);
+                ids.extend(tokens.map(|token| token as i32));
+            }
+            ids
         };
         Segment {
             inputs: gather(0),

@@ -1,6 +1,6 @@
 //! The handbook compiled into this crate.
 
-use super::source::Source;
+use super::source::{Source, split_of};
 use std::path::PathBuf;
 
 /// The chapters, in order.
@@ -22,18 +22,14 @@ pub(crate) fn sources() -> [Source; 3] {
         .map(str::trim)
         .filter(|paragraph| !paragraph.is_empty());
     for (index, paragraph) in paragraphs.enumerate() {
-        let split = match (index + 1) % 20 {
-            10 => 1,
-            0 => 2,
-            _ => 0,
-        };
+        let split = split_of(index + 1);
         splits[split] += paragraph;
         splits[split] += "\n\n";
     }
     let [train, valid, test] = splits;
-    [("train", train), ("valid", valid), ("test", test)].map(|(split, text)| Source {
-        path: PathBuf::from(format!("built-in {split}")),
-        bytes: text.into_bytes(),
+    [("train", train), ("valid", valid), ("test", test)].map(|(split, text)| {
+        let path = PathBuf::from(format!("built-in {split}"));
+        Source::new(path, text.into_bytes())
     })
 }
 

@@ -19,6 +19,8 @@ pub enum Level {
     Byte,
     /// One word between white space; every line ends with `<eos>`.
     Word,
+    /// One token of a `tokenizer.json`, the format of Hugging Face.
+    Tokenizer,
 }
 
 impl std::str::FromStr for Level {
@@ -28,6 +30,7 @@ impl std::str::FromStr for Level {
         match name {
             "byte" => Ok(Level::Byte),
             "word" => Ok(Level::Word),
+            "tokenizer" => Ok(Level::Tokenizer),
             _ => Err(DataError::UnknownLevel {
                 name: name.to_owned(),
             }),
@@ -40,6 +43,7 @@ impl std::fmt::Display for Level {
         f.write_str(match self {
             Level::Byte => "byte",
             Level::Word => "word",
+            Level::Tokenizer => "tokenizer",
         })
     }
 }
@@ -52,7 +56,7 @@ mod tests {
 
     #[test]
     fn text_and_serde_agree_on_the_names() {
-        for level in [Level::Byte, Level::Word] {
+        for level in [Level::Byte, Level::Word, Level::Tokenizer] {
             let name = level.to_string();
             assert_eq!(name.parse::<Level>().unwrap(), level);
             let value: StrDeserializer<'_, Error> = name.as_str().into_deserializer();
@@ -60,7 +64,7 @@ mod tests {
         }
         assert_eq!(
             "letter".parse::<Level>().unwrap_err().to_string(),
-            "there is no level \"letter\": choose byte or word"
+            "there is no level \"letter\": choose byte, word or tokenizer"
         );
     }
 }

@@ -2,14 +2,29 @@
 
 mod batching;
 mod builtin;
+mod cache;
 mod corpus;
+mod counts;
+mod encode;
 mod level;
+mod map;
+mod pieces;
+mod reader;
 mod source;
+#[cfg_attr(not(feature = "tokenizers"), path = "no_subwords.rs")]
+mod subwords;
+mod survey;
+mod tokens;
 mod unigram;
 mod vocabulary;
 
 pub use batching::{Position, Segment, StreamBatcher};
+pub use cache::{CachePlace, CacheProblem};
 pub use corpus::Corpus;
 pub use level::Level;
+pub use reader::{CorpusEvent, CorpusReader};
+pub use source::Arrangement;
+pub use survey::{CachedText, TextSurvey, survey};
+pub use tokens::{TokenIter, Tokens};
 pub use unigram::unigram_perplexity;
 pub use vocabulary::Vocabulary;

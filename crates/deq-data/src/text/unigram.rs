@@ -1,5 +1,7 @@
 //! The perplexity of a model that knows nothing but frequencies.
 
+use super::tokens::Tokens;
+
 /// The perplexity of `eval` when every token is drawn independently with its frequency in `train`.
 ///
 /// Frequencies are smoothed by adding one to every count (Laplace), so that a token absent from `train` does not make it infinite. A language
@@ -16,16 +18,21 @@
 /// let text = [0, 1, 2, 3];
 /// assert!((deq_data::unigram_perplexity(&text, &text, 4) - 4.0).abs() < 1e-12);
 /// ```
-pub fn unigram_perplexity(train: &[u32], eval: &[u32], vocabulary: usize) -> f64 {
+pub fn unigram_perplexity(
+    train: impl Into<Tokens>,
+    eval: impl Into<Tokens>,
+    vocabulary: usize,
+) -> f64 {
+    let (train, eval) = (train.into(), eval.into());
     assert!(!eval.is_empty(), "there is no token to evaluate");
     let mut counts = vec![1.0_f64; vocabulary];
-    for &token in train {
+    for token in &train {
         counts[token as usize] += 1.0;
     }
     let total: f64 = counts.iter().sum();
     let nats: f64 = eval
         .iter()
-        .map(|&token| (total / counts[token as usize]).ln())
+        .map(|token| (total / counts[token as usize]).ln())
         .sum();
     (nats / eval.len() as f64).exp()
 }

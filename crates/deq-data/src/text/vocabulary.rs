@@ -1,14 +1,23 @@
 //! Tokens by id.
 
+use super::counts::{Counts, by_frequency, count};
 use super::level::Level;
+use super::subwords::Subwords;
 use crate::error::DataError;
+use crate::files;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// The tokens of a corpus; a token's id is its place.
+/// The file of a vocabulary of words or bytes.
+pub(crate) const WORDS_FILE: &str = "vocab.txt";
+/// The file of a tokenizer.
+pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// The tokens of a corpus by id, and how text becomes ids and ids become text.
 ///
-/// It is serialised as the list of its tokens, and saved as a file with one token a line.
+/// It is saved as `vocab.txt`, with one token a line, or as the `tokenizer.json` that it was made of, byte for byte, and serialised as the list of
+/// its tokens or as the text of that file.
 ///
 /// ```
 /// use deq_data::Vocabulary;
@@ -20,17 +29,56 @@ use std::path::Path;
 /// # Ok::<(), deq_data::DataError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Vec<String>", into = "Vec<String>")]
+#[serde(try_from = "Saved", into = "Saved")]
 pub struct Vocabulary {
     tokens: Vec<String>,
     ids: HashMap<String, u32>,
-    level: Level,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Kind {
+    Bytes,
+    Words,
+    Subwords(Subwords),
+}
+
+/// What a vocabulary is serialised as.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Saved {
+    Tokens(Vec<String>),
+    Tokenizer { tokenizer: String },
+}
+
+impl TryFrom<Saved> for Vocabulary {
+    type Error = DataError;
+
+    fn try_from(saved: Saved) -> Result<Self, DataError> {
+        match saved {
+            Saved::Tokens(tokens) => Self::try_from(tokens),
+            Saved::Tokenizer { tokenizer } => {
+                Subwords::parse(Path::new(TOKENIZER_FILE), tokenizer).map(Self::of_subwords)
+            }
+        }
+    }
+}
+
+impl From<Vocabulary> for Saved {
+    fn from(vocabulary: Vocabulary) -> Self {
+        match &vocabulary.kind {
+            Kind::Subwords(subwords) => Saved::Tokenizer {
+                tokenizer: subwords.json().to_owned(),
+            },
+            _ => Saved::Tokens(vocabulary.tokens),
+        }
+    }
 }
 
 impl TryFrom<Vec<String>> for Vocabulary {
     type Error = DataError;
 
-    /// The tokens in the order of their ids.
+    /// The words, or bytes if they are those of [`of_bytes`](Vocabulary::of_bytes), in the order of their ids.
     ///
     /// # Errors
     ///
@@ -51,6 +99,7 @@ impl TryFrom<Vec<String>> for Vocabulary {
 }
 
 impl From<Vocabulary> for Vec<String> {
+    /// The tokens in the order of their ids.
     fn from(vocabulary: Vocabulary) -> Self {
         vocabulary.tokens
     }
@@ -67,7 +116,12 @@ impl Vocabulary {
     ///
     /// Transformer-XL sorts its vocabularies in this way, and an adaptive softmax relies on it, because its clusters are ranges of ids.
     pub fn of_words<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
-        let counts = count(words).into_iter();
+        Self::of_counts(count(words))
+    }
+
+    /// [`of_words`](Self::of_words) of words that have been counted.
+    pub(crate) fn of_counts(counts: Counts<'_>) -> Self {
+        let counts = counts.into_iter();
         Self::of_distinct(by_frequency(
             counts.filter(|(word, _)| *word != Self::END_OF_LINE),
         ))
@@ -82,13 +136,10 @@ impl Vocabulary {
         Self::of_distinct(words.into_iter().filter(|word| seen.insert(word)))
     }
 
-    /// The words of a text as in [`of_words`](Self::of_words), except that words found fewer than `least` times become
+    /// Counted words as in [`of_words`](Self::of_words), except that words found fewer than `least` times become
     /// [`UNKNOWN`](Self::UNKNOWN), which therefore has the frequency of all of them together.
-    pub(crate) fn of_frequent_words<'a>(
-        words: impl IntoIterator<Item = &'a str>,
-        least: usize,
-    ) -> Self {
-        let (common, rare): (Vec<_>, Vec<_>) = count(words)
+    pub(crate) fn of_frequent(counts: Counts<'_>, least: usize) -> Self {
+        let (common, rare): (Counts<'_>, Counts<'_>) = counts
             .into_iter()
             .filter(|(word, _)| *word != Self::END_OF_LINE)
             .partition(|(word, count)| *count >= least && *word != Self::UNKNOWN);
@@ -100,20 +151,32 @@ impl Vocabulary {
 
     /// These tokens by their frequency in a text, ties by first appearance there; those that it does not have come last, in the order they
     /// have here.
-    pub(crate) fn sorted_for<'a>(&'a self, words: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(crate) fn sorted_for(&self, counts: Counts<'_>) -> Self {
         let unknown = Self::UNKNOWN;
-        let known = words
-            .into_iter()
-            .map(|word| match self.ids.contains_key(word) {
-                true => word,
-                false => unknown,
-            });
-        let mut counts = count(known);
-        counts.retain(|(word, _)| self.ids.contains_key(*word) && *word != Self::END_OF_LINE);
-        let seen: HashSet<&str> = counts.iter().map(|(word, _)| *word).collect();
+        let mut known: Counts<'_> = Vec::new();
+        let mut unknown_place: Option<usize> = None;
+        for (word, count) in counts {
+            match self.ids.contains_key(word) && word != unknown {
+                true => known.push((word, count)),
+                // All unknown words are one, which first appears where the first of them does.
+                false => match unknown_place {
+                    Some(place) => known[place].1 += count,
+                    None => {
+                        unknown_place = Some(known.len());
+                        known.push((unknown, count));
+                    }
+                },
+            }
+        }
+        known.retain(|(word, _)| self.ids.contains_key(*word) && *word != Self::END_OF_LINE);
+        let seen: HashSet<&str> = known.iter().map(|(word, _)| *word).collect();
         let unseen = self.tokens.iter().map(String::as_str);
         let unseen = unseen.filter(|word| !seen.contains(word) && *word != Self::END_OF_LINE);
-        Self::of_distinct(by_frequency(counts.into_iter()).into_iter().chain(unseen))
+        Self::of_distinct(
+            by_frequency(known.iter().copied())
+                .into_iter()
+                .chain(unseen),
+        )
     }
 
     /// All 256 bytes; printable ASCII stands for itself, the others for `<0x..>`.
@@ -137,28 +200,66 @@ impl Vocabulary {
     }
 
     fn from_parts(tokens: Vec<String>, ids: HashMap<String, u32>) -> Self {
-        let level = match tokens.iter().map(String::as_str).eq(byte_names()) {
-            true => Level::Byte,
-            false => Level::Word,
+        let kind = match tokens.iter().map(String::as_str).eq(byte_names()) {
+            true => Kind::Bytes,
+            false => Kind::Words,
         };
-        Self { tokens, ids, level }
+        Self { tokens, ids, kind }
     }
 
-    /// Reads a file with one token a line, the first of which has id 0.
+    fn of_subwords(subwords: Subwords) -> Self {
+        let tokens = subwords.tokens();
+        let ids = (0..).zip(&tokens).map(|(id, token)| (token.clone(), id));
+        let ids = ids.collect();
+        let kind = Kind::Subwords(subwords);
+        Self { tokens, ids, kind }
+    }
+
+    /// Reads a `tokenizer.json` if the name ends in `.json`, or else a file with one token a line, the first of which has id 0.
     ///
     /// # Errors
     ///
-    /// [`DataError`] naming the file and line: it cannot be read, is not UTF-8, is empty, has an empty line, or repeats a token.
+    /// [`DataError`] naming the file and line: it cannot be read, is not UTF-8, is empty, has an empty line, or repeats a token; a tokenizer that
+    /// the library does not understand, or [`DataError::TokenizersNotCompiled`].
     pub fn load(path: &Path) -> Result<Self, DataError> {
-        let bytes = std::fs::read(path).map_err(|error| DataError::read(path, error))?;
-        let path = path.to_owned();
-        let text = match String::from_utf8(bytes) {
+        let text = match String::from_utf8(files::read(path)?) {
             Ok(text) => text,
             Err(error) => {
-                let position = error.utf8_error().valid_up_to();
+                let (path, position) = (path.to_owned(), error.utf8_error().valid_up_to());
                 return Err(DataError::NotUtf8 { path, position });
             }
         };
+        match path.extension().is_some_and(|end| end == "json") {
+            true => Subwords::parse(path, text).map(Self::of_subwords),
+            false => Self::of_lines(path, &text),
+        }
+    }
+
+    /// Reads the vocabulary that [`save_in`](Self::save_in) left in a folder.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::NoVocabulary`] if there is none, otherwise as [`load`](Self::load).
+    pub fn load_from(folder: &Path) -> Result<Self, DataError> {
+        let files = [TOKENIZER_FILE, WORDS_FILE].map(|name| folder.join(name));
+        match files.iter().find(|path| path.is_file()) {
+            Some(path) => Self::load(path),
+            None => Err(DataError::NoVocabulary {
+                folder: folder.to_owned(),
+            }),
+        }
+    }
+
+    /// What [`text`](Self::text) makes of a vocabulary; `path` is for errors.
+    pub(crate) fn of_text(path: &Path, level: Level, text: String) -> Result<Self, DataError> {
+        match level {
+            Level::Tokenizer => Subwords::parse(path, text).map(Self::of_subwords),
+            Level::Byte | Level::Word => Self::of_lines(path, &text),
+        }
+    }
+
+    fn of_lines(path: &Path, text: &str) -> Result<Self, DataError> {
+        let path = path.to_owned();
         if text.is_empty() {
             return Err(DataError::Empty { path });
         }
@@ -176,22 +277,50 @@ impl Vocabulary {
         })
     }
 
-    /// Writes the file that [`load`](Self::load) reads.
+    /// Writes the file that [`load`](Self::load) reads, whole or not at all. That of a tokenizer must end in `.json`.
     ///
     /// # Errors
     ///
     /// [`DataError::Io`] if the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), DataError> {
-        let text: String = self.tokens.iter().flat_map(|token| [token, "\n"]).collect();
-        std::fs::write(path, text).map_err(|error| DataError::write(path, error))
+        files::write_whole(path, |file| file.write_all(self.text().as_bytes()))
+    }
+
+    /// Writes `vocab.txt` or `tokenizer.json` into a folder, to be found by [`load_from`](Self::load_from), and returns its path.
+    ///
+    /// A model belongs together with this file: with it, any text can be read with the ids that the model was trained with, and its ids made text.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Io`] if the file cannot be written.
+    pub fn save_in(&self, folder: &Path) -> Result<PathBuf, DataError> {
+        let path = folder.join(match self.kind {
+            Kind::Subwords(_) => TOKENIZER_FILE,
+            Kind::Bytes | Kind::Words => WORDS_FILE,
+        });
+        self.save(&path).map(|()| path)
+    }
+
+    /// The content of the file that the vocabulary is saved as.
+    pub(crate) fn text(&self) -> String {
+        match &self.kind {
+            Kind::Subwords(subwords) => subwords.json().to_owned(),
+            Kind::Bytes | Kind::Words => {
+                self.tokens.iter().flat_map(|token| [token, "\n"]).collect()
+            }
+        }
     }
 
     /// What a token is.
     pub fn level(&self) -> Level {
-        self.level
+        match self.kind {
+            Kind::Bytes => Level::Byte,
+            Kind::Words => Level::Word,
+            Kind::Subwords(_) => Level::Tokenizer,
+        }
     }
 
-    /// The number of tokens.
+    /// The number of tokens: every id is below.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
@@ -217,22 +346,22 @@ impl Vocabulary {
         self.tokens.get(id as usize).map(String::as_str)
     }
 
-    /// The ids of a text: its bytes, or its words with [`END_OF_LINE`](Self::END_OF_LINE) for every line feed.
+    /// The ids of a text: its bytes, its words with [`END_OF_LINE`](Self::END_OF_LINE) for every line feed, or what the tokenizer makes of it.
     ///
-    /// A last line without a line feed gets no `<eos>`, so that a model can be asked to go on with it.
+    /// A last line without a line feed gets no `<eos>`, so that a model can be asked to go on with it. A tokenizer adds no special tokens at the
+    /// beginning or the end, and truncates nothing, whatever its file says; special tokens that the text names are read as such.
     ///
     /// # Errors
     ///
-    /// [`DataError::UnknownToken`] for a word that the vocabulary does not have, if it has no [`UNKNOWN`](Self::UNKNOWN) either.
+    /// [`DataError::UnknownToken`] for a word that the vocabulary does not have, if it has no [`UNKNOWN`](Self::UNKNOWN) either;
+    /// [`DataError::Tokenizer`] if the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        if self.level == Level::Byte {
-            return Ok(text.bytes().map(u32::from).collect());
+        match &self.kind {
+            Kind::Bytes => return Ok(text.bytes().map(u32::from).collect()),
+            Kind::Subwords(subwords) => return subwords.encode(text),
+            Kind::Words => {}
         }
-        let words = text.split_inclusive('\n').flat_map(|line| {
-            let end = line.ends_with('\n').then_some(Self::END_OF_LINE);
-            line.split_whitespace().chain(end)
-        });
-        words
+        words(text)
             .map(|word| {
                 self.id(word).ok_or_else(|| DataError::UnknownToken {
                     word: word.to_owned(),
@@ -241,14 +370,14 @@ impl Vocabulary {
             .collect()
     }
 
-    /// The text of these ids: their bytes, or their words with single spaces between them and a line feed for
-    /// [`END_OF_LINE`](Self::END_OF_LINE).
+    /// The text of these ids: their bytes, their words with single spaces between them and a line feed for
+    /// [`END_OF_LINE`](Self::END_OF_LINE), or what the tokenizer's decoder makes of them.
     ///
-    /// Bytes that are not UTF-8, such as half a letter at the end, become the replacement character U+FFFD.
+    /// Bytes that are not UTF-8, such as half a letter at the end, become the replacement character U+FFFD; so do the byte tokens of tokenizers.
     ///
     /// # Errors
     ///
-    /// [`DataError::UnknownId`] for an id outside the vocabulary.
+    /// [`DataError::UnknownId`] for an id outside the vocabulary, [`DataError::Tokenizer`] if the decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
         let tokens = ids.iter().map(|&id| {
             self.token(id).ok_or(DataError::UnknownId {
@@ -257,9 +386,13 @@ impl Vocabulary {
             })
         });
         let tokens: Vec<&str> = tokens.collect::<Result<_, _>>()?;
-        if self.level == Level::Byte {
-            let bytes: Vec<u8> = ids.iter().map(|&id| id as u8).collect();
-            return Ok(String::from_utf8_lossy(&bytes).into_owned());
+        match &self.kind {
+            Kind::Bytes => {
+                let bytes: Vec<u8> = ids.iter().map(|&id| id as u8).collect();
+                return Ok(String::from_utf8_lossy(&bytes).into_owned());
+            }
+            Kind::Subwords(subwords) => return subwords.decode(ids),
+            Kind::Words => {}
         }
         let mut text = String::new();
         for token in tokens {
@@ -277,15 +410,17 @@ impl Vocabulary {
 
     /// A number that differs between vocabularies, to match a model with its data.
     ///
-    /// It is the 64-bit FNV-1a hash of the tokens, each followed by a zero byte, and stays the same in all versions of this crate.
+    /// It is the 64-bit FNV-1a hash of the tokens, each followed by a zero byte, or of the bytes of `tokenizer.json`, and stays the same in all versions
+    /// of this crate.
     pub fn fingerprint(&self) -> u64 {
-        let bytes = self
-            .tokens
-            .iter()
-            .flat_map(|token| token.bytes().chain([0]));
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+        match &self.kind {
+            Kind::Subwords(subwords) => fnv_1a(subwords.json().bytes()),
+            Kind::Bytes | Kind::Words => fnv_1a(
+                self.tokens
+                    .iter()
+                    .flat_map(|token| token.bytes().chain([0])),
+            ),
+        }
     }
 
     /// Checks that this is the vocabulary with a given [`fingerprint`](Self::fingerprint).
@@ -306,32 +441,25 @@ impl Vocabulary {
     }
 }
 
+fn fnv_1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// The words of a text, with `<eos>` for every line feed.
+pub(crate) fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive('\n').flat_map(|line| {
+        let end = line.ends_with('\n').then_some(Vocabulary::END_OF_LINE);
+        line.split_whitespace().chain(end)
+    })
+}
+
 fn byte_names() -> impl Iterator<Item = String> {
     (0..=255_u8).map(|byte| match byte {
         b' '..=b'~' => char::from(byte).to_string(),
         _ => format!("<0x{byte:02X}>"),
     })
-}
-
-/// Distinct words with their counts, in the order of first appearance.
-fn count<'a>(words: impl IntoIterator<Item = &'a str>) -> Vec<(&'a str, usize)> {
-    let mut places: HashMap<&str, usize> = HashMap::new();
-    let mut counts: Vec<(&str, usize)> = Vec::new();
-    for word in words {
-        let place = *places.entry(word).or_insert_with(|| {
-            counts.push((word, 0));
-            counts.len() - 1
-        });
-        counts[place].1 += 1;
-    }
-    counts
-}
-
-/// Words by falling count; a stable sort keeps ties in order.
-fn by_frequency<'a>(counts: impl Iterator<Item = (&'a str, usize)>) -> Vec<&'a str> {
-    let mut counts: Vec<(&str, usize)> = counts.collect();
-    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    counts.into_iter().map(|(word, _)| word).collect()
 }
 
 #[cfg(test)]

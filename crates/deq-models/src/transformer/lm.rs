@@ -260,6 +260,27 @@ impl DeqTransformerLm {
     ///
     /// If the memory comes from another batch size or width.
     pub fn forward(&self, tokens: Tensor<2, Int>, memory: &LmMemory, depth: Depth<'_>) -> LmOutput {
+        self.forward_from(tokens, memory, depth, None)
+    }
+
+    /// Reads a segment, with a state to start the solve from, such as the equilibrium of the position before; none for zeros, as the
+    /// original.
+    ///
+    /// # Shapes
+    ///
+    /// - tokens: `[batch, time]`
+    /// - start: `[batch, time * d_model]`
+    ///
+    /// # Panics
+    ///
+    /// As [`forward`](Self::forward), and if the start has another shape.
+    pub fn forward_from(
+        &self,
+        tokens: Tensor<2, Int>,
+        memory: &LmMemory,
+        depth: Depth<'_>,
+        start: Option<Tensor<2>>,
+    ) -> LmOutput {
         let device = self.injection.weight.device();
         let training = device.is_autodiff();
         let rate = if training { self.dropout } else { 0.0 };
@@ -293,7 +314,7 @@ impl DeqTransformerLm {
         };
         let context = self.cell.context(all_injections, past_z, dropout);
 
-        let z0 = Tensor::zeros([batch, time * d_model], &device);
+        let z0 = start.unwrap_or_else(|| Tensor::zeros([batch, time * d_model], &device));
         let equilibrium = depth.reach(&self.cell, &context, z0);
         let z = equilibrium.z.clone().reshape([batch, time, d_model]);
         LmOutput {

@@ -35,19 +35,25 @@ pub(crate) enum LmModel {
 
 /// A segment read by an [`LmModel`].
 pub(crate) struct LmReading {
-    hidden: Tensor<3>,
+    pub(crate) hidden: Tensor<3>,
     pub(crate) memory: LmMemory,
     /// Applications of a layer.
-    nfe: usize,
+    pub(crate) nfe: usize,
     /// The last state of the cell and the constants of its solve; absent for a stack of layers.
     pub(crate) cell: Option<(Equilibrium, TransformerContext)>,
 }
 
 impl LmModel {
-    fn read(&self, tokens: Tensor<2, Int>, memory: &LmMemory, depth: Depth<'_>) -> LmReading {
+    fn read(
+        &self,
+        tokens: Tensor<2, Int>,
+        memory: &LmMemory,
+        depth: Depth<'_>,
+        start: Option<Tensor<2>>,
+    ) -> LmReading {
         match self {
             LmModel::Deq(model) => {
-                let out = model.forward(tokens, memory, depth);
+                let out = model.forward_from(tokens, memory, depth, start);
                 LmReading {
                     hidden: out.hidden,
                     memory: out.memory,
@@ -64,6 +70,13 @@ impl LmModel {
                     cell: None,
                 }
             }
+        }
+    }
+
+    pub(crate) fn log_probs(&self, hidden: Tensor<3>) -> Tensor<2> {
+        match self {
+            LmModel::Deq(model) => model.log_probs(hidden),
+            LmModel::Layers(model) => model.log_probs(hidden),
         }
     }
 
@@ -176,8 +189,18 @@ impl LmLearner {
 
     /// Reads a segment in evaluation mode.
     pub(crate) fn read(&self, input: &LmInput) -> LmReading {
+        self.read_on(input.tokens.clone(), &input.memory, None)
+    }
+
+    /// Reads tokens in evaluation mode, with a state to start the solve from.
+    pub(crate) fn read_on(
+        &self,
+        tokens: Tensor<2, Int>,
+        memory: &LmMemory,
+        start: Option<Tensor<2>>,
+    ) -> LmReading {
         let (_, depth) = self.depth(None, &self.plan.deq);
-        self.model.read(input.tokens.clone(), &input.memory, depth)
+        self.model.read(tokens, memory, depth, start)
     }
 
     /// The numbers of a step, all but the backward solve and the penalty.
@@ -209,7 +232,9 @@ impl TrainStep for LmLearner {
         input.tokens.device().seed(mix(plan.seed, input.step));
         let deq = plan.deq.at_step(plan.seed, input.step as u64);
         let (phase, depth) = self.depth(Some(input.step), &deq);
-        let out = self.model.read(input.tokens.clone(), &input.memory, depth);
+        let out = self
+            .model
+            .read(input.tokens.clone(), &input.memory, depth, None);
         let nll = self.model.nll(out.hidden.clone(), &input.targets).mean();
 
         let penalty = plan.penalty.as_ref().filter(|penalty| {

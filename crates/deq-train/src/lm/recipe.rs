@@ -7,8 +7,7 @@ use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::lr_scheduler::sequential::SequentialLrSchedulerConfig;
 use deq_core::DeqConfig;
-use deq_core::solvers::StopConfig;
-use deq_data::{Corpus, Level};
+use deq_data::Level;
 use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig};
 use deq_models::DeqTransformerLmConfig;
 use serde::{Deserialize, Serialize};
@@ -20,22 +19,8 @@ use std::path::PathBuf;
 pub enum DataSource {
     /// The handbook compiled into `deq-data`.
     Builtin,
-    /// A folder or a file, see [`Corpus::open`].
+    /// A folder or a file, see [`deq_data::CorpusReader`].
     Path(PathBuf),
-}
-
-impl DataSource {
-    /// Reads the text.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Data`] naming the file and what would be right.
-    pub fn open(&self, level: Level) -> Result<Corpus, TrainError> {
-        Ok(match self {
-            DataSource::Builtin => Corpus::builtin(level)?,
-            DataSource::Path(path) => Corpus::open(path, level)?,
-        })
-    }
 }
 
 /// What stands between embedding and softmax.
@@ -68,6 +53,9 @@ pub struct LmRecipe {
     pub data: DataSource,
     /// What a token is.
     pub level: Level,
+    /// The `tokenizer.json` that makes the tokens, at the tokenizer level. Default: the one in the folder of the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
     /// The fingerprint of the vocabulary, once the text has been read.
     pub vocabulary: Option<u64>,
     /// The model.
@@ -106,86 +94,6 @@ pub struct LmRecipe {
 }
 
 impl LmRecipe {
-    /// The names that [`preset`](Self::preset) knows.
-    pub const PRESETS: [&str; 2] = ["tiny", "wt2"];
-
-    /// The preset for a demonstration on the built-in text, `tiny`, or for WikiText-2, `wt2`, both for two CPU cores.
-    ///
-    /// Both follow the original's schedule in small: unrolled pre-training for a tenth of the steps (the scripts' 32,000 of
-    /// 300,000) with two applications, then the equilibrium with Anderson forward and backward within the 12 and 13 steps of
-    /// the regularised post-norm script, Adam with warm-up and cosine decay, gradients clipped at 0.25.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::UnknownPreset`] with the names there are.
-    pub fn preset(name: &str) -> Result<Self, TrainError> {
-        // The vocabulary's size is filled in when the text has been read.
-        let unknown_vocab = 1;
-        let solve = |steps, tolerance| {
-            StopConfig::new()
-                .with_max_steps(steps)
-                .with_rel_tol(tolerance)
-        };
-        // The relative tolerances of the original code, forward and backward. Evaluation may take longer, and says how long.
-        let deq = DeqConfig::new()
-            .with_stop(solve(12, 1e-3))
-            .with_eval_stop(Some(solve(30, 1e-3)))
-            .with_gradient(deq_core::GradientConfig::Implicit(
-                deq_core::ImplicitConfig::new().with_stop(solve(13, 1e-3)),
-            ));
-        // The frequency of the WikiText-103 row of Bai et al. 2021, Table 4. Its weight of 1.6 costs these small models 0.1
-        // nats more than 0.5 does (docs/penalty.md), the weight of the CIFAR-10 row.
-        let penalty = JacobianPenaltyConfig::new()
-            .with_weight(0.5)
-            .with_frequency(0.35);
-        let tiny = Self {
-            kind: "lm".to_owned(),
-            preset: name.to_owned(),
-            data: DataSource::Builtin,
-            level: Level::Byte,
-            vocabulary: None,
-            model: DeqTransformerLmConfig::new(unknown_vocab, 96, 4, 384)
-                .with_mem_len(64)
-                .with_dropout(0.05),
-            network: Network::Equilibrium,
-            deq,
-            penalty: Some(penalty),
-            controller: None,
-            batch: 16,
-            segment: 64,
-            steps: 400,
-            pretrain_steps: 80,
-            pretrain_depth: 2,
-            rounds: 8,
-            learning_rate: 3e-3,
-            warmup_steps: 40,
-            clip: 0.25,
-            valid_segments: 20,
-            seed: 1,
-        };
-        match name {
-            "tiny" => Ok(tiny),
-            "wt2" => Ok(Self {
-                level: Level::Word,
-                model: DeqTransformerLmConfig::new(unknown_vocab, 128, 4, 512)
-                    .with_mem_len(64)
-                    .with_dropout(0.05)
-                    .with_cutoffs(vec![2_000, 10_000]),
-                steps: 3000,
-                pretrain_steps: 300,
-                rounds: 10,
-                learning_rate: 2e-3,
-                warmup_steps: 200,
-                valid_segments: 20,
-                ..tiny
-            }),
-            _ => Err(TrainError::UnknownPreset {
-                name: name.to_owned(),
-                known: Self::PRESETS.join(", "),
-            }),
-        }
-    }
-
     /// Checks every field that its own type does not check.
     ///
     /// # Errors
@@ -238,6 +146,24 @@ impl LmRecipe {
         Ok(())
     }
 
+    /// Allows a solve in evaluation so many steps, if a number is given.
+    pub(crate) fn limit_eval_steps(&mut self, max_steps: Option<usize>) {
+        if let Some(max_steps) = max_steps {
+            let stop = self.deq.eval_stop.as_ref().unwrap_or(&self.deq.stop);
+            self.deq.eval_stop = Some(stop.clone().with_max_steps(max_steps));
+        }
+    }
+
+    /// Trains for so many steps, of which the phases keep their share.
+    pub fn scale_steps(&mut self, steps: usize) {
+        let share =
+            |part: usize| (part as u128 * steps as u128 / self.steps.max(1) as u128) as usize;
+        self.pretrain_steps = share(self.pretrain_steps);
+        self.warmup_steps = share(self.warmup_steps);
+        self.rounds = self.rounds.min(steps.max(1));
+        self.steps = steps;
+    }
+
     /// Linear warm-up from a hundredth of the peak, then cosine decay to 0.
     pub(crate) fn schedule(&self) -> Result<ModuleLrScheduler, TrainError> {
         let peak = self.learning_rate;
@@ -284,22 +210,6 @@ fn require(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn presets_are_valid_and_survive_json() {
-        for name in LmRecipe::PRESETS {
-            let mut recipe = LmRecipe::preset(name).unwrap();
-            recipe.model.vocab_size = 20_000;
-            recipe.validate().unwrap();
-            let json = serde_json::to_string(&recipe).unwrap();
-            assert_eq!(serde_json::from_str::<LmRecipe>(&json).unwrap(), recipe);
-            assert_eq!(recipe.steps_after(recipe.rounds), recipe.steps);
-        }
-        assert_eq!(
-            LmRecipe::preset("huge").unwrap_err().to_string(),
-            "there is no preset \"huge\": choose one of tiny, wt2"
-        );
-    }
 
     #[test]
     fn a_field_out_of_range_is_named() {

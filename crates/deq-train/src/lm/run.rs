@@ -1,11 +1,12 @@
 //! Runs as folders: starting, resuming, evaluating.
 
+use super::data::{DataListener, kept_vocabulary};
 use super::evaluate::{EvalPlan, evaluate};
 use super::learner::LmLearner;
 use super::loader::SegmentLoader;
 use super::recipe::{LmRecipe, Network};
 use super::strategy::{Loader, StrategyState, StreamStrategy, memory_from_bytes};
-use crate::checkpoint::{CheckpointStore, Position, memory_bytes, model_bytes};
+use crate::checkpoint::{CheckpointStore, Position, is_trainable, memory_bytes, model_bytes};
 use crate::dashboard::{Gauge, LineRenderer, StatusText};
 use crate::device::device;
 use crate::error::TrainError;
@@ -20,7 +21,7 @@ use burn::train::checkpoint::{CheckpointingAction, CheckpointingStrategy};
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::metric::store::EventStoreClient;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
-use deq_data::{Corpus, StreamBatcher, unigram_perplexity};
+use deq_data::{Corpus, Level, StreamBatcher, Tokens, unigram_perplexity};
 use deq_models::LmMemory;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -46,7 +47,7 @@ impl RunFolder {
         &self.path
     }
 
-    fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.path.join("config.json")
     }
 
@@ -54,7 +55,7 @@ impl RunFolder {
         self.path.join("metrics.jsonl")
     }
 
-    fn checkpoints(&self) -> PathBuf {
+    pub(crate) fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
 
@@ -106,6 +107,8 @@ pub struct TrainOptions {
     pub resume: bool,
     /// Print progress as lines even on a terminal.
     pub plain: bool,
+    /// Hears what happens while the text is read.
+    pub on_data: DataListener,
 }
 
 impl TrainOptions {
@@ -116,6 +119,7 @@ impl TrainOptions {
             run,
             resume: false,
             plain: false,
+            on_data: DataListener::default(),
         }
     }
 }
@@ -131,6 +135,24 @@ pub struct EvalOptions {
     pub test: bool,
     /// The most steps of a solve, in the place of the recipe's.
     pub max_steps: Option<usize>,
+    /// Positions of the past that attention sees besides the segment, in the place of the recipe's.
+    pub mem_len: Option<usize>,
+    /// Whether to estimate the spectral radius and trace a long solve too.
+    pub probe: bool,
+}
+
+impl EvalOptions {
+    /// The valid split as the recipe says, with everything measured.
+    pub fn new(device: &str) -> Self {
+        Self {
+            device: device.to_owned(),
+            data: None,
+            test: false,
+            max_steps: None,
+            mem_len: None,
+            probe: true,
+        }
+    }
 }
 
 /// What a run achieved.
@@ -158,21 +180,36 @@ pub struct LmSummary {
 /// [`TrainError`] in one sentence that says what to do. Nothing is written before recipe, data and device have been checked.
 pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, TrainError> {
     let plain = device(&options.device)?;
-    let corpus = recipe.data.open(recipe.level)?;
+    let folder = RunFolder::new(options.run.clone());
+    let kept = match (options.resume, recipe.level) {
+        // A tokenizer stays what it was. Words are those of the text, which must not have changed.
+        (true, Level::Tokenizer) if folder.exists() => {
+            kept_vocabulary(&folder.path, &folder.recipe()?)?
+        }
+        _ => None,
+    };
+    let corpus = recipe.open_data(kept, &options.on_data)?;
     recipe.model.vocab_size = corpus.vocabulary.len();
     recipe.vocabulary = Some(corpus.vocabulary.fingerprint());
     recipe.validate()?;
-    let folder = RunFolder::new(options.run.clone());
     let train_batches = StreamBatcher::new(&corpus.train, recipe.batch, recipe.segment)?;
     let valid_batches = StreamBatcher::new(&corpus.valid, recipe.batch, recipe.segment)?;
 
     let tracked = plain.clone().autodiff();
     let mut model = LmLearner::new(&recipe, &tracked)?;
     claim(&folder, &recipe, options.resume)?;
+    if kept_vocabulary(&folder.path, &recipe)?.is_none() {
+        corpus.vocabulary.save_in(&folder.path)?;
+    }
     let store = CheckpointStore::open(&folder.checkpoints(), KEEP)?;
     store.clear_partial()?;
     let mut start = (Position::default(), LmMemory::empty());
     if let Some((checkpoint, position)) = store.newest()? {
+        if !is_trainable(&checkpoint) {
+            return Err(TrainError::NoOptimizer {
+                path: folder.path.clone(),
+            });
+        }
         model = load(model, &checkpoint)?;
         start = (position, load_memory(&checkpoint, &plain)?);
     }
@@ -363,7 +400,12 @@ fn summarize(
         model,
         recipe,
         &corpus.valid,
-        ("valid", position.step),
+        &EvalPlan {
+            split: "valid",
+            step: position.step,
+            probe: true,
+            solver: recipe.deq.solver.clone(),
+        },
         plain,
     )?;
     Ok(LmSummary {
@@ -377,6 +419,17 @@ fn summarize(
         parameters: model.num_params(),
         training_seconds: position.seconds,
     })
+}
+
+/// The newest checkpoint's model in evaluation mode on a plain device, and where training stood.
+pub(crate) fn newest_model(
+    folder: &RunFolder,
+    recipe: &LmRecipe,
+    plain: &Device,
+) -> Result<(LmLearner, Position), TrainError> {
+    let (checkpoint, position) = newest(folder)?;
+    let model = load(LmLearner::new(recipe, plain)?, &checkpoint)?;
+    Ok((model.valid(), position))
 }
 
 fn newest(folder: &RunFolder) -> Result<(PathBuf, Position), TrainError> {
@@ -394,19 +447,13 @@ fn newest(folder: &RunFolder) -> Result<(PathBuf, Position), TrainError> {
 fn measure(
     model: &LmLearner,
     recipe: &LmRecipe,
-    tokens: &[u32],
-    (split, step): (&'static str, usize),
+    tokens: &Tokens,
+    plan: &EvalPlan,
     plain: &Device,
 ) -> Result<EvalRecord, TrainError> {
     let batches = StreamBatcher::new(tokens, recipe.batch, recipe.segment)?;
     let loader = SegmentLoader::evaluation(batches, usize::MAX, plain);
-    let plan = EvalPlan {
-        split,
-        step,
-        probe: true,
-        solver: recipe.deq.solver.clone(),
-    };
-    evaluate(model, &loader, &plan, |_, _| Ok(()))
+    evaluate(model, &loader, plan, |_, _| Ok(()))
 }
 
 /// Measures the newest checkpoint of a run on a whole split.
@@ -421,24 +468,28 @@ pub fn evaluate_run(run: &Path, options: &EvalOptions) -> Result<LmSummary, Trai
     if let Some(data) = &options.data {
         recipe.data = super::recipe::DataSource::Path(data.clone());
     }
-    if let Some(max_steps) = options.max_steps {
-        let stop = recipe.deq.eval_stop.as_ref().unwrap_or(&recipe.deq.stop);
-        recipe.deq.eval_stop = Some(stop.clone().with_max_steps(max_steps));
-    }
-    let corpus = recipe.data.open(recipe.level)?;
+    recipe.limit_eval_steps(options.max_steps);
+    recipe.model.mem_len = options.mem_len.unwrap_or(recipe.model.mem_len);
+    let kept = kept_vocabulary(run, &recipe)?;
+    let corpus = recipe.open_data(kept, &DataListener::default())?;
     if recipe.vocabulary != Some(corpus.vocabulary.fingerprint()) {
         return Err(TrainError::OtherVocabulary {
             path: run.to_owned(),
         });
     }
     recipe.validate()?;
-    let (checkpoint, position) = newest(&folder)?;
-    let model = load(LmLearner::new(&recipe, &plain)?, &checkpoint)?.valid();
+    let (model, position) = newest_model(&folder, &recipe, &plain)?;
     let (split, tokens) = match options.test {
         true => ("test", &corpus.test),
         false => ("valid", &corpus.valid),
     };
-    let eval = measure(&model, &recipe, tokens, (split, position.step), &plain)?;
+    let plan = EvalPlan {
+        split,
+        step: position.step,
+        probe: options.probe,
+        solver: recipe.deq.solver.clone(),
+    };
+    let eval = measure(&model, &recipe, tokens, &plan, &plain)?;
     Ok(LmSummary {
         run: run.to_owned(),
         eval,

@@ -164,10 +164,9 @@ fn variant(
     let path = options.folder.join(format!("gamma-{weight}"));
     let folder = RunFolder::new(path.clone());
     let train_options = TrainOptions {
-        device: options.device.clone(),
-        run: path.clone(),
         resume: folder.exists(),
         plain: true,
+        ..TrainOptions::new(&options.device, path.clone())
     };
     let trained = train(recipe, &train_options)?;
     let (mut perplexity, mut converged) = (Vec::new(), Vec::new());
@@ -176,10 +175,9 @@ fn variant(
             "evaluating gamma {weight} with {budget} evaluations"
         ));
         let eval = EvalOptions {
-            device: options.device.clone(),
-            data: None,
-            test: false,
             max_steps: Some(*budget),
+            probe: false,
+            ..EvalOptions::new(&options.device)
         };
         let eval = evaluate_run(&path, &eval)?.eval;
         perplexity.push(eval.perplexity);

@@ -1,6 +1,7 @@
-//! Claims of Bai, Koltun and Kolter (ICML 2021), each run again by one command.
+//! Claims of the papers, each run again by one command.
 
 pub mod lm;
+pub mod networks;
 pub mod synthetic;
 
 use crate::report;

@@ -21,11 +21,11 @@ fn the_other_orders_are_as_described() {
     let appearance = Vocabulary::by_appearance(words());
     assert_eq!(tokens(appearance.clone()), ["<eos>", "b", "a", "c", "d"]);
     // Two rare words together are as frequent as b, and come after it.
-    let frequent = Vocabulary::of_frequent_words(words(), 2);
+    let frequent = Vocabulary::of_frequent(count(words()), 2);
     assert_eq!(tokens(frequent), ["<eos>", "a", "b", "<unk>"]);
     let listed = ["z", "<unk>", "d", "a", "<eos>"].map(str::to_owned);
     let listed = Vocabulary::try_from(listed.to_vec()).unwrap();
-    let sorted = listed.sorted_for(words());
+    let sorted = listed.sorted_for(count(words()));
     assert_eq!(tokens(sorted), ["<eos>", "<unk>", "a", "d", "z"]);
 }
 

@@ -1,0 +1,238 @@
+//! `deq data`, and how the reading of a text is shown.
+
+use crate::args::{DataCommand, DataInfoArgs};
+use anyhow::{Result, bail};
+use deq_data::{
+    Arrangement, CachePlace, CachedText, Corpus, CorpusEvent, CorpusReader, Level, TextSurvey,
+    Vocabulary, survey,
+};
+use deq_train::lm::DataListener;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::Path;
+
+pub(crate) fn run(what: &DataCommand) -> Result<()> {
+    match what {
+        #[cfg(feature = "fetch")]
+        DataCommand::Fetch(args) => fetch(args),
+        DataCommand::Info(args) => info(args),
+        DataCommand::Verify { path } => verify(path),
+    }
+}
+
+#[cfg(feature = "fetch")]
+fn fetch(args: &crate::args::DataFetchArgs) -> Result<()> {
+    use deq_data::{FetchEvent, RemoteText};
+
+    let text = RemoteText::named(&args.name)?;
+    let folder = match &args.dir {
+        Some(folder) => folder.clone(),
+        None => Path::new("data").join(text.name),
+    };
+    let bar = bytes_bar()?;
+    let fetched = deq_data::fetch(
+        text,
+        &folder,
+        args.mirror.as_deref(),
+        &mut |event| match event {
+            FetchEvent::Downloading { done, total } => {
+                bar.set_message("downloading");
+                if let Some(total) = total {
+                    bar.set_length(total);
+                }
+                bar.set_position(done);
+            }
+            FetchEvent::Resuming { done } => {
+                bar.suspend(|| eprintln!("the connection was cut; going on after {done} bytes"));
+            }
+            FetchEvent::Checking => {
+                bar.finish_and_clear();
+                eprintln!("unpacking and checking");
+            }
+            _ => {}
+        },
+    )?;
+    bar.finish_and_clear();
+    match fetched {
+        true => println!(
+            "{} is in {}; its licence: {}",
+            text.name,
+            folder.display(),
+            text.licence
+        ),
+        false => println!(
+            "{} holds a text already: nothing was fetched",
+            folder.display()
+        ),
+    }
+    println!("train on it:  deq train lm --data {}", folder.display());
+    Ok(())
+}
+
+fn info(args: &DataInfoArgs) -> Result<()> {
+    let path = &args.path;
+    print_text(path, &survey(path, &CachePlace::Auto, false)?);
+    let reader = match &args.tokenizer {
+        Some(file) => CorpusReader::with_vocabulary(path, Vocabulary::load(file)?),
+        None => CorpusReader::new(path, args.level),
+    };
+    let listener = Listener::new()?;
+    let listen = |event: &CorpusEvent<'_>| listener.hear(event);
+    let reader = reader.on_event(&listen);
+    let corpus = match args.keep {
+        true => reader.cache(CachePlace::Auto).read()?,
+        false => reader.read()?,
+    };
+    let Corpus {
+        vocabulary,
+        train,
+        valid,
+        test,
+    } = &corpus;
+    let unit = match vocabulary.level() {
+        Level::Byte => "bytes",
+        Level::Word => "words, with one <eos> a line",
+        Level::Tokenizer => "tokens of the tokenizer",
+    };
+    println!("read as:      {unit}");
+    for (name, split) in [("train", train), ("valid", valid), ("test", test)] {
+        println!(
+            "{:<14}{:>13} tokens",
+            format!("{name}:"),
+            grouped(split.len() as u64)
+        );
+    }
+    println!(
+        "vocabulary:   {:>13} tokens",
+        grouped(vocabulary.len() as u64)
+    );
+    // Read again: this may have kept a token file.
+    print_cached(&survey(path, &CachePlace::Auto, false)?.cached);
+    Ok(())
+}
+
+fn verify(path: &Path) -> Result<()> {
+    let survey = survey(path, &CachePlace::Auto, true)?;
+    print_text(path, &survey);
+    print_cached(&survey.cached);
+    let damaged = survey
+        .cached
+        .iter()
+        .filter(|cached| cached.problem.is_some());
+    match damaged.count() {
+        0 => Ok(()),
+        1 => bail!("a token file does not match: it will be written anew when the text is read"),
+        many => bail!(
+            "{many} token files do not match: they will be written anew when the text is read"
+        ),
+    }
+}
+
+fn print_text(path: &Path, survey: &TextSurvey) {
+    let arrangement = match survey.arrangement {
+        Arrangement::File => "one file, cut 90 / 5 / 5 at line ends",
+        Arrangement::Splits => "a folder with train, valid and test",
+        Arrangement::DividedFiles => {
+            "a folder of files, every 20th in valid and every 20th in test"
+        }
+        Arrangement::JoinedFiles => "a folder of files, joined and cut 90 / 5 / 5 at line ends",
+    };
+    println!("text:         {}", path.display());
+    println!("kind:         {arrangement}");
+    println!("files:        {:>13}", grouped(survey.files as u64));
+    println!("size:         {:>13} bytes", grouped(survey.bytes));
+}
+
+fn print_cached(cached: &[CachedText]) {
+    if cached.is_empty() {
+        println!("token files:  none");
+    }
+    for cached in cached {
+        println!("token file:   {}", cached.file.display());
+        if let (Some(level), Some([train, valid, test])) = (cached.level, cached.tokens) {
+            let [train, valid, test] = [train, valid, test].map(grouped);
+            println!("              {level} level, {train} / {valid} / {test} tokens");
+        }
+        match &cached.problem {
+            None => println!("              up to date"),
+            Some(problem) => println!("              CANNOT BE USED: {problem}"),
+        }
+    }
+}
+
+/// A number with commas between thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A bar on standard error, drawn only on a terminal, and not before there is something to show.
+fn bytes_bar() -> Result<ProgressBar> {
+    let style = "{msg:>15} {wide_bar} {bytes} of {total_bytes}  {eta} left";
+    let bar = ProgressBar::no_length();
+    bar.set_style(ProgressStyle::with_template(style)?);
+    Ok(bar)
+}
+
+/// Shows the reading of a text on standard error.
+pub(crate) struct Listener {
+    bar: ProgressBar,
+}
+
+impl Listener {
+    fn new() -> Result<Self> {
+        Ok(Self { bar: bytes_bar()? })
+    }
+
+    fn hear(&self, event: &CorpusEvent<'_>) {
+        match event {
+            CorpusEvent::Counting { done, total } => self.show("counting words", *done, *total),
+            CorpusEvent::Encoding { done, total } => {
+                self.show("reading tokens", *done, *total);
+                if done == total {
+                    self.bar.finish_and_clear();
+                }
+            }
+            CorpusEvent::Discarded { file, problem } => {
+                eprintln!(
+                    "reading the text anew, since {} does not serve: {problem}",
+                    file.display()
+                );
+            }
+            CorpusEvent::Written { file } => eprintln!("tokens kept in {}", file.display()),
+            CorpusEvent::NotWritten { error } => {
+                eprintln!("the tokens are not kept for the next time: {error}");
+            }
+            _ => {}
+        }
+    }
+
+    fn show(&self, what: &'static str, done: u64, total: u64) {
+        self.bar.set_message(what);
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+}
+
+/// A [`Listener`] for training.
+pub(crate) fn data_listener() -> Result<DataListener> {
+    let listener = Listener::new()?;
+    Ok(DataListener::new(move |event| listener.hear(event)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grouped;
+
+    #[test]
+    fn thousands_are_set_apart() {
+        let numbers = [0, 12, 999, 1000, 103_227_021].map(grouped);
+        assert_eq!(numbers, ["0", "12", "999", "1,000", "103,227,021"]);
+    }
+}

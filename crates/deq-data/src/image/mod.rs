@@ -1,0 +1,24 @@
+//! Pictures: data sets, decoding, augmentation, and batches made by several threads.
+
+mod cifar;
+mod dataset;
+mod decode;
+mod files;
+mod folder;
+mod loader;
+mod random;
+mod raster;
+mod segmentation;
+mod shapes;
+mod source;
+mod transform;
+
+pub use cifar::Cifar10;
+pub use dataset::{Example, ImageDataset, Target, VisionSplits, VisionTask};
+pub use folder::ImageFolder;
+pub use loader::{Batches, ImageBatch, Loader, LoaderConfig, Skipped};
+pub use raster::{IGNORE_LABEL, LabelMap, Picture, Raster, Window};
+pub use segmentation::SegmentationFolder;
+pub use shapes::Shapes;
+pub use source::ImageSource;
+pub use transform::{Normalization, Transform};

@@ -1,0 +1,444 @@
+//! The DEQ-Transformer beside explicit networks of the same parts: equal parameters, equal time.
+
+use super::{Claim, claims_table};
+use crate::chart::{Chart, Series};
+use crate::device::device;
+use crate::error::TrainError;
+use crate::lm::{
+    DataListener, LmRecipe, Network, RunFolder, StepMemory, TrainOptions, step_memory, train,
+};
+use crate::records::{Record, StepRecord, read_records};
+use crate::{files, report};
+use burn::module::Module;
+use deq_core::GradientConfig;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What to compare, and for how long.
+#[derive(Clone, Debug)]
+pub struct NetworkComparison {
+    /// The DEQ with its penalty; the others share data, widths, optimizer, and schedule.
+    pub recipe: LmRecipe,
+    /// Minutes of training for each network. Steps are chosen before training from the time of a few steps whose solves use up their whole
+    /// budget, so a network whose solves end earlier is done earlier.
+    pub minutes: f64,
+    /// Applications of the cell in the weight-tied network.
+    pub tied_depth: usize,
+    /// Layers of the Transformer-XL, whose inner width is chosen so that the parameters are equal.
+    pub layers: usize,
+    /// The device, by name.
+    pub device: String,
+    /// Where runs and results are written. Runs that are there go on where they stopped.
+    pub folder: PathBuf,
+    /// How the process knows its peak of memory; none leaves memory out.
+    pub memory: Option<StepMemory>,
+}
+
+/// One trained network.
+#[derive(Clone, Debug, Serialize)]
+pub struct NetworkResult {
+    /// A short name.
+    pub name: String,
+    /// Parameters.
+    pub parameters: usize,
+    /// Training steps.
+    pub steps: usize,
+    /// Seconds of training.
+    pub training_seconds: f64,
+    /// Perplexity of the whole valid split.
+    pub perplexity: f64,
+    /// Applications of the cell or of layers for a segment of the valid split.
+    pub evaluations: f64,
+    /// The same in a training step, mean over the second half of training: forward, and vector-Jacobian products backward.
+    pub training_evaluations: [f64; 2],
+    /// The share of solves of the valid split that converged; absent for explicit networks.
+    pub converged: Option<f64>,
+    /// The most bytes of heap that a training step holds beside the model and its data.
+    pub step_bytes: Option<usize>,
+    /// Perplexity of a part of the valid split after each round, by minutes of training.
+    pub course: Vec<(f64, f64)>,
+}
+
+/// The memory of a training step by depth.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemoryByDepth {
+    /// Most steps of the forward and backward solves; applications of the weight-tied cell.
+    pub depth: usize,
+    /// Bytes with the equilibrium.
+    pub equilibrium: usize,
+    /// Bytes with the explicit network.
+    pub tied: usize,
+}
+
+/// All networks.
+#[derive(Clone, Debug, Serialize)]
+pub struct NetworkComparisonResult {
+    /// One entry for each network.
+    pub networks: Vec<NetworkResult>,
+    /// Memory at several depths; empty if memory was not measured.
+    pub memory: Vec<MemoryByDepth>,
+    /// What the papers say, and whether it holds here.
+    pub claims: Vec<Claim>,
+    /// The page with tables and curves.
+    pub report: PathBuf,
+}
+
+/// Trains every network, measures it, writes `result.json` and `report.html`. `say` hears what runs.
+///
+/// # Errors
+///
+/// [`TrainError`] if the recipe or a number is wrong, or a run fails.
+pub fn compare_networks(
+    options: &NetworkComparison,
+    say: &mut dyn FnMut(&str),
+) -> Result<NetworkComparisonResult, TrainError> {
+    let positive = |field, value: f64| match value > 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(TrainError::OutOfRange {
+            field,
+            value,
+            requirement: "above 0",
+        }),
+    };
+    positive("minutes", options.minutes)?;
+    positive("tied depth", options.tied_depth as f64)?;
+    positive("layers", options.layers as f64)?;
+    files::create_folder(&options.folder)?;
+    let mut recipe = options.recipe.clone();
+    let corpus = recipe.open_data(None, &DataListener::default())?;
+    recipe.model.vocab_size = corpus.vocabulary.len();
+    drop(corpus);
+    recipe.validate()?;
+
+    let mut networks = Vec::new();
+    for (name, recipe) in variants(&recipe, options)? {
+        networks.push(network(name, recipe, options, say)?);
+    }
+    let memory = match &options.memory {
+        Some(meter) => {
+            say("measuring the memory of a training step by depth");
+            memory_by_depth(&recipe, options, meter)?
+        }
+        None => Vec::new(),
+    };
+    let result = NetworkComparisonResult {
+        claims: claims(&networks, &memory),
+        networks,
+        memory,
+        report: options.folder.join("report.html"),
+    };
+    files::write_json(&options.folder.join("result.json"), &result)?;
+    write_page(&result)?;
+    Ok(result)
+}
+
+/// The networks by name, with the steps still to be chosen.
+fn variants(
+    recipe: &LmRecipe,
+    options: &NetworkComparison,
+) -> Result<Vec<(&'static str, LmRecipe)>, TrainError> {
+    let plain = LmRecipe {
+        penalty: None,
+        controller: None,
+        ..recipe.clone()
+    };
+    let explicit = |network| LmRecipe {
+        network,
+        pretrain_steps: 0,
+        ..plain.clone()
+    };
+    let tied = explicit(Network::WeightTied {
+        depth: options.tied_depth,
+    });
+    let mut layers = explicit(Network::Layers {
+        depth: options.layers,
+    });
+    layers.model.d_inner = matching_width(recipe, options)?;
+    Ok(vec![
+        ("deq-jr", recipe.clone()),
+        ("deq", plain),
+        ("weight-tied", tied),
+        ("transformer-xl", layers),
+    ])
+}
+
+/// The inner width with which the stack of layers has the parameters of the DEQ.
+fn matching_width(recipe: &LmRecipe, options: &NetworkComparison) -> Result<usize, TrainError> {
+    let plain = device(&options.device)?;
+    // The embedding is the same in both, so a small vocabulary tells the difference as well.
+    let mut small = recipe.model.clone();
+    small.vocab_size = small.cutoffs.last().map_or(1, |last| last + 1);
+    let target = small.init(&plain)?.num_params();
+    let with = |d_inner: usize| -> Result<usize, TrainError> {
+        let config = deq_models::DeqTransformerLmConfig {
+            d_inner,
+            ..small.clone()
+        };
+        Ok(config.init_explicit(options.layers, &plain)?.num_params())
+    };
+    let (one, two) = (with(1)?, with(2)?);
+    let width = target.saturating_sub(one) / (two - one) + 1;
+    match target > one {
+        true => Ok(width),
+        false => Err(TrainError::OutOfRange {
+            field: "layers",
+            value: options.layers as f64,
+            requirement: "few enough that attention alone does not exceed the parameters of the DEQ",
+        }),
+    }
+}
+
+fn network(
+    name: &str,
+    mut recipe: LmRecipe,
+    options: &NetworkComparison,
+    say: &mut dyn FnMut(&str),
+) -> Result<NetworkResult, TrainError> {
+    let path = options.folder.join(name);
+    let folder = RunFolder::new(path.clone());
+    if folder.exists() {
+        // The steps were chosen when the run began.
+        recipe = folder.recipe()?;
+    } else {
+        say(&format!("{name}: choosing the number of steps"));
+        let steps = affordable_steps(&recipe, options)?;
+        recipe.scale_steps(steps);
+    }
+    say(&format!("{name}: training for {} steps", recipe.steps));
+    let train_options = TrainOptions {
+        resume: folder.exists(),
+        plain: true,
+        ..TrainOptions::new(&options.device, path.clone())
+    };
+    let summary = train(recipe.clone(), &train_options)?;
+    let records = read_records(&path.join("metrics.jsonl"))?;
+    let steps: Vec<&StepRecord> = records.iter().filter_map(Record::as_step).collect();
+    let late = &steps[steps.len() / 2..];
+    let mean = |value: &dyn Fn(&StepRecord) -> usize| {
+        late.iter().map(|step| value(step) as f64).sum::<f64>() / late.len().max(1) as f64
+    };
+    let status = &summary.eval.status;
+    let step_bytes = match &options.memory {
+        Some(meter) => Some(step_memory(&recipe, &options.device, meter)?),
+        None => None,
+    };
+    Ok(NetworkResult {
+        name: name.to_owned(),
+        parameters: summary.parameters,
+        steps: recipe.steps,
+        training_seconds: summary.training_seconds,
+        perplexity: summary.eval.perplexity,
+        evaluations: summary.eval.nfe_per_segment,
+        training_evaluations: [
+            mean(&|step| step.forward_nfe),
+            mean(&|step| step.backward.as_ref().map_or(0, |solve| solve.nfe)),
+        ],
+        converged: (status.total() > 0).then(|| status.converged as f64 / status.total() as f64),
+        step_bytes,
+        course: course(&records),
+    })
+}
+
+/// How many steps fit into the time, from a few steps of each phase whose solves use up their budgets.
+fn affordable_steps(recipe: &LmRecipe, options: &NetworkComparison) -> Result<usize, TrainError> {
+    let mut trial = recipe.clone();
+    trial.scale_steps(24);
+    trial.pretrain_steps = match recipe.network {
+        Network::Equilibrium => 6,
+        _ => 0,
+    };
+    trial.rounds = 1;
+    trial.valid_segments = 1;
+    trial.deq.stop.rel_tol = 1e-12;
+    if let GradientConfig::Implicit(adjoint) = &mut trial.deq.gradient {
+        adjoint.stop.rel_tol = 1e-12;
+    }
+    let folder = tempfile::tempdir_in(&options.folder)
+        .map_err(|source| TrainError::io("create", &options.folder, source))?;
+    let run = folder.path().join("trial");
+    let quiet = TrainOptions {
+        plain: true,
+        ..TrainOptions::new(&options.device, run.clone())
+    };
+    train(trial.clone(), &quiet)?;
+    let records = read_records(&run.join("metrics.jsonl"))?;
+    let seconds = |range: std::ops::Range<usize>| -> f64 {
+        let mut seconds: Vec<f64> = records
+            .iter()
+            .filter_map(Record::as_step)
+            // The first steps of a phase find nothing in the caches.
+            .filter(|step| range.contains(&(step.step - 1)))
+            .map(|step| step.seconds)
+            .collect();
+        seconds.sort_by(f64::total_cmp);
+        // The mean without the slowest, which other work of the machine may have slowed.
+        let kept = &seconds[..seconds.len().saturating_sub(1).max(1).min(seconds.len())];
+        kept.iter().sum::<f64>() / kept.len().max(1) as f64
+    };
+    let share = trial_share(recipe);
+    let first = trial.pretrain_steps;
+    let unrolled = match first {
+        0 => 0.0,
+        _ => seconds(2..first),
+    };
+    let per_step = share * unrolled + (1.0 - share) * seconds(first + 2..trial.steps);
+    Ok(((60.0 * options.minutes / per_step) as usize).max(recipe.rounds))
+}
+
+/// The share of steps in the unrolled phase.
+fn trial_share(recipe: &LmRecipe) -> f64 {
+    recipe.pretrain_steps as f64 / recipe.steps as f64
+}
+
+fn course(records: &[Record]) -> Vec<(f64, f64)> {
+    let mut seconds = 0.0;
+    let mut points = Vec::new();
+    for record in records {
+        match record {
+            Record::Step(step) => seconds += step.seconds,
+            Record::Eval(eval) => points.push((seconds / 60.0, eval.perplexity)),
+        }
+    }
+    points
+}
+
+fn memory_by_depth(
+    recipe: &LmRecipe,
+    options: &NetworkComparison,
+    meter: &StepMemory,
+) -> Result<Vec<MemoryByDepth>, TrainError> {
+    [6, 12, 24]
+        .into_iter()
+        .map(|depth| {
+            let mut solved = recipe.clone();
+            solved.penalty = None;
+            solved.controller = None;
+            // No tolerance to stop at, so that the whole budget is used.
+            solved.deq.budget_jitter = 0;
+            solved.deq.stop = solved.deq.stop.with_max_steps(depth).with_rel_tol(1e-12);
+            if let GradientConfig::Implicit(adjoint) = &mut solved.deq.gradient {
+                adjoint.stop = adjoint
+                    .stop
+                    .clone()
+                    .with_max_steps(depth)
+                    .with_rel_tol(1e-12);
+            }
+            let tied = LmRecipe {
+                network: Network::WeightTied { depth },
+                ..solved.clone()
+            };
+            Ok(MemoryByDepth {
+                depth,
+                equilibrium: step_memory(&solved, &options.device, meter)?,
+                tied: step_memory(&tied, &options.device, meter)?,
+            })
+        })
+        .collect()
+}
+
+fn claims(networks: &[NetworkResult], memory: &[MemoryByDepth]) -> Vec<Claim> {
+    let [regularised, plain, tied, layers] = networks else {
+        return Vec::new();
+    };
+    let claim = |statement: &str, holds, evidence| Claim {
+        statement: statement.to_owned(),
+        holds,
+        evidence,
+    };
+    let mut claims = vec![
+        claim(
+            "with the penalty more held-out solves converge (Bai et al. 2021)",
+            regularised.converged > plain.converged,
+            format!(
+                "{:.0} % against {:.0} %",
+                100.0 * regularised.converged.unwrap_or(f64::NAN),
+                100.0 * plain.converged.unwrap_or(f64::NAN)
+            ),
+        ),
+        claim(
+            "a DEQ is as good as explicit layers with as many parameters (Bai et al. 2019), here after equal time",
+            regularised.perplexity.min(plain.perplexity) <= layers.perplexity,
+            format!(
+                "perplexity {:.1} and {:.1} against {:.1}; weight-tied {:.1}",
+                regularised.perplexity, plain.perplexity, layers.perplexity, tied.perplexity
+            ),
+        ),
+    ];
+    if let [first, .., last] = memory {
+        let growth = |a: usize, b: usize| b as f64 / a as f64;
+        let (flat, tied) = (
+            growth(first.equilibrium, last.equilibrium),
+            growth(first.tied, last.tied),
+        );
+        claims.push(claim(
+            "training memory does not grow with depth (Bai et al. 2019): less than a tenth",
+            flat < 1.1,
+            format!(
+                "from {} to {} steps {:.2} times, the weight-tied network {:.2} times",
+                first.depth, last.depth, flat, tied
+            ),
+        ));
+    }
+    claims
+}
+
+fn write_page(result: &NetworkComparisonResult) -> Result<(), TrainError> {
+    let mut body = String::from(
+        "<table><tr><th>network</th><th>perplexity</th><th>parameters</th><th>minutes</th><th>steps</th><th>ms per step</th>\
+         <th>evaluations, held out</th><th>in training, forward + backward</th><th>converged</th><th>MB per step</th></tr>\n",
+    );
+    for network in &result.networks {
+        let share = network
+            .converged
+            .map_or("".to_owned(), |share| format!("{:.0} %", 100.0 * share));
+        body += &format!(
+            "<tr><th>{}</th><td>{:.1}</td><td>{}</td><td>{:.1}</td><td>{}</td><td>{:.0}</td><td>{:.1}</td><td>{:.1} + {:.1}</td><td>{}</td><td>{}</td></tr>\n",
+            network.name,
+            network.perplexity,
+            network.parameters,
+            network.training_seconds / 60.0,
+            network.steps,
+            1e3 * network.training_seconds / network.steps as f64,
+            network.evaluations,
+            network.training_evaluations[0],
+            network.training_evaluations[1],
+            share,
+            network.step_bytes.map_or("".to_owned(), megabytes),
+        );
+    }
+    body += "</table>\n";
+    if !result.memory.is_empty() {
+        body += "<table><tr><th>MB per step at depth</th><th>equilibrium</th><th>weight-tied</th></tr>\n";
+        for row in &result.memory {
+            body += &format!(
+                "<tr><th>{}</th><td>{}</td><td>{}</td></tr>\n",
+                row.depth,
+                megabytes(row.equilibrium),
+                megabytes(row.tied)
+            );
+        }
+        body += "</table>\n";
+    }
+    body += &claims_table(&result.claims);
+    let series = result.networks.iter().map(|network| Series {
+        name: network.name.clone(),
+        points: network.course.clone(),
+    });
+    body += &report::figures([Chart {
+        title: "Held-out perplexity",
+        x: "minutes of training steps",
+        y: "perplexity",
+        log: true,
+        series: series.collect(),
+    }])?;
+    report::write_page(
+        &result.report,
+        "The DEQ-Transformer beside explicit networks",
+        &body,
+    )
+}
+
+/// Bytes in units of 10^6.
+pub fn megabytes(bytes: usize) -> String {
+    format!("{:.0}", bytes as f64 / 1e6)
+}
