@@ -6,6 +6,9 @@
 //! its own input, applied to the equilibrium, with a memory of past equilibria. The layer itself is [`TransformerCell`], usable with any
 //! [`Deq`](deq_core::Deq). [`TransformerXlLm`] is the explicit network that it is compared with, made of the same parts.
 //!
+//! [`MdeqClassifier`] and [`MdeqSegmenter`] are the multiscale models for images of Bai, Koltun and Kolter (NeurIPS 2020), around an [`MdeqCell`];
+//! their configurations name the original's. [`ResNet`] is the explicit network that they are compared with.
+//!
 //! [`checkpoint`] reads the files of the original programs and writes files that they read.
 //!
 //! ```

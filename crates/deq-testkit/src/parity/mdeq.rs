@@ -6,11 +6,12 @@ use crate::golden::Golden;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
 use deq_core::EquilibriumCell;
+use deq_core::solvers::{BroydenConfig, Scope, Solve, StopConfig, TraceLevel};
 use deq_jacreg::JacobianPenaltyConfig;
 use deq_models::checkpoint::OriginalNames;
 use deq_models::{
-    Depth, Mdeq, MdeqClassifier, MdeqClassifierConfig, MdeqConfig, MdeqOutput, MdeqSegmenter,
-    MdeqSegmenterConfig,
+    Depth, Mdeq, MdeqCell, MdeqClassifier, MdeqClassifierConfig, MdeqConfig, MdeqContext,
+    MdeqOutput, MdeqSegmenter, MdeqSegmenterConfig,
 };
 
 /// Kind `mdeq_classification`.
@@ -125,9 +126,41 @@ fn evaluate<const D: usize, M: Model<D>>(case: &Golden, model: &M, checks: &mut 
         model.backbone().cell.forward(z, &out.context)
     };
     checks.direct("cell.out", &cell("cell.z"), case.values("cell.out"));
+    if checks.precision.is_double() {
+        broyden_trace(case, &model.backbone().cell, &out.context, checks);
+    }
     checks.direct("f(z_star)", &cell("z_star"), case.values("z_star"));
     checks.solved("z_star", &out.equilibrium.z, case.values("z_star"));
     checks.solved("eval.output", &out.logits, case.values("eval.output"));
+}
+
+/// The residuals of the original's Broyden, norms over the whole batch, as long as they do not depend on rounding: in f64.
+fn broyden_trace(case: &Golden, cell: &MdeqCell, context: &MdeqContext, checks: &mut Checks) {
+    let recorded = case.values("broyden18.rel_trace");
+    let stop = StopConfig::new()
+        .with_max_steps(recorded.len())
+        .with_rel_tol(1e-3)
+        .with_rel_floor(1e-9)
+        .with_divergence(1e30)
+        .with_scope(Scope::Batch)
+        .with_trace(TraceLevel::Residuals);
+    let solver = BroydenConfig::new().with_history(recorded.len()).build();
+    let (solver, stop) = solver
+        .and_then(|solver| Ok((solver, stop.build()?)))
+        .unwrap_or_else(|error| panic!("constant settings: {error}"));
+    let [batch, ..] = case.tensor::<4>("image", &checks.precision.device).dims();
+    let z0 = Tensor::zeros([batch, context.layout().dim()], &checks.precision.device);
+    let solution = solver.solve(&mut |z| cell.forward(z, context), z0, &stop);
+    // The recording leaves the start out, and repeats the lowest residual behind the end of the solve.
+    let steps = solution.trace.iter().flat_map(|trace| &trace.steps).skip(1);
+    let ours: Vec<f64> = steps.filter_map(|step| step.rel.first().copied()).collect();
+    let count = ours.len().min(recorded.len());
+    checks.push(
+        format!("broyden18.rel_trace, {count} steps"),
+        &ours,
+        &recorded[..count],
+        checks.precision.solved,
+    );
 }
 
 fn train<const D: usize, M: Model<D>>(case: &Golden, init: &dyn Fn() -> M, checks: &mut Checks) {

@@ -68,7 +68,7 @@ pub fn check(case: &Golden) -> Outcome {
 
 /// Checks one case. In f32 only those of [`MODELS`] are covered.
 pub fn check_in(case: &Golden, precision: &Precision) -> Outcome {
-    let double = precision.rel_tol < 1e-8;
+    let double = precision.is_double();
     let mut checks = match case.info["kind"].as_str() {
         Some("deq_transformer") => transformer::language_model(case, precision),
         Some("mdeq_classification") => mdeq::classification(case, precision),

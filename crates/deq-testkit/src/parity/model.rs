@@ -48,6 +48,11 @@ impl Precision {
         }
     }
 
+    /// Whether this is double precision.
+    pub(super) fn is_double(&self) -> bool {
+        self.rel_tol < 1e-8
+    }
+
     /// A layer whose solves, forward and backward, end below the tolerance.
     pub(super) fn deq(&self) -> Deq {
         let budget = 400;
