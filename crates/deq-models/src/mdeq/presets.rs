@@ -34,7 +34,7 @@ impl MdeqClassifierConfig {
         Self::new(num_classes, MdeqConfig::mini(), vec![4, 8], 64)
     }
 
-    /// `cls_mdeq_TINY.yaml`: 158,890 parameters (the paper: 170K), for CIFAR-10 without augmentation.
+    /// `cls_mdeq_TINY.yaml`: 158,890 parameters, for CIFAR-10 without augmentation.
     ///
     /// Broyden 18/20 with a relative tolerance, 3,000 steps of pre-training with 10 applications, 50 epochs of Adam at 1e-3, weight decay 2.5e-6,
     /// batches of 128.
@@ -100,7 +100,7 @@ impl MdeqClassifierConfig {
         config
     }
 
-    /// `cls_mdeq_XL.yaml`: 90.5M parameters (the paper: 81M), for ImageNet; trained as [`imagenet_large`](Self::imagenet_large).
+    /// `cls_mdeq_XL.yaml`: 90.5M parameters, for ImageNet; trained as [`imagenet_large`](Self::imagenet_large).
     ///
     /// The repository has this file in two versions. This is the one whose blocks widen six times, as those of
     /// [`cityscapes_xl`](MdeqSegmenterConfig::cityscapes_xl), which starts from it.
@@ -123,7 +123,7 @@ impl MdeqSegmenterConfig {
         Self::new(num_classes, MdeqConfig::mini())
     }
 
-    /// `seg_mdeq_SMALL.yaml`: 9.0M parameters (the paper: about 8M), for the 19 classes of Cityscapes, starting from
+    /// `seg_mdeq_SMALL.yaml`: 9.0M parameters, for the 19 classes of Cityscapes, starting from
     /// [`imagenet_small`](MdeqClassifierConfig::imagenet_small).
     ///
     /// Broyden 27/30 with an absolute tolerance, 60,000 steps of pre-training with 3 applications, 500 epochs of SGD at 0.01 with momentum 0.9, weight decay 2e-4,
@@ -132,13 +132,13 @@ impl MdeqSegmenterConfig {
         Self::cityscapes(&SMALL, 0.05)
     }
 
-    /// `seg_mdeq_LARGE.yaml`: 56.0M parameters (the paper: about 53M), from random weights; weight decay 3e-4, the rest as
+    /// `seg_mdeq_LARGE.yaml`: 56.0M parameters, from random weights; weight decay 3e-4, the rest as
     /// [`cityscapes_small`](Self::cityscapes_small).
     pub fn cityscapes_large() -> Self {
         Self::cityscapes(&LARGE, 0.03)
     }
 
-    /// `seg_mdeq_XL.yaml`: 79.6M parameters (the paper: about 71M); 40,000 steps of pre-training, 16 crops of 1024 by 768, the rest as
+    /// `seg_mdeq_XL.yaml`: 79.6M parameters; 40,000 steps of pre-training, 16 crops of 1024 by 768, the rest as
     /// [`cityscapes_large`](Self::cityscapes_large), but starting from [`imagenet_xl`](MdeqClassifierConfig::imagenet_xl).
     pub fn cityscapes_xl() -> Self {
         let mut config = Self::cityscapes(&XL, 0.04);

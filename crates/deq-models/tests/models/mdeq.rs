@@ -241,8 +241,7 @@ fn parameters_are_counted_from_shapes() {
     );
 }
 
-/// The papers give rounded counts of models that differ a little from the configurations in the repository; these counts are the
-/// repository's, to the digit, and within an eighth of the papers'.
+/// The counts of the repository's configurations, to the digit, and within an eighth of the rounded ones that are given for these models elsewhere.
 #[test]
 fn presets_have_the_sizes_of_the_original() {
     let classifiers = [
@@ -260,20 +259,20 @@ fn presets_have_the_sizes_of_the_original() {
         (MdeqSegmenterConfig::cityscapes_large(), 55_955_859, 53e6),
         (MdeqSegmenterConfig::cityscapes_xl(), 79_551_755, 71e6),
     ];
-    let classifiers = classifiers.map(|(config, count, paper)| {
+    let classifiers = classifiers.map(|(config, count, given)| {
         config.validate().unwrap();
-        (config.parameters(), count, paper)
+        (config.parameters(), count, given)
     });
-    let segmenters = segmenters.map(|(config, count, paper)| {
+    let segmenters = segmenters.map(|(config, count, given)| {
         config.validate().unwrap();
-        (config.parameters(), count, paper)
+        (config.parameters(), count, given)
     });
-    for (found, count, paper) in classifiers.into_iter().chain(segmenters) {
+    for (found, count, given) in classifiers.into_iter().chain(segmenters) {
         assert_eq!(found, count);
-        let ratio = found as f64 / paper;
+        let ratio = found as f64 / given;
         assert!(
             (ratio - 1.0).abs() < 0.125,
-            "{found} parameters, the paper has {paper}"
+            "{found} parameters, given are {given}"
         );
     }
     let mini = MdeqClassifierConfig::mini(10);
