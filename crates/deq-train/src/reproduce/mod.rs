@@ -1,7 +1,13 @@
 //! Claims of Bai, Koltun and Kolter (ICML 2021), each run again by one command.
 
-pub mod lm;
+mod comparison;
+mod lm;
 pub mod synthetic;
+mod vision;
+
+pub use comparison::{
+    Comparable, Comparison, ComparisonResult, CoursePoint, Measure, Variant, compare,
+};
 
 use crate::report;
 use serde::Serialize;
