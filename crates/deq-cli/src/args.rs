@@ -171,6 +171,8 @@ pub(crate) enum Experiment {
     JacregSynthetic(SyntheticArgs),
     /// A language model trained with different weights of the penalty and evaluated with different budgets.
     JacregLm(ReproduceLmArgs),
+    /// A multiscale model on pictures trained with and without the penalty and evaluated with different budgets.
+    JacregVision(ReproduceVisionArgs),
     /// The DEQ-Transformer with and without the penalty, beside a weight-tied network and a Transformer-XL with as many parameters, for
     /// equal time.
     DeqLm(DeqLmArgs),
@@ -195,6 +197,51 @@ pub(crate) struct DeqLmArgs {
     pub(crate) layers: usize,
     /// Folder of the runs and the results. Give it again to go on after an interruption.
     #[arg(long, value_name = "FOLDER", default_value = "runs/deq-lm")]
+    pub(crate) folder: PathBuf,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    pub(crate) device: String,
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ReproduceVisionArgs {
+    /// Pictures: shapes (generated), cifar10:PATH, or imagefolder:PATH.
+    #[arg(long, default_value = "shapes")]
+    pub(crate) data: ImageSource,
+    /// Recipe to start from: mini, cifar10-tiny, cifar10-large or cifar10-large-jr.
+    #[arg(long, default_value = "mini")]
+    pub(crate) preset: String,
+    /// Rounds; each ends with an evaluation.
+    #[arg(long)]
+    pub(crate) epochs: Option<usize>,
+    /// Training steps of a round. Default: the preset's.
+    #[arg(long)]
+    pub(crate) steps_per_epoch: Option<usize>,
+    /// Steps of unrolled pre-training.
+    #[arg(long)]
+    pub(crate) pretrain: Option<usize>,
+    /// Weights of the penalty to compare.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        default_value = "0,0.5"
+    )]
+    pub(crate) weights: Vec<f64>,
+    /// Share of steps that apply the penalty.
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) penalty_frequency: Option<f64>,
+    /// Evaluations allowed at inference.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5,6,8,12,20")]
+    pub(crate) budgets: Vec<usize>,
+    /// Seed of weights, order, dropout masks and penalty draws.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Folder of the runs and the results. Give it again to go on after an interruption.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/jacreg-vision")]
     pub(crate) folder: PathBuf,
     /// Device to run on.
     #[arg(long, default_value = "flex")]

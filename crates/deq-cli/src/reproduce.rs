@@ -1,19 +1,24 @@
 //! `deq reproduce`.
 
-use crate::args::{DeqLmArgs, Experiment, ReproduceLmArgs, SyntheticArgs};
+use crate::args::{
+    DeqLmArgs, Experiment, ReproduceLmArgs, ReproduceVisionArgs, SyntheticArgs,
+};
 use crate::eval::print_json;
+use crate::train::{penalty, set};
 use anyhow::Result;
+use deq_jacreg::JacobianPenaltyConfig;
 use deq_train::lm::{DataSource, LmRecipe, StepMemory};
-use deq_train::reproduce::Claim;
-use deq_train::reproduce::lm::{LmComparison, compare};
 use deq_train::reproduce::networks::{NetworkComparison, compare_networks, megabytes};
 use deq_train::reproduce::synthetic::{self, SyntheticOptions};
+use deq_train::reproduce::{Claim, Comparison, ComparisonResult, Measure, compare};
+use deq_train::vision::VisionRecipe;
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub(crate) fn run(what: &Experiment) -> Result<()> {
     match what {
         Experiment::JacregSynthetic(args) => jacreg_synthetic(args),
         Experiment::JacregLm(args) => jacreg_lm(args),
+        Experiment::JacregVision(args) => jacreg_vision(args),
         Experiment::DeqLm(args) => deq_lm(args),
     }
 }
@@ -56,7 +61,7 @@ fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
         recipe.scale_steps(steps);
     }
     recipe.seed = args.seed.unwrap_or(recipe.seed);
-    let options = LmComparison {
+    let options = Comparison {
         recipe,
         weights: args.weights.clone(),
         budgets: args.budgets.clone(),
@@ -67,7 +72,41 @@ fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
     if args.json {
         return print_json(&result);
     }
-    print!("\nperplexity with  ");
+    print_comparison(&result);
+    Ok(())
+}
+
+fn jacreg_vision(args: &ReproduceVisionArgs) -> Result<()> {
+    let mut recipe = VisionRecipe::preset(&args.preset, &args.data)?;
+    set(&mut recipe.epochs, args.epochs);
+    set(&mut recipe.steps_per_epoch, args.steps_per_epoch);
+    set(&mut recipe.pretrain_steps, args.pretrain);
+    set(&mut recipe.seed, args.seed);
+    if recipe.penalty.is_none() {
+        recipe.penalty = Some(JacobianPenaltyConfig::new());
+    }
+    penalty(&mut recipe.penalty, None, args.penalty_frequency)?;
+    let options = Comparison {
+        recipe,
+        weights: args.weights.clone(),
+        budgets: args.budgets.clone(),
+        device: args.device.clone(),
+        folder: args.folder.clone(),
+    };
+    let result = compare(&options, &mut |what| eprintln!("== {what}"))?;
+    if args.json {
+        return print_json(&result);
+    }
+    print_comparison(&result);
+    Ok(())
+}
+
+fn print_comparison(result: &ComparisonResult) {
+    let measure = match result.measure {
+        Measure::Perplexity => "perplexity",
+        Measure::Accuracy => "accuracy",
+    };
+    print!("\n{:17}", format!("{measure} with"));
     result
         .budgets
         .iter()
@@ -75,15 +114,13 @@ fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
     println!("  evaluations");
     for variant in &result.variants {
         print!("{:17}", variant.name());
-        variant
-            .perplexity
-            .iter()
-            .for_each(|value| print!("{value:8.2}"));
+        for value in &variant.quality {
+            print!("{:>8}", result.measure.text(*value));
+        }
         println!();
     }
     print_claims(&result.claims);
     println!("curves: {}", result.report.display());
-    Ok(())
 }
 
 fn deq_lm(args: &DeqLmArgs) -> Result<()> {

@@ -335,10 +335,7 @@ fn the_language_model_experiment_compares_budgets_and_goes_on_where_it_stopped()
     let written = folder.path().join("runs/jacreg-lm");
     let json = std::fs::read(written.join("result.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    assert_eq!(
-        json["variants"][1]["perplexity"].as_array().unwrap().len(),
-        2
-    );
+    assert_eq!(json["variants"][1]["quality"].as_array().unwrap().len(), 2);
     assert!(written.join("report.html").is_file());
     // What is trained already is not trained again.
     let again = run(folder.path(), &arguments);

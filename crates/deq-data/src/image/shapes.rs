@@ -88,7 +88,7 @@ impl ImageDataset for Shapes {
         let target = match self.task {
             VisionTask::Classification => {
                 let kind = index % KINDS.len();
-                let shape = Shape::random(kind, side, (0.28, 0.45), &mut rng);
+                let shape = Shape::random(kind, side, (0.36, 0.48), &mut rng);
                 canvas.draw(&shape, contrasting(&colors, &mut rng));
                 Target::Class(kind as u16)
             }
@@ -161,7 +161,7 @@ impl Shape {
         let radius = side * uniform(rng, radius.0, radius.1);
         let place = |rng: &mut ChaCha8Rng| uniform(rng, radius, side - radius);
         let center = (place(rng), place(rng));
-        let (sin, cos) = uniform(rng, -0.4, 0.4).sin_cos();
+        let (sin, cos) = uniform(rng, -0.25, 0.25).sin_cos();
         Self {
             kind,
             center,

@@ -1,8 +1,14 @@
 //! Claims of the papers, each run again by one command.
 
-pub mod lm;
+mod comparison;
+mod lm;
 pub mod networks;
 pub mod synthetic;
+mod vision;
+
+pub use comparison::{
+    Comparable, Comparison, ComparisonResult, CoursePoint, Measure, Variant, compare,
+};
 
 use crate::report;
 use serde::Serialize;
