@@ -1,8 +1,6 @@
 //! `deq reproduce`.
 
-use crate::args::{
-    DeqLmArgs, Experiment, ReproduceLmArgs, ReproduceVisionArgs, SyntheticArgs,
-};
+use crate::args::{DeqLmArgs, Experiment, ReproduceLmArgs, ReproduceVisionArgs, SyntheticArgs};
 use crate::eval::print_json;
 use crate::train::{penalty, set};
 use anyhow::Result;

@@ -193,6 +193,7 @@ fn wt103(name: &str) -> LmRecipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rounds::RoundTask;
 
     #[test]
     fn presets_are_valid_and_survive_json() {

@@ -179,7 +179,6 @@ impl LmRecipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rounds::RoundTask;
 
     #[test]
     fn a_field_out_of_range_is_named() {
