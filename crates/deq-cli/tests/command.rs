@@ -399,8 +399,14 @@ fn a_trained_model_writes_travels_and_is_measured_by_memory_and_budget() {
         "text.txt",
     ];
     success(&run(folder.path(), &import));
-    let perplexity = |name: &str| json(&["eval", name, "--json"])["eval"]["perplexity"].clone();
-    assert_eq!(perplexity("imported"), perplexity("run"));
+    success(&run(
+        folder.path(),
+        &["export", "imported", "again.safetensors"],
+    ));
+    let bytes = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+    assert_eq!(bytes("model.safetensors"), bytes("again.safetensors"));
+    let perplexity = &json(&["eval", "imported", "--json"])["eval"]["perplexity"];
+    assert!(perplexity.as_f64().unwrap() < 256.0, "{perplexity}");
     let again = run(folder.path(), &import);
     assert!(String::from_utf8_lossy(&again.stderr).contains("imported"));
     assert_eq!(again.status.code(), Some(2));
