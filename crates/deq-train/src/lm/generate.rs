@@ -99,7 +99,7 @@ pub fn generate(
         evaluations += nfe;
         seconds += started.elapsed().as_secs_f64();
         if compare && reader.last.is_some() {
-            compared.push([nfe, cold.from_zero().read(&[token])]);
+            compared.push([nfe, cold.without_start().read(&[token])]);
         }
     }
     let mean = |sum: usize, count: usize| sum as f64 / count.max(1) as f64;
@@ -150,7 +150,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The same without a state to start from.
-    fn from_zero(self) -> Self {
+    fn without_start(self) -> Self {
         Self { last: None, ..self }
     }
 

@@ -25,6 +25,7 @@ pub(crate) struct LmLearner {
 
 /// The kinds of models that a recipe can ask for.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a process has one of them")]
 pub(crate) enum LmModel {
     /// One cell: its equilibrium, or so many applications of it.
     Deq(DeqTransformerLm),

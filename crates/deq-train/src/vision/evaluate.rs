@@ -62,7 +62,7 @@ fn probe_batch(
     solver: &SolverConfig,
 ) -> Result<Probes, TrainError> {
     let count = input.images.dims()[0].min(PROBED);
-    let images = input.images.clone().slice([0..count]);
+    let images = input.images.clone().narrow(0, 0, count);
     match (learner.model.cell(), learner.read(images).solved) {
         (Some(cell), Some((equilibrium, context))) => {
             probe(cell, &context, equilibrium.z_star, solver)
