@@ -62,7 +62,7 @@ pub(crate) struct GenerateArgs {
     /// Draw from the smallest set of tokens whose probability reaches this.
     #[arg(long, default_value_t = 0.95, allow_negative_numbers = true)]
     pub(crate) top_p: f64,
-    /// Let <unk> come too.
+    /// Let the token for unknown words come too.
     #[arg(long)]
     pub(crate) unknown: bool,
     /// Seed of the draws.
@@ -253,7 +253,7 @@ pub(crate) struct ReproduceVisionArgs {
 
 #[derive(Args)]
 pub(crate) struct ReproduceLmArgs {
-    /// Recipe to start from: tiny, wt2, or one of wt103[-jr][-preln][-paper]. Default: tiny, or wt2 with --data.
+    /// Recipe to start from: tiny, wt2, or wt103 with any of -jr, -preln, -paper. Default: tiny, or wt2 with --data.
     #[arg(long)]
     pub(crate) preset: Option<String>,
     /// Folder with train.txt, valid.txt and test.txt, or one text file. Default: the built-in handbook.
@@ -407,7 +407,7 @@ pub(crate) struct PredictArgs {
 
 #[derive(Args)]
 pub(crate) struct LmArgs {
-    /// Recipe to start from: tiny, wt2, or one of wt103[-jr][-preln][-paper]. Default: tiny, or wt2 with --data.
+    /// Recipe to start from: tiny, wt2, or wt103 with any of -jr, -preln, -paper. Default: tiny, or wt2 with --data.
     #[arg(long)]
     pub(crate) preset: Option<String>,
     /// Folder of text files, with train.txt, valid.txt and test.txt or others, or one text file. Default: the built-in handbook.
