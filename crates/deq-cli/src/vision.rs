@@ -78,6 +78,7 @@ pub(crate) fn eval(args: &EvalArgs) -> Result<()> {
         device: args.device.clone(),
         data,
         max_steps: args.max_steps.first().copied(),
+        probe: true,
     };
     if args.max_steps.len() < 2 {
         let summary = evaluate_run(&args.run, &options)?;
@@ -104,7 +105,7 @@ pub(crate) fn eval(args: &EvalArgs) -> Result<()> {
             row.residual.map_or("-".to_owned(), number)
         );
     }
-    println!("curve: {}", result.chart.display());
+    println!("curve: {}", result.page.display());
     Ok(())
 }
 

@@ -11,6 +11,9 @@
 //! - `checkpoints/`: the newest two, each written whole or not at all;
 //! - `report.html`: tables and curves in one self-contained page.
 //!
+//! [`vision::train`] does the same for multiscale models on pictures, from a [`vision::VisionRecipe`]; the folder also gets `predictions.svg`, held-out pictures with
+//! what the model says about them. [`vision::predict`] applies a run to other pictures.
+//!
 //! [`lm::evaluate_run`] measures a run: perplexity, evaluations per solve, residual, spectral radius.
 //!
 //! ```no_run

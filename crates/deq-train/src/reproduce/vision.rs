@@ -37,6 +37,7 @@ impl Comparable for VisionRecipe {
             device: device.to_owned(),
             data: None,
             max_steps: Some(budget),
+            probe: false,
         };
         Ok(evaluate_run(run, &options)?.eval)
     }

@@ -7,14 +7,14 @@ use super::loader::{PictureLoader, SkippedFiles};
 use super::recipe::VisionRecipe;
 use crate::chart::{Chart, Series};
 use crate::checkpoint::{CheckpointStore, Position};
-use crate::dashboard::Gauge;
+use crate::dashboard::{Gauge, number};
 use crate::device::device;
 use crate::error::{TrainError, require};
-use crate::files;
 use crate::records::{EvalRecord, Record, RunLog, read_records};
 use crate::report::{ReportHeader, totals, write_report_with};
 use crate::rounds::{Display, Loaders, RoundStrategy, RoundTask, launch};
 use crate::run_folder::{KEEP, Recipe, RunFolder, load_model};
+use crate::{files, report};
 use burn::data::dataloader::{DataLoader, Progress};
 use burn::module::Module;
 use burn::tensor::Device;
@@ -92,7 +92,8 @@ impl VisionRecipe {
         self.classes = data.train.classes().to_vec();
         self.model.set_classes(self.classes.len());
         if self.steps_per_epoch == 0 {
-            self.steps_per_epoch = data.train.len() / self.batch.max(1);
+            // A batch larger than the data is refused where batches are made.
+            self.steps_per_epoch = (data.train.len() / self.batch.max(1)).max(1);
         }
         self.validate()?;
         Ok(data)
@@ -146,6 +147,8 @@ pub struct VisionEvalOptions {
     pub data: Option<ImageSource>,
     /// The most steps of a solve, in the place of the recipe's.
     pub max_steps: Option<usize>,
+    /// Whether to estimate the spectral radius and to trace a long solve.
+    pub probe: bool,
 }
 
 /// What a run achieved.
@@ -320,7 +323,7 @@ pub fn evaluate_run(run: &Path, options: &VisionEvalOptions) -> Result<VisionSum
     let held_out = recipe.held_out(&data)?;
     let all = held_out.batches_per_epoch();
     let loader = PictureLoader::new(held_out, all, &device, &skipped);
-    let plan = recipe.plan(position.step, true);
+    let plan = recipe.plan(position.step, options.probe);
     let eval = evaluate(&learner, &loader, &plan, &mut |_, _| ())?;
     Ok(VisionSummary {
         run: run.to_owned(),
@@ -368,8 +371,8 @@ pub struct BudgetTable {
     pub measure: &'static str,
     /// One for every budget.
     pub rows: Vec<BudgetRow>,
-    /// The curve as an SVG file in the folder of the run.
-    pub chart: PathBuf,
+    /// The page with the table and its curve.
+    pub page: PathBuf,
 }
 
 /// The quality of a run under one budget.
@@ -385,7 +388,7 @@ pub struct BudgetRow {
     pub residual: Option<f64>,
 }
 
-/// [`evaluate_run`] with every budget in turn; writes the curve to `budgets.svg` in the folder of the run.
+/// [`evaluate_run`] with every budget in turn; writes `evaluation.html` into the folder of the run.
 ///
 /// # Errors
 ///
@@ -402,6 +405,7 @@ pub fn evaluate_budgets(
     for budget in budgets {
         let options = VisionEvalOptions {
             max_steps: Some(*budget),
+            probe: false,
             ..options.clone()
         };
         let eval = evaluate_run(run, &options)?.eval;
@@ -427,11 +431,25 @@ pub fn evaluate_budgets(
                 .collect(),
         }],
     };
-    let place = run.join("budgets.svg");
-    files::write_whole(&place, chart.svg()?.unwrap_or_default().as_bytes())?;
+    let mut body = format!(
+        "<table><tr><th>evaluations</th><th>{measure}</th><th>converged</th><th>residual</th></tr>\n"
+    );
+    for row in &rows {
+        body += &format!(
+            "<tr><td>{}</td><td>{:.2} %</td><td>{:.1} %</td><td>{}</td></tr>\n",
+            row.budget,
+            100.0 * row.quality,
+            100.0 * row.converged,
+            row.residual.map_or("–".to_owned(), number)
+        );
+    }
+    body += "</table>\n";
+    body += &report::figures([chart])?;
+    let page = run.join("evaluation.html");
+    report::write_page(&page, "Quality by evaluations allowed", &body)?;
     Ok(BudgetTable {
         measure,
         rows,
-        chart: place,
+        page,
     })
 }
