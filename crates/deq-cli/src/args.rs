@@ -37,9 +37,9 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Say what a checkpoint file or a run holds.
     Info(InfoArgs),
-    /// Make a run of a checkpoint of the original DEQ-Transformer (PyTorch or safetensors).
+    /// Make a run of a checkpoint of the original DEQ-Transformer or MDEQ, or of torchvision's ResNet (PyTorch or safetensors).
     Import(ImportArgs),
-    /// Write the model of a run as safetensors that the original DEQ-Transformer loads.
+    /// Write the model of a run as safetensors with the original's names, for PyTorch.
     Export(ExportArgs),
 }
 
@@ -98,10 +98,13 @@ pub(crate) struct ImportArgs {
     /// Folder of the run to make.
     #[arg(long, value_name = "FOLDER")]
     pub(crate) run: PathBuf,
-    /// The data that the model was trained on, for its vocabulary.
-    #[arg(long, value_name = "PATH")]
+    /// The data that the model was trained on, for its vocabulary or its classes: a folder or file of text; for pictures as in `deq train mdeq`.
+    #[arg(long, value_name = "DATA")]
     pub(crate) data: Option<PathBuf>,
-    /// What shapes do not say: where layer norms stand, memory length, solvers.
+    /// The network, with a preset for pictures.
+    #[arg(long, value_enum, default_value = "mdeq")]
+    pub(crate) model: ModelKind,
+    /// What shapes do not say, from a preset of `deq train lm` or `deq train mdeq`: where layer norms stand, memory length, groups, transforms, solvers.
     #[arg(long, default_value = "wt103-jr")]
     pub(crate) preset: String,
     /// What a token is: byte or word. Default: the preset's.
@@ -328,9 +331,12 @@ pub(crate) struct MdeqArgs {
     /// Pictures: shapes, shapes-segmentation (both generated), cifar10:PATH, imagefolder:PATH or segmentation:PATH.
     #[arg(long, default_value = "shapes")]
     pub(crate) data: ImageSource,
-    /// Recipe to start from: mini, cifar10-tiny, cifar10-large or cifar10-large-jr.
+    /// Recipe to start from: mini; cifar10-tiny, -large, -large-jr; imagenet-small, -small-jr, -large, -large-jr, -xl; cityscapes-small, -large or -xl.
     #[arg(long, default_value = "mini")]
     pub(crate) preset: String,
+    /// Begin with the weights of a run or of a checkpoint file of the original, all but those of a head that does not fit.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) init: Option<PathBuf>,
     /// Network to train.
     #[arg(long, value_enum, default_value = "mdeq")]
     pub(crate) model: ModelKind,

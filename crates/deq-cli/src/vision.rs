@@ -42,6 +42,7 @@ pub(crate) fn run(args: &MdeqArgs) -> Result<()> {
 /// The preset with everything that the command line says otherwise.
 pub(crate) fn recipe(args: &MdeqArgs) -> Result<VisionRecipe> {
     let mut recipe = VisionRecipe::preset(&args.preset, &args.data)?;
+    recipe.init.clone_from(&args.init);
     set(&mut recipe.epochs, args.epochs);
     set(&mut recipe.steps_per_epoch, args.steps_per_epoch);
     set(&mut recipe.pretrain_steps, args.pretrain);

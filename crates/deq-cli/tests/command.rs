@@ -387,7 +387,7 @@ fn a_trained_model_writes_travels_and_is_measured_by_memory_and_budget() {
     // Out as the original's state dict, and in again: the same model.
     success(&run(folder.path(), &["export", "run", "model.safetensors"]));
     let info = json(&["info", "model.safetensors", "--json"]);
-    assert_eq!(info["deq_transformer"]["d_model"], 96);
+    assert_eq!(info["model"]["deq_transformer"]["d_model"], 96);
     let import = [
         "import",
         "model.safetensors",

@@ -81,8 +81,10 @@ pub enum ModelError {
         reason: String,
     },
     /// A checkpoint does not say what model it is of.
-    #[error("the checkpoint is not that of a DEQ-Transformer: {reason}")]
+    #[error("the checkpoint is not that of {model}: {reason}")]
     OtherModel {
+        /// What it should be of.
+        model: &'static str,
         /// What is missing or contradictory.
         reason: String,
     },

@@ -207,6 +207,18 @@ pub enum TrainError {
         /// Tokens of the data.
         found: usize,
     },
+    /// The data have another number of classes than an imported model.
+    #[error(
+        "the model in {path} knows {expected} classes, but the data have {found}: give data with the classes it was trained on"
+    )]
+    NumberOfClasses {
+        /// The file.
+        path: PathBuf,
+        /// Classes of the model.
+        expected: usize,
+        /// Classes of the data.
+        found: usize,
+    },
     /// A stack of layers where a DEQ is needed.
     #[error(
         "{path} is the run of an explicit network with layers of its own, which the original program does not have"

@@ -111,6 +111,23 @@ impl RunFolder {
         serde_json::from_value(value).map_err(|error| malformed(error.to_string()))
     }
 
+    /// Writes a run of a model that came from elsewhere: a checkpoint without an optimizer, and then the recipe, since a folder with a recipe is a run.
+    pub(crate) fn write_imported<M: Module, R: Recipe>(
+        &self,
+        model: M,
+        recipe: &R,
+    ) -> Result<(), TrainError> {
+        let bytes = model
+            .into_record()
+            .into_bytes()
+            .map_err(|error| TrainError::Stopped {
+                reason: error.to_string(),
+            })?;
+        let store = CheckpointStore::open(&self.checkpoints(), 1)?;
+        store.write_model(Position::default(), bytes.to_vec())?;
+        files::write_json(&self.config(), recipe)
+    }
+
     /// Writes the recipe, or compares it with the one of the run to resume.
     pub(crate) fn claim<R: Recipe>(&self, recipe: &R, resume: bool) -> Result<(), TrainError> {
         match (self.exists(), resume) {

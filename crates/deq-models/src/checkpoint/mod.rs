@@ -25,4 +25,4 @@ mod transfer;
 
 pub use names::{Layout, OriginalNames, OriginalTensor, Source};
 pub use state_dict::{StateDict, TensorInfo};
-pub use transfer::{LoadReport, ShapeMismatch, load, save, state_dict};
+pub use transfer::{LoadReport, ShapeMismatch, load, save, state_dict, write};

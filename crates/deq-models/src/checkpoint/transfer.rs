@@ -181,11 +181,19 @@ pub fn state_dict<M: Module + OriginalNames>(
 ///
 /// [`ModelError::Unwritable`] with the file and the reason.
 pub fn save<M: Module + OriginalNames>(model: &M, path: &Path) -> Result<(), ModelError> {
+    write(&state_dict(model)?, path)
+}
+
+/// Writes tensors as a safetensors file, whole or not at all, so that PyTorch's loaders can read it.
+///
+/// # Errors
+///
+/// [`ModelError::Unwritable`] with the file and the reason.
+pub fn write(tensors: &[(String, TensorData)], path: &Path) -> Result<(), ModelError> {
     let unwritable = |reason: String| ModelError::Unwritable {
         path: path.to_owned(),
         reason,
     };
-    let tensors = state_dict(model)?;
     let views = tensors
         .iter()
         .map(|(name, data)| {

@@ -3,6 +3,7 @@
 mod block;
 mod cell;
 mod config;
+mod from_names;
 mod fusion;
 mod head;
 mod model;

@@ -142,6 +142,8 @@ fn normed(layer: &NormedLinear, name: &str, path: &str, trailing: usize) -> Vec<
     all
 }
 
+const MODEL: &str = "a DEQ-Transformer";
+
 impl DeqTransformerLmConfig {
     /// The configuration that a state dict of the original program reveals, for everything that shapes can say: vocabulary, widths,
     /// heads, clusters, ties, weight normalisation. The rest is taken from `rest`: where layer norms stand, memory, window, dropout.
@@ -154,9 +156,11 @@ impl DeqTransformerLmConfig {
         let shape = |name: &str, rank: usize| match file.shape(name) {
             Some(shape) if shape.len() == rank => Ok(shape),
             Some(shape) => Err(ModelError::OtherModel {
+                model: MODEL,
                 reason: format!("{name} is {shape:?}, which is not of rank {rank}"),
             }),
             None => Err(ModelError::OtherModel {
+                model: MODEL,
                 reason: format!("there is no {name}"),
             }),
         };
@@ -186,6 +190,7 @@ impl DeqTransformerLmConfig {
             [_] if gates == rest.cutoffs.len() => {}
             [_] => {
                 return Err(ModelError::OtherModel {
+                model: MODEL,
                     reason: format!(
                         "it has {gates} clusters in one table and does not say where they begin, but {} cutoffs are configured",
                         rest.cutoffs.len()

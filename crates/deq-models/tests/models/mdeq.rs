@@ -277,7 +277,7 @@ fn presets_have_the_sizes_of_the_original() {
     }
     let mini = MdeqClassifierConfig::mini(10);
     mini.validate().unwrap();
-    MdeqSegmenterConfig::mini(10).validate().unwrap();
+    MdeqSegmenterConfig::mini(10, 1).validate().unwrap();
     assert_eq!(mini.parameters(), 41_386);
 }
 

@@ -4,7 +4,6 @@ use super::data::DataListener;
 use super::learner::{LmLearner, LmModel};
 use super::recipe::LmRecipe;
 use super::run::newest_model;
-use crate::checkpoint::{CheckpointStore, Position};
 use crate::device::device;
 use crate::error::TrainError;
 use crate::files;
@@ -78,16 +77,7 @@ pub fn import_run(
 
     files::create_folder(run)?;
     corpus.vocabulary.save_in(run)?;
-    let bytes = learner
-        .into_record()
-        .into_bytes()
-        .map_err(|error| TrainError::Stopped {
-            reason: error.to_string(),
-        })?;
-    let store = CheckpointStore::open(&folder.checkpoints(), 1)?;
-    store.write_model(Position::default(), bytes.to_vec())?;
-    // Last, since a folder with a recipe is a run.
-    files::write_json(&folder.config(), &recipe)?;
+    folder.write_imported(learner, &recipe)?;
     Ok(Imported {
         model: recipe.model,
         report,

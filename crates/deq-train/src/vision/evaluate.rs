@@ -22,6 +22,8 @@ pub(crate) struct EvalPlan {
 
 /// The largest number of pictures at whose equilibrium the spectral radius is estimated.
 const PROBED: usize = 16;
+/// The largest number of pixels in them, unless the first one has more: large pictures take long and differ less from each other.
+const PROBED_PIXELS: usize = 1 << 18;
 
 /// Reads every batch of `loader` and hands each output to `on_item`.
 ///
@@ -61,7 +63,9 @@ fn probe_batch(
     input: &VisionInput,
     solver: &SolverConfig,
 ) -> Result<Probes, TrainError> {
-    let count = input.images.dims()[0].min(PROBED);
+    let [batch, _, height, width] = input.images.dims();
+    let fitting = PROBED_PIXELS / (height * width);
+    let count = batch.min(PROBED).min(fitting.max(1));
     let images = input.images.clone().narrow(0, 0, count);
     match (learner.model.cell(), learner.read(images).solved) {
         (Some(cell), Some((equilibrium, context))) => {

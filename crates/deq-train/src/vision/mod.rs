@@ -1,14 +1,17 @@
 //! Training, evaluation and use of multiscale equilibrium models on pictures.
 
 mod evaluate;
+mod exchange;
 mod gallery;
 mod learner;
 mod loader;
 mod model;
 mod predict;
+mod presets;
 mod recipe;
 mod run;
 
+pub use exchange::{Imported, export_run, import_run};
 pub use model::VisionModelConfig;
 pub use predict::{PredictOptions, Prediction, predict};
 pub use recipe::{OptimizerKind, VisionRecipe};

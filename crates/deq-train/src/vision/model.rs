@@ -4,9 +4,10 @@ use crate::error::TrainError;
 use burn::module::Module;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use deq_core::Equilibrium;
 use deq_data::VisionTask;
+use deq_models::checkpoint::{LoadReport, StateDict, load, state_dict};
 use deq_models::{
     Depth, MdeqCell, MdeqClassifier, MdeqClassifierConfig, MdeqContext, MdeqSegmenter,
     MdeqSegmenterConfig, ResNet, ResNetConfig,
@@ -54,6 +55,30 @@ impl VisionModelConfig {
         }
     }
 
+    /// The model that a checkpoint of another program holds: of the kind of this one, and of the sizes that the file reveals.
+    pub(crate) fn from_state_dict(&self, file: &StateDict) -> Result<Self, TrainError> {
+        Ok(match self {
+            VisionModelConfig::Classifier(rest) => {
+                VisionModelConfig::Classifier(MdeqClassifierConfig::from_state_dict(file, rest)?)
+            }
+            VisionModelConfig::Segmenter(rest) => {
+                VisionModelConfig::Segmenter(MdeqSegmenterConfig::from_state_dict(file, rest)?)
+            }
+            VisionModelConfig::Resnet(_) => {
+                VisionModelConfig::Resnet(ResNetConfig::from_state_dict(file)?)
+            }
+        })
+    }
+
+    /// The number of classes.
+    pub(crate) fn classes(&self) -> usize {
+        match self {
+            VisionModelConfig::Classifier(config) => config.num_classes,
+            VisionModelConfig::Segmenter(config) => config.num_classes,
+            VisionModelConfig::Resnet(config) => config.num_classes,
+        }
+    }
+
     pub(crate) fn init(&self, device: &Device) -> Result<VisionModel, TrainError> {
         Ok(match self {
             VisionModelConfig::Classifier(config) => VisionModel::Classifier(config.init(device)?),
@@ -73,13 +98,8 @@ impl VisionModelConfig {
         device: &Device,
     ) -> Result<Self, TrainError> {
         let wanted = self.init(device)?.num_params();
-        let classes = match self {
-            VisionModelConfig::Classifier(config) => config.num_classes,
-            VisionModelConfig::Segmenter(config) => config.num_classes,
-            VisionModelConfig::Resnet(config) => config.num_classes,
-        };
         let of_width = |width| {
-            ResNetConfig::resnet18(classes)
+            ResNetConfig::resnet18(self.classes())
                 .with_width(width)
                 .with_small_images(small_images)
         };
@@ -143,6 +163,33 @@ impl VisionModel {
                 solved: None,
             },
         }
+    }
+
+    /// Takes the weights of a checkpoint that fit.
+    pub(crate) fn load(self, file: &StateDict) -> Result<(Self, LoadReport), TrainError> {
+        Ok(match self {
+            VisionModel::Classifier(model) => {
+                let (model, report) = load(model, file)?;
+                (VisionModel::Classifier(model), report)
+            }
+            VisionModel::Segmenter(model) => {
+                let (model, report) = load(model, file)?;
+                (VisionModel::Segmenter(model), report)
+            }
+            VisionModel::Resnet(model) => {
+                let (model, report) = load(model, file)?;
+                (VisionModel::Resnet(model), report)
+            }
+        })
+    }
+
+    /// The weights under the names of the original program, of torchvision for a ResNet.
+    pub(crate) fn state_dict(&self) -> Result<Vec<(String, TensorData)>, TrainError> {
+        Ok(match self {
+            VisionModel::Classifier(model) => state_dict(model)?,
+            VisionModel::Segmenter(model) => state_dict(model)?,
+            VisionModel::Resnet(model) => state_dict(model)?,
+        })
     }
 
     /// The layer whose equilibrium is computed, if there is one.

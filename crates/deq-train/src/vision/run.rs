@@ -1,12 +1,13 @@
 //! Runs as folders: starting, resuming, evaluating.
 
 use super::evaluate::{EvalPlan, evaluate};
+use super::exchange::with_weights_of;
 use super::gallery;
 use super::learner::{VisionInput, VisionLearner, VisionStepOutput};
 use super::loader::{PictureLoader, SkippedFiles};
 use super::recipe::VisionRecipe;
 use crate::chart::{Chart, Series};
-use crate::checkpoint::{CheckpointStore, Position};
+use crate::checkpoint::{CheckpointStore, Position, is_trainable};
 use crate::dashboard::{Gauge, number};
 use crate::device::device;
 use crate::error::{TrainError, require};
@@ -87,7 +88,7 @@ impl VisionRecipe {
     }
 
     /// Opens the data and fills in what depends on them.
-    fn open(&mut self) -> Result<VisionSplits, TrainError> {
+    pub(super) fn open(&mut self) -> Result<VisionSplits, TrainError> {
         let data = self.data.open()?;
         self.classes = data.train.classes().to_vec();
         self.model.set_classes(self.classes.len());
@@ -197,11 +198,19 @@ pub fn train(
 
     let tracked = plain.clone().autodiff();
     let mut model = VisionLearner::new(&recipe, &tracked)?;
+    if let (Some(path), false) = (&recipe.init, options.resume) {
+        model.model = with_weights_of(model.model, path)?;
+    }
     folder.claim(&recipe, options.resume)?;
     let store = CheckpointStore::open(&folder.checkpoints(), KEEP)?;
     store.clear_partial()?;
     let mut start = Position::default();
     if let Some((checkpoint, position)) = store.newest()? {
+        if !is_trainable(&checkpoint) {
+            return Err(TrainError::NoOptimizer {
+                path: folder.path().to_owned(),
+            });
+        }
         model = load_model(model, &checkpoint)?;
         start = position;
     }
