@@ -127,6 +127,7 @@ fn a_run_is_trained_interrupted_measured_and_used() {
     let last = &found[found.len() - 1];
     assert_eq!(json["eval"]["accuracy"], last["accuracy"]);
     assert_eq!(json["eval"]["targets"], 12);
+    let measured = json["eval"].clone();
     let table = run(path, &["eval", "whole", "--max-steps", "1,6"]);
     assert!(
         table.contains("evaluations") && table.contains("accuracy"),
@@ -146,6 +147,47 @@ fn a_run_is_trained_interrupted_measured_and_used() {
     std::fs::write(path.join("text.png"), "no picture").unwrap();
     let message = error(path, &["predict", "whole", "text.png"]);
     assert!(message.contains("text.png cannot be used"), "{message}");
+    weights_come_and_go(path, &measured);
+}
+
+/// Out as the original's state dict, in again, and into the beginning of another run.
+fn weights_come_and_go(path: &Path, eval: &serde_json::Value) {
+    run(path, &["export", "whole", "mdeq.safetensors"]);
+    let info: serde_json::Value =
+        serde_json::from_str(&run(path, &["info", "mdeq.safetensors", "--json"])).unwrap();
+    let found = &info["model"]["mdeq_classifier"];
+    assert_eq!(found["backbone"]["channels"], serde_json::json!([8, 16]));
+    assert_eq!(found["head_channels"], serde_json::json!([4, 8]));
+    assert_eq!(found["backbone"]["post_fusion_affine"], false);
+    let data = SMALL[3];
+    let import = |file: &str, run: &str, preset: &str| -> Vec<String> {
+        let words = ["import", file, "--run", run, "--preset", preset, "--data", data];
+        words.map(str::to_owned).to_vec()
+    };
+    let imported = import("mdeq.safetensors", "imported", "mini");
+    let imported: Vec<&str> = imported.iter().map(String::as_str).collect();
+    assert!(run(path, &imported).contains("tensors match"));
+    run(path, &["export", "imported", "again.safetensors"]);
+    let bytes = |name: &str| std::fs::read(path.join(name)).unwrap();
+    assert_eq!(bytes("mdeq.safetensors"), bytes("again.safetensors"));
+    let json: serde_json::Value =
+        serde_json::from_str(&run(path, &["eval", "imported", "--json"])).unwrap();
+    assert_eq!(json["eval"]["accuracy"], eval["accuracy"]);
+    assert_eq!(json["eval"]["loss"], eval["loss"]);
+    let message = error(path, &imported);
+    assert!(message.contains("imported"), "{message}");
+
+    // Training that begins with trained weights begins better than with random ones.
+    let first_loss = |name: &str| records(&path.join(name))[0]["loss"].as_f64().unwrap();
+    for (name, from) in [("from-run", "whole"), ("from-file", "mdeq.safetensors")] {
+        run(path, &[&SMALL[..], &[name, "--init", from]].concat());
+        assert!(first_loss(name) < first_loss("whole"), "{from}");
+    }
+    assert_eq!(first_loss("from-run"), first_loss("from-file"));
+    std::fs::write(path.join("other.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
+    let message = error(path, &[&SMALL[..], &["none", "--init", "other.safetensors"]].concat());
+    assert!(message.contains("other.safetensors"), "{message}");
+    assert!(!path.join("none").exists());
 }
 
 /// A PNG of ids, and the picture that shows them.

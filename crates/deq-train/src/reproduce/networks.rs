@@ -43,7 +43,7 @@ pub struct NetworkResult {
     pub parameters: usize,
     /// Training steps.
     pub steps: usize,
-    /// Seconds of training.
+    /// Seconds of training steps with all that belongs to them, without the evaluations between them.
     pub training_seconds: f64,
     /// Perplexity of the whole valid split.
     pub perplexity: f64,
@@ -211,7 +211,7 @@ fn network(
         ..TrainOptions::new(&options.device, path.clone())
     };
     let summary = train(recipe.clone(), &train_options)?;
-    let records = read_records(&path.join("metrics.jsonl"))?;
+    let records = read_records(&folder.metrics())?;
     let steps: Vec<&StepRecord> = records.iter().filter_map(Record::as_step).collect();
     let late = &steps[steps.len() / 2..];
     let mean = |value: &dyn Fn(&StepRecord) -> usize| {
@@ -226,7 +226,7 @@ fn network(
         name: name.to_owned(),
         parameters: summary.parameters,
         steps: recipe.steps,
-        training_seconds: summary.training_seconds,
+        training_seconds: summary.training_seconds - evaluation_seconds(&records),
         perplexity: summary.eval.perplexity(),
         evaluations: summary.eval.nfe_per_solve,
         training_evaluations: [
@@ -260,7 +260,7 @@ fn affordable_steps(recipe: &LmRecipe, options: &NetworkComparison) -> Result<us
         plain: true,
         ..TrainOptions::new(&options.device, run.clone())
     };
-    train(trial.clone(), &quiet)?;
+    let summary = train(trial.clone(), &quiet)?;
     let records = read_records(&run.join("metrics.jsonl"))?;
     let seconds = |range: std::ops::Range<usize>| -> f64 {
         let mut seconds: Vec<f64> = records
@@ -282,7 +282,23 @@ fn affordable_steps(recipe: &LmRecipe, options: &NetworkComparison) -> Result<us
         _ => seconds(2..first),
     };
     let per_step = share * unrolled + (1.0 - share) * seconds(first + 2..trial.steps);
+    // What a step takes beside its forward and backward pass: the optimizer, the batch, the log.
+    let inside: f64 = records
+        .iter()
+        .filter_map(Record::as_step)
+        .map(|step| step.seconds)
+        .sum();
+    let outside = summary.training_seconds - evaluation_seconds(&records) - inside;
+    let per_step = per_step + outside.max(0.0) / trial.steps as f64;
     Ok(((60.0 * options.minutes / per_step) as usize).max(recipe.rounds))
+}
+
+fn evaluation_seconds(records: &[Record]) -> f64 {
+    let evals = records.iter().map(|record| match record {
+        Record::Eval(eval) => eval.seconds,
+        Record::Step(_) => 0.0,
+    });
+    evals.sum()
 }
 
 /// The share of steps in the unrolled phase.
