@@ -214,7 +214,7 @@ pub(crate) struct ReproduceVisionArgs {
     /// Pictures: shapes (generated), cifar10:PATH, or imagefolder:PATH.
     #[arg(long, default_value = "shapes")]
     pub(crate) data: ImageSource,
-    /// Recipe to start from: mini, cifar10-tiny, cifar10-large or cifar10-large-jr.
+    /// Recipe to start from: mini, or cifar10- or imagenet- with a size as in `deq train mdeq`.
     #[arg(long, default_value = "mini")]
     pub(crate) preset: String,
     /// Rounds; each ends with an evaluation.
@@ -231,7 +231,7 @@ pub(crate) struct ReproduceVisionArgs {
         long,
         value_delimiter = ',',
         allow_negative_numbers = true,
-        default_value = "0,0.5"
+        default_value = "0,1"
     )]
     pub(crate) weights: Vec<f64>,
     /// Share of steps that apply the penalty.
@@ -355,6 +355,12 @@ pub(crate) struct MdeqArgs {
     /// Training steps of a round. Default: a pass over the training pictures.
     #[arg(long)]
     pub(crate) steps_per_epoch: Option<usize>,
+    /// Train for about so many minutes, evaluations not counted: the number of steps comes from the time of a few, and all phases are scaled to it.
+    #[arg(long, allow_negative_numbers = true, conflicts_with_all = ["epochs", "steps_per_epoch"])]
+    pub(crate) minutes: Option<f64>,
+    /// The most held-out pictures that the evaluation after a round reads; the last one reads all. Default: all.
+    #[arg(long, value_name = "PICTURES")]
+    pub(crate) valid_pictures: Option<usize>,
     /// Steps of unrolled pre-training.
     #[arg(long)]
     pub(crate) pretrain: Option<usize>,
@@ -437,6 +443,9 @@ pub(crate) struct LmArgs {
     /// Training steps.
     #[arg(long)]
     pub(crate) steps: Option<usize>,
+    /// Train for about so many minutes, evaluations not counted: the number of steps comes from the time of a few, and all phases are scaled to it.
+    #[arg(long, allow_negative_numbers = true, conflicts_with = "steps")]
+    pub(crate) minutes: Option<f64>,
     /// Rounds that the steps are divided into; each ends with an evaluation and a checkpoint.
     #[arg(long)]
     pub(crate) rounds: Option<usize>,

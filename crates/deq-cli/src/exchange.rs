@@ -118,7 +118,8 @@ impl Recognised {
                 model.num_classes, model.stages, model.width
             ),
             Self::Unknown => {
-                "not a checkpoint of a DEQ-Transformer, an MDEQ or a ResNet of torchvision".to_owned()
+                "not a checkpoint of a DEQ-Transformer, an MDEQ or a ResNet of torchvision"
+                    .to_owned()
             }
         }
     }
@@ -161,7 +162,9 @@ fn import_vision(args: &ImportArgs) -> Result<()> {
         );
     }
     let Some(data) = &args.data else {
-        bail!("--data is missing: give the pictures that name the classes, such as imagefolder:PATH");
+        bail!(
+            "--data is missing: give the pictures that name the classes, such as imagefolder:PATH"
+        );
     };
     let data = data.to_string_lossy().parse::<ImageSource>()?;
     let mut recipe = VisionRecipe::preset(&args.preset, &data)?;

@@ -5,6 +5,7 @@ use crate::eval::print_json;
 use crate::train::{penalty, set};
 use anyhow::Result;
 use deq_jacreg::JacobianPenaltyConfig;
+use deq_train::Timed;
 use deq_train::lm::{DataSource, LmRecipe, StepMemory};
 use deq_train::reproduce::networks::{NetworkComparison, compare_networks, megabytes};
 use deq_train::reproduce::synthetic::{self, SyntheticOptions};

@@ -6,8 +6,8 @@ use crate::eval::{print_json, print_summary};
 use anyhow::{Result, bail};
 use deq_data::Level;
 use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig};
-use deq_train::TrainError;
 use deq_train::lm::{DataSource, LmRecipe, Network, RunFolder, TrainOptions, train};
+use deq_train::{Timed, TrainError, train_for};
 use std::path::{Path, PathBuf};
 
 pub(crate) fn run(what: &Trainee) -> Result<()> {
@@ -18,7 +18,7 @@ pub(crate) fn run(what: &Trainee) -> Result<()> {
 }
 
 fn lm(args: &LmArgs) -> Result<()> {
-    let recipe = recipe(args)?;
+    let mut recipe = recipe(args)?;
     let options = TrainOptions {
         device: args.device.clone(),
         run: run_folder(
@@ -30,6 +30,14 @@ fn lm(args: &LmArgs) -> Result<()> {
         plain: args.plain || args.json,
         on_data: data_listener()?,
     };
+    if let Some(minutes) = args.minutes {
+        fit(
+            &mut recipe,
+            minutes,
+            &options.device,
+            args.resume.then_some(&options.run),
+        )?;
+    }
     let summary = train(recipe, &options)?;
     if args.json {
         return print_json(&summary);
@@ -39,6 +47,21 @@ fn lm(args: &LmArgs) -> Result<()> {
         "curves:                {}",
         RunFolder::new(options.run).report().display()
     );
+    Ok(())
+}
+
+/// As many steps as fit into so many minutes.
+pub(crate) fn fit<R: Timed>(
+    recipe: &mut R,
+    minutes: f64,
+    device: &str,
+    resumed: Option<&PathBuf>,
+) -> Result<()> {
+    if resumed.is_none() {
+        eprintln!("a few steps, to choose how many fit into {minutes} minutes:");
+    }
+    train_for(recipe, minutes, device, resumed.map(PathBuf::as_path))?;
+    eprintln!("training for {} steps", recipe.phases()[0]);
     Ok(())
 }
 

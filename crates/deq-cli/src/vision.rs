@@ -2,7 +2,7 @@
 
 use crate::args::{EvalArgs, MdeqArgs, ModelKind, PredictArgs};
 use crate::eval::print_json;
-use crate::train::{penalty, run_folder, set};
+use crate::train::{fit, penalty, run_folder, set};
 use anyhow::{Result, bail};
 use deq_data::ImageSource;
 use deq_jacreg::WeightControllerConfig;
@@ -15,7 +15,7 @@ use deq_train::{RunFolder, clock, number, status_text};
 use std::time::Duration;
 
 pub(crate) fn run(args: &MdeqArgs) -> Result<()> {
-    let recipe = recipe(args)?;
+    let mut recipe = recipe(args)?;
     let preset = match args.model {
         ModelKind::Mdeq => recipe.preset.clone(),
         ModelKind::Resnet => format!("resnet-{}", recipe.preset),
@@ -27,6 +27,14 @@ pub(crate) fn run(args: &MdeqArgs) -> Result<()> {
         plain: args.plain || args.json,
         workers: args.workers,
     };
+    if let Some(minutes) = args.minutes {
+        fit(
+            &mut recipe,
+            minutes,
+            &options.device,
+            args.resume.then_some(&options.run),
+        )?;
+    }
     let summary = train(recipe, &options)?;
     if args.json {
         return print_json(&summary);
@@ -46,6 +54,7 @@ pub(crate) fn recipe(args: &MdeqArgs) -> Result<VisionRecipe> {
     set(&mut recipe.epochs, args.epochs);
     set(&mut recipe.steps_per_epoch, args.steps_per_epoch);
     set(&mut recipe.pretrain_steps, args.pretrain);
+    set(&mut recipe.valid_pictures, args.valid_pictures);
     set(&mut recipe.batch, args.batch);
     set(&mut recipe.learning_rate, args.lr);
     set(&mut recipe.seed, args.seed);

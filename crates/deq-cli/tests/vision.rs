@@ -161,7 +161,9 @@ fn weights_come_and_go(path: &Path, eval: &serde_json::Value) {
     assert_eq!(found["backbone"]["post_fusion_affine"], false);
     let data = SMALL[3];
     let import = |file: &str, run: &str, preset: &str| -> Vec<String> {
-        let words = ["import", file, "--run", run, "--preset", preset, "--data", data];
+        let words = [
+            "import", file, "--run", run, "--preset", preset, "--data", data,
+        ];
         words.map(str::to_owned).to_vec()
     };
     let imported = import("mdeq.safetensors", "imported", "mini");
@@ -185,7 +187,10 @@ fn weights_come_and_go(path: &Path, eval: &serde_json::Value) {
     }
     assert_eq!(first_loss("from-run"), first_loss("from-file"));
     std::fs::write(path.join("other.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
-    let message = error(path, &[&SMALL[..], &["none", "--init", "other.safetensors"]].concat());
+    let message = error(
+        path,
+        &[&SMALL[..], &["none", "--init", "other.safetensors"]].concat(),
+    );
     assert!(message.contains("other.safetensors"), "{message}");
     assert!(!path.join("none").exists());
 }

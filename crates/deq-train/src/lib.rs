@@ -30,6 +30,7 @@
 //! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn, and
 //! [`device`] knows which are there. `tokenizers`, a default, reads text by a `tokenizer.json`.
 
+mod budget;
 mod chart;
 mod checkpoint;
 mod clip;
@@ -47,6 +48,7 @@ mod run_folder;
 mod step;
 pub mod vision;
 
+pub use budget::{Timed, affordable_steps, train_for};
 pub use checkpoint::{CheckpointStore, Position};
 pub use dashboard::{clock, number, status_text};
 pub use device::device;

@@ -19,8 +19,7 @@ impl MdeqConfig {
             .map_while(|branch| Some(*conv(branch, 0, "conv2")?.first()?))
             .collect();
         let inner = conv(0, 0, "conv1").and_then(|shape| shape.first().copied());
-        let (Some(&finest), Some(inner)) = (channels.first(), inner)
-        else {
+        let (Some(&finest), Some(inner)) = (channels.first(), inner) else {
             return Err(missing(&block(0, 0, "conv1.weight")));
         };
         let expansion = inner / finest.max(1);

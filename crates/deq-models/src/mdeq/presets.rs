@@ -22,7 +22,7 @@ impl MdeqClassifierConfig {
     /// A model that trains on two CPU cores on images of 32 by 32: 8 and 16 channels at a half and a quarter of the image's resolution, 41,386
     /// parameters with 10 classes. Not of the original.
     ///
-    /// Unrolled pre-training with 3 applications and budgets of 8/8 suit it.
+    /// Unrolled pre-training with 3 applications and budgets of 12/12 suit it.
     pub fn mini(num_classes: usize) -> Self {
         let backbone = MdeqConfig::new(vec![8, 16])
             .with_groups(4)

@@ -190,7 +190,7 @@ impl DeqTransformerLmConfig {
             [_] if gates == rest.cutoffs.len() => {}
             [_] => {
                 return Err(ModelError::OtherModel {
-                model: MODEL,
+                    model: MODEL,
                     reason: format!(
                         "it has {gates} clusters in one table and does not say where they begin, but {} cutoffs are configured",
                         rest.cutoffs.len()

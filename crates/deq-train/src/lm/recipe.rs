@@ -1,14 +1,17 @@
 //! Everything that determines a run, as data.
 
+use super::run::{TrainOptions, train};
+use crate::budget::{Timed, without_tolerance};
 use crate::error::{TrainError, require};
 use crate::rounds::warmup_and_cosine;
+use crate::run_folder::RunFolder;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use deq_core::DeqConfig;
 use deq_data::Level;
 use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig};
 use deq_models::DeqTransformerLmConfig;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where the text comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -143,15 +146,6 @@ impl LmRecipe {
         Ok(())
     }
 
-    /// The recipe of the run in a folder.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::NotARun`] if there is none, [`TrainError::Malformed`] if it is not that of a language model.
-    pub fn of_run(run: &std::path::Path) -> Result<Self, TrainError> {
-        crate::run_folder::RunFolder::new(run.to_owned()).read()
-    }
-
     /// Allows a solve in evaluation so many steps, if a number is given.
     pub(crate) fn limit_eval_steps(&mut self, max_steps: Option<usize>) {
         if let Some(max_steps) = max_steps {
@@ -160,8 +154,31 @@ impl LmRecipe {
         }
     }
 
-    /// Trains for so many steps, of which the phases keep their share.
-    pub fn scale_steps(&mut self, steps: usize) {
+    /// Linear warm-up, then cosine decay to 0.
+    pub(crate) fn schedule(&self) -> Result<ModuleLrScheduler, TrainError> {
+        warmup_and_cosine(self.learning_rate, self.warmup_steps, self.steps)
+    }
+}
+
+impl Timed for LmRecipe {
+    fn resolve(&mut self) -> Result<(), TrainError> {
+        Ok(())
+    }
+
+    fn phases(&self) -> [usize; 2] {
+        [self.steps, self.pretrain_steps]
+    }
+
+    fn trial(&self, steps: usize, unrolled: usize) -> Self {
+        let mut trial = self.clone();
+        trial.scale_steps(steps);
+        trial.pretrain_steps = unrolled;
+        (trial.rounds, trial.valid_segments) = (1, 1);
+        trial.deq = without_tolerance(trial.deq);
+        trial
+    }
+
+    fn scale_steps(&mut self, steps: usize) {
         let share =
             |part: usize| (part as u128 * steps as u128 / self.steps.max(1) as u128) as usize;
         self.pretrain_steps = share(self.pretrain_steps);
@@ -170,9 +187,17 @@ impl LmRecipe {
         self.steps = steps;
     }
 
-    /// Linear warm-up, then cosine decay to 0.
-    pub(crate) fn schedule(&self) -> Result<ModuleLrScheduler, TrainError> {
-        warmup_and_cosine(self.learning_rate, self.warmup_steps, self.steps)
+    fn of_run(run: &Path) -> Result<Self, TrainError> {
+        RunFolder::new(run.to_owned()).read()
+    }
+
+    fn train_in(&self, run: &Path, device: &str) -> Result<f64, TrainError> {
+        let options = TrainOptions {
+            resume: RunFolder::new(run.to_owned()).exists(),
+            plain: true,
+            ..TrainOptions::new(device, run.to_owned())
+        };
+        Ok(train(self.clone(), &options)?.training_seconds)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The DEQ-Transformer beside explicit networks of the same parts: equal parameters, equal time.
 
 use super::{Claim, claims_table};
+use crate::budget::{Timed, affordable_steps, evaluation_seconds};
 use crate::chart::{Chart, Series};
 use crate::device::device;
 use crate::error::TrainError;
@@ -201,7 +202,7 @@ fn network(
         recipe = folder.read()?;
     } else {
         say(&format!("{name}: choosing the number of steps"));
-        let steps = affordable_steps(&recipe, options)?;
+        let steps = affordable_steps(&recipe, options.minutes, &options.device)?.max(recipe.rounds);
         recipe.scale_steps(steps);
     }
     say(&format!("{name}: training for {} steps", recipe.steps));
@@ -237,73 +238,6 @@ fn network(
         step_bytes,
         course: course(&records),
     })
-}
-
-/// How many steps fit into the time, from a few steps of each phase whose solves use up their budgets.
-fn affordable_steps(recipe: &LmRecipe, options: &NetworkComparison) -> Result<usize, TrainError> {
-    let mut trial = recipe.clone();
-    trial.scale_steps(24);
-    trial.pretrain_steps = match recipe.network {
-        Network::Equilibrium => 6,
-        _ => 0,
-    };
-    trial.rounds = 1;
-    trial.valid_segments = 1;
-    trial.deq.stop.rel_tol = 1e-12;
-    if let GradientConfig::Implicit(adjoint) = &mut trial.deq.gradient {
-        adjoint.stop.rel_tol = 1e-12;
-    }
-    let folder = tempfile::tempdir_in(&options.folder)
-        .map_err(|source| TrainError::io("create", &options.folder, source))?;
-    let run = folder.path().join("trial");
-    let quiet = TrainOptions {
-        plain: true,
-        ..TrainOptions::new(&options.device, run.clone())
-    };
-    let summary = train(trial.clone(), &quiet)?;
-    let records = read_records(&run.join("metrics.jsonl"))?;
-    let seconds = |range: std::ops::Range<usize>| -> f64 {
-        let mut seconds: Vec<f64> = records
-            .iter()
-            .filter_map(Record::as_step)
-            // The first steps of a phase find nothing in the caches.
-            .filter(|step| range.contains(&(step.step - 1)))
-            .map(|step| step.seconds)
-            .collect();
-        seconds.sort_by(f64::total_cmp);
-        // The mean without the slowest, which other work of the machine may have slowed.
-        let kept = &seconds[..seconds.len().saturating_sub(1).max(1).min(seconds.len())];
-        kept.iter().sum::<f64>() / kept.len().max(1) as f64
-    };
-    let share = trial_share(recipe);
-    let first = trial.pretrain_steps;
-    let unrolled = match first {
-        0 => 0.0,
-        _ => seconds(2..first),
-    };
-    let per_step = share * unrolled + (1.0 - share) * seconds(first + 2..trial.steps);
-    // What a step takes beside its forward and backward pass: the optimizer, the batch, the log.
-    let inside: f64 = records
-        .iter()
-        .filter_map(Record::as_step)
-        .map(|step| step.seconds)
-        .sum();
-    let outside = summary.training_seconds - evaluation_seconds(&records) - inside;
-    let per_step = per_step + outside.max(0.0) / trial.steps as f64;
-    Ok(((60.0 * options.minutes / per_step) as usize).max(recipe.rounds))
-}
-
-fn evaluation_seconds(records: &[Record]) -> f64 {
-    let evals = records.iter().map(|record| match record {
-        Record::Eval(eval) => eval.seconds,
-        Record::Step(_) => 0.0,
-    });
-    evals.sum()
-}
-
-/// The share of steps in the unrolled phase.
-fn trial_share(recipe: &LmRecipe) -> f64 {
-    recipe.pretrain_steps as f64 / recipe.steps as f64
 }
 
 fn course(records: &[Record]) -> Vec<(f64, f64)> {

@@ -6,44 +6,108 @@ use crate::error::TrainError;
 use crate::report::escape;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use deq_data::{Picture, Target, VisionSplits, VisionTask};
+use deq_data::{Example, Picture, Target, VisionSplits, VisionTask};
+
+/// Cells in rows of equal height.
+struct Grid {
+    columns: usize,
+    /// The longer side of a picture.
+    side: usize,
+    /// Width and height of a cell.
+    cell: [usize; 2],
+}
 
 /// Pictures shown, spread over the held-out ones.
 const CLASSIFIED: usize = 32;
-const SEGMENTED: usize = 8;
-/// Side of a cell and of a picture in it.
-const CELL: usize = 112;
-const SIDE: usize = 88;
-const COLUMNS: usize = 8;
+const SEGMENTED: usize = 6;
+/// Space between pictures.
+const GAP: usize = 16;
+/// Height of a line of text.
+const LINE: usize = 18;
+
+impl Grid {
+    fn new(columns: usize, side: usize, height: usize) -> Self {
+        Self {
+            columns,
+            side,
+            cell: [side + GAP, height + GAP + LINE],
+        }
+    }
+
+    /// The cells, moved down by `top`, and their height.
+    fn place(&self, cells: &[String], top: usize) -> (String, usize) {
+        let [width, height] = self.cell;
+        let groups = cells.iter().enumerate().map(|(place, cell)| {
+            let (x, y) = (place % self.columns * width, place / self.columns * height);
+            format!("<g transform=\"translate({x} {})\">{cell}</g>\n", top + y)
+        });
+        (
+            groups.collect(),
+            cells.len().div_ceil(self.columns) * height,
+        )
+    }
+
+    /// A picture with a line of text below it.
+    fn cell(&self, picture: &Picture, text: &str, color: &str) -> String {
+        // Large ones are shrunk to what can be seen.
+        let longest = picture.width().max(picture.height());
+        let scaled = |length: usize| (length * 2 * self.side / longest).max(1);
+        let small;
+        let picture = match longest > 2 * self.side {
+            true => {
+                let size = (scaled(picture.width()), scaled(picture.height()));
+                small = picture.resized(picture.window(), size);
+                &small
+            }
+            false => picture,
+        };
+        let [width, height] = self.cell;
+        format!(
+            "<image x=\"{margin}\" y=\"{margin}\" width=\"{side}\" height=\"{high}\" style=\"image-rendering:pixelated\" \
+             href=\"data:image/png;base64,{png}\"/><text x=\"{middle}\" y=\"{line}\" fill=\"{color}\">{text}</text>",
+            margin = GAP / 2,
+            side = self.side,
+            high = height - GAP - LINE,
+            png = BASE64_STANDARD.encode(picture.to_png()),
+            middle = width / 2,
+            line = height - GAP / 2 - 4,
+            text = escape(text)
+        )
+    }
+}
 
 /// The picture as SVG text that needs nothing else: of each class prediction, the picture with the name, in red with the right one if it is wrong; of each
 /// segmentation, the picture, its labels and the prediction.
 pub(super) fn draw(trained: &Trained, data: &VisionSplits) -> Result<String, TrainError> {
-    let mut cells: Vec<String> = Vec::new();
-    let wanted = match trained.recipe.model.task() {
+    let task = trained.recipe.model.task();
+    let wanted = match task {
         VisionTask::Classification => CLASSIFIED,
         VisionTask::Segmentation => SEGMENTED,
     };
     let count = wanted.min(data.test.len());
-    for place in 0..count {
-        // One further each time, since classes may follow one another regularly.
-        let index = (place * data.test.len() / count + place) % data.test.len();
-        // Broken files are left out here as everywhere.
-        let Ok(example) = data.test.example(index) else {
-            continue;
-        };
-        let answer = answer(trained, &example.picture);
+    // One further each time, since classes may follow one another regularly. Broken files are left out here as everywhere.
+    let examples: Vec<Example> = (0..count)
+        .filter_map(|place| {
+            let index = (place * data.test.len() / count + place) % data.test.len();
+            data.test.example(index).ok()
+        })
+        .collect();
+    let grid = match (task, examples.first()) {
+        (VisionTask::Segmentation, Some(first)) => {
+            let (width, height) = (first.picture.width(), first.picture.height());
+            Grid::new(3, 280, 280 * height / width.max(height))
+        }
+        _ => Grid::new(8, 96, 96),
+    };
+    let mut cells: Vec<String> = Vec::new();
+    for example in examples {
+        let picture = &example.picture;
+        let answer = answer(trained, picture);
         match (example.target, answer.map) {
             (Target::Map(labels), Some(found)) => {
-                cells.push(cell(&example.picture, "", "black"));
-                cells.push(cell(&overlay(&example.picture, &labels), "labels", "black"));
-                cells.push(cell(
-                    &overlay(&example.picture, &found),
-                    "predicted",
-                    "black",
-                ));
-                // Two of them to a row.
-                cells.push(String::new());
+                cells.push(grid.cell(picture, "", "black"));
+                cells.push(grid.cell(&overlay(picture, &labels), "labels", "black"));
+                cells.push(grid.cell(&overlay(picture, &found), "predicted", "black"));
             }
             (Target::Class(class), _) => {
                 let right = &data.test.classes()[usize::from(class)];
@@ -52,59 +116,29 @@ pub(super) fn draw(trained: &Trained, data: &VisionSplits) -> Result<String, Tra
                     true => (found.to_owned(), "black"),
                     false => (format!("{found}, not {right}"), "#b00"),
                 };
-                cells.push(cell(
-                    &shown(&trained.recipe, &example.picture),
-                    &text,
-                    color,
-                ));
+                cells.push(grid.cell(&shown(&trained.recipe, picture), &text, color));
             }
             (Target::Map(_), None) => {}
         }
     }
-    if trained.recipe.model.task() == VisionTask::Segmentation {
-        cells.resize(cells.len().next_multiple_of(COLUMNS), String::new());
+    let (mut body, mut height) = grid.place(&cells, 0);
+    if task == VisionTask::Segmentation {
         // What the colours mean.
-        cells.extend(
-            trained.recipe.classes.iter().enumerate().map(|(id, name)| {
-                cell(&Picture::filled(2, 1, class_color(id as u8)), name, "black")
-            }),
-        );
+        let legend = Grid::new(8, 95, 20);
+        let names = trained.recipe.classes.iter().enumerate();
+        let cells: Vec<String> = names
+            .map(|(id, name)| {
+                let color = Picture::filled(95, 20, class_color(id as u8));
+                legend.cell(&color, name, "black")
+            })
+            .collect();
+        let (placed, more) = legend.place(&cells, height);
+        body += &placed;
+        height += more;
     }
-    let rows = cells.len().div_ceil(COLUMNS);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{w}\" height=\"{h}\" viewBox=\"0 0 {w} {h}\" font-family=\"sans-serif\" \
-         font-size=\"10\" text-anchor=\"middle\"><rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
-        w = COLUMNS * CELL,
-        h = rows * CELL
-    );
-    for (place, cell) in cells.iter().enumerate() {
-        let (x, y) = (place % COLUMNS * CELL, place / COLUMNS * CELL);
-        svg += &format!("<g transform=\"translate({x} {y})\">{cell}</g>\n");
-    }
-    Ok(svg + "</svg>\n")
-}
-
-/// A picture with a line of text below it.
-fn cell(picture: &Picture, text: &str, color: &str) -> String {
-    // Large ones are shrunk to what can be seen.
-    let longest = picture.width().max(picture.height());
-    let scaled = |length: usize| (length * 2 * SIDE / longest).max(1);
-    let small;
-    let picture = match longest > 2 * SIDE {
-        true => {
-            let size = (scaled(picture.width()), scaled(picture.height()));
-            small = picture.resized(picture.window(), size);
-            &small
-        }
-        false => picture,
-    };
-    format!(
-        "<image x=\"{margin}\" y=\"6\" width=\"{SIDE}\" height=\"{SIDE}\" style=\"image-rendering:pixelated\" \
-         href=\"data:image/png;base64,{png}\"/><text x=\"{middle}\" y=\"{line}\" fill=\"{color}\">{text}</text>",
-        margin = (CELL - SIDE) / 2,
-        png = BASE64_STANDARD.encode(picture.to_png()),
-        middle = CELL / 2,
-        line = SIDE + 18,
-        text = escape(text)
-    )
+    let width = grid.columns * grid.cell[0];
+    Ok(format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
+         font-size=\"10\" text-anchor=\"middle\"><rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{body}</svg>\n"
+    ))
 }

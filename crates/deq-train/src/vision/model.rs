@@ -37,6 +37,11 @@ impl VisionModelConfig {
         }
     }
 
+    /// Whether it has an equilibrium.
+    pub fn is_equilibrium(&self) -> bool {
+        !matches!(self, VisionModelConfig::Resnet(_))
+    }
+
     /// By what the sides of a picture must be divisible.
     pub fn side_multiple(&self) -> usize {
         match self {

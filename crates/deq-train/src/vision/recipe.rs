@@ -1,8 +1,11 @@
 //! Everything that determines a run, as data.
 
 use super::model::VisionModelConfig;
+use super::run::{VisionOptions, train};
+use crate::budget::{Timed, without_tolerance};
 use crate::error::{TrainError, require};
 use crate::rounds::warmup_and_cosine;
+use crate::run_folder::RunFolder;
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::momentum::MomentumConfig;
@@ -11,7 +14,10 @@ use deq_core::DeqConfig;
 use deq_data::{ImageSource, Transform};
 use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// The most rounds of training for a given time.
+const ROUNDS: usize = 10;
 
 /// What moves the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +78,8 @@ pub struct VisionRecipe {
     pub warmup_steps: usize,
     /// The largest norm of the whole gradient, if it is bounded.
     pub clip: Option<f64>,
+    /// The most held-out pictures that the evaluation after a round reads; the final one reads all.
+    pub valid_pictures: usize,
     /// The seed of weights, order, augmentation, masks, and penalty draws.
     pub seed: u64,
 }
@@ -93,6 +101,7 @@ impl VisionRecipe {
             ("epochs", self.epochs),
             ("steps_per_epoch", self.steps_per_epoch),
             ("pretrain_depth", self.pretrain_depth),
+            ("valid_pictures", self.valid_pictures),
             ("explicit", self.explicit.unwrap_or(1)),
         ] {
             require(value >= 1, field, value as f64, "at least 1")?;
@@ -154,6 +163,51 @@ impl VisionRecipe {
                     .init()
             }
         }
+    }
+}
+
+impl Timed for VisionRecipe {
+    fn resolve(&mut self) -> Result<(), TrainError> {
+        self.open().map(drop)
+    }
+
+    fn phases(&self) -> [usize; 2] {
+        let solved = self.explicit.is_none() && self.model.is_equilibrium();
+        [self.steps(), if solved { self.pretrain_steps } else { 0 }]
+    }
+
+    fn trial(&self, steps: usize, unrolled: usize) -> Self {
+        let mut trial = self.clone();
+        trial.epochs = 1;
+        trial.steps_per_epoch = steps;
+        (trial.pretrain_steps, trial.warmup_steps) = (unrolled, 0);
+        trial.valid_pictures = 1;
+        trial.deq = without_tolerance(trial.deq);
+        trial
+    }
+
+    /// In rounds of equal length, so that a few steps may be left out.
+    fn scale_steps(&mut self, steps: usize) {
+        let before = self.steps().max(1);
+        self.epochs = self.epochs.min(ROUNDS).min(steps.max(1));
+        self.steps_per_epoch = (steps / self.epochs).max(1);
+        let after = self.steps();
+        let share = |part: usize| (part as u128 * after as u128 / before as u128) as usize;
+        self.pretrain_steps = share(self.pretrain_steps);
+        self.warmup_steps = share(self.warmup_steps);
+    }
+
+    fn of_run(run: &Path) -> Result<Self, TrainError> {
+        RunFolder::new(run.to_owned()).read()
+    }
+
+    fn train_in(&self, run: &Path, device: &str) -> Result<f64, TrainError> {
+        let options = VisionOptions {
+            resume: RunFolder::new(run.to_owned()).exists(),
+            plain: true,
+            ..VisionOptions::new(device, run.to_owned())
+        };
+        Ok(train(self.clone(), &options)?.training_seconds)
     }
 }
 

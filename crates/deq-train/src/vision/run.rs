@@ -216,7 +216,8 @@ pub fn train(
     }
     let log = RunLog::open(&folder.metrics(), start.step)?;
     let all = held_out.batches_per_epoch();
-    let valid = PictureLoader::new(held_out.clone(), all, &plain, &skipped);
+    let some = recipe.valid_pictures.div_ceil(recipe.batch).min(all);
+    let valid = PictureLoader::new(held_out.clone(), some, &plain, &skipped);
     if start.round < recipe.epochs {
         let loaders: Loaders<VisionRecipe> = [
             Arc::new(PictureLoader::new(
@@ -244,12 +245,18 @@ pub fn train(
         Record::Eval(eval) => Some(eval.clone()),
         Record::Step(_) => None,
     });
+    let eval = match last {
+        // Every round ended with an evaluation of all held-out pictures.
+        Some(eval) if some == all => eval,
+        _ => {
+            let loader = PictureLoader::new(held_out, all, &plain, &skipped);
+            let plan = recipe.plan(position.step, true);
+            evaluate(&learner, &loader, &plan, &mut |_, _| ())?
+        }
+    };
     let summary = VisionSummary {
         run: options.run.clone(),
-        // Every round ends with an evaluation of all held-out pictures.
-        eval: last.ok_or_else(|| TrainError::NoCheckpoint {
-            path: options.run.clone(),
-        })?,
+        eval,
         classes: recipe.classes.clone(),
         parameters: learner.num_params(),
         training_seconds: position.seconds,
