@@ -315,3 +315,47 @@ fn configurations_that_describe_no_model_are_rejected() {
         "model.final_kernel is 2, but must be 1 or 3"
     );
 }
+
+#[test]
+fn names_and_shapes_say_what_a_model_is() {
+    let device = f64_device();
+    let wide = MdeqConfig::new(vec![4, 8, 12])
+        .with_groups(2)
+        .with_downsample_times(2)
+        .with_expansion(3)
+        .with_blocks(2)
+        .with_dropout(0.1);
+    let bare = MdeqConfig {
+        weight_norm: false,
+        block_affine: false,
+        fusion_affine: false,
+        post_fusion_affine: false,
+        ..wide.clone()
+    };
+    for backbone in [wide, bare] {
+        // Neither groups nor halvings of the stem nor dropout are in a file.
+        let rest = MdeqConfig::new(vec![2, 2])
+            .with_groups(backbone.groups)
+            .with_downsample_times(backbone.downsample_times)
+            .with_dropout(backbone.dropout);
+        let config = MdeqClassifierConfig::new(7, backbone.clone(), vec![2, 3, 4], 9);
+        let file = StateDict::from_tensors(state_dict(&config.init(&device).unwrap()).unwrap());
+        let other = MdeqClassifierConfig::new(1, rest.clone(), vec![1, 1], 1);
+        let found = MdeqClassifierConfig::from_state_dict(&file, &other).unwrap();
+        assert_eq!(found, config);
+        let message =
+            MdeqSegmenterConfig::from_state_dict(&file, &MdeqSegmenterConfig::new(1, rest.clone()))
+                .unwrap_err()
+                .to_string();
+        assert_eq!(
+            message,
+            "the checkpoint is not that of an MDEQ: there is no last_layer.3.weight"
+        );
+
+        let config = MdeqSegmenterConfig::new(5, backbone).with_final_kernel(3);
+        let file = StateDict::from_tensors(state_dict(&config.init(&device).unwrap()).unwrap());
+        let other = MdeqSegmenterConfig::new(1, rest);
+        let found = MdeqSegmenterConfig::from_state_dict(&file, &other).unwrap();
+        assert_eq!(found, config);
+    }
+}

@@ -2,7 +2,7 @@
 
 use crate::support::{Disturb, trained_numbers};
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use deq_models::checkpoint::{OriginalNames, StateDict, load, state_dict};
 use deq_models::{MdeqClassifierConfig, ResNet, ResNetConfig};
 use deq_testkit::{f64_device, values};
@@ -106,4 +106,26 @@ fn empty_networks_are_rejected() {
     let mut config = base();
     config.stages = vec![2, 0];
     assert_eq!(message(config), "model.stages is 0, but must be at least 1");
+}
+
+#[test]
+fn names_and_shapes_say_what_a_network_is() {
+    for config in [
+        ResNetConfig::resnet18(7).with_width(4),
+        ResNetConfig::resnet50(3)
+            .with_width(2)
+            .with_small_images(true),
+    ] {
+        let model = config.init(&f64_device()).unwrap();
+        let file = StateDict::from_tensors(state_dict(&model).unwrap());
+        assert_eq!(ResNetConfig::from_state_dict(&file).unwrap(), config);
+    }
+    let other = StateDict::from_tensors([("x".to_owned(), TensorData::from([1.0]))]);
+    let message = ResNetConfig::from_state_dict(&other)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        message,
+        "the checkpoint is not that of a ResNet: there is no conv1.weight"
+    );
 }
