@@ -46,7 +46,7 @@ pub fn import_run(
     }
     let device = device(device_name)?;
     let state = StateDict::open(file)?;
-    recipe.model = recipe.model.from_state_dict(&state)?;
+    recipe.model = recipe.model.sized_by(&state)?;
     let expected = recipe.model.classes();
     recipe.open()?;
     let found = recipe.classes.len();

@@ -61,7 +61,7 @@ impl VisionModelConfig {
     }
 
     /// The model that a checkpoint of another program holds: of the kind of this one, and of the sizes that the file reveals.
-    pub(crate) fn from_state_dict(&self, file: &StateDict) -> Result<Self, TrainError> {
+    pub(crate) fn sized_by(&self, file: &StateDict) -> Result<Self, TrainError> {
         Ok(match self {
             VisionModelConfig::Classifier(rest) => {
                 VisionModelConfig::Classifier(MdeqClassifierConfig::from_state_dict(file, rest)?)
