@@ -112,6 +112,7 @@ fn layer(forward: usize, backward: usize) -> Deq {
 }
 
 /// A network with what it needs for a step.
+#[allow(clippy::large_enum_variant, reason = "there are four of them")]
 enum Contender {
     Explicit(Box<ResNet>),
     Equilibrium(Box<MdeqClassifier>, Deq, Option<JacobianPenalty>),
