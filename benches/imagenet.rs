@@ -49,18 +49,18 @@ fn main() {
         .expect("the defaults are valid");
     // The steps of `cls_mdeq_SMALL.yaml` and `cls_mdeq_SMALL_reg.yaml`.
     let contenders = [
-        ("ResNet-101", Contender::Explicit(Box::new(resnet))),
+        ("ResNet-101", Contender::Explicit(resnet)),
         (
             "MDEQ-small, 26/27",
-            Contender::Equilibrium(Box::new(mdeq), layer(26, 27), None),
+            Contender::Equilibrium(mdeq, layer(26, 27), None),
         ),
         (
             "MDEQ-small-jr, 14/14",
-            Contender::Equilibrium(Box::new(regularised.clone()), layer(14, 14), None),
+            Contender::Equilibrium(regularised.clone(), layer(14, 14), None),
         ),
         (
             "the same, penalised step",
-            Contender::Equilibrium(Box::new(regularised), layer(14, 14), Some(penalty)),
+            Contender::Equilibrium(regularised, layer(14, 14), Some(penalty)),
         ),
     ];
     let mut forward = vec![Vec::new(); contenders.len()];
@@ -114,8 +114,8 @@ fn layer(forward: usize, backward: usize) -> Deq {
 /// A network with what it needs for a step.
 #[allow(clippy::large_enum_variant, reason = "there are four of them")]
 enum Contender {
-    Explicit(Box<ResNet>),
-    Equilibrium(Box<MdeqClassifier>, Deq, Option<JacobianPenalty>),
+    Explicit(ResNet),
+    Equilibrium(MdeqClassifier, Deq, Option<JacobianPenalty>),
 }
 
 impl Contender {

@@ -3,7 +3,6 @@
 use crate::args::EvalArgs;
 use crate::reproduce::{STEPS, progress_bar};
 use anyhow::{Result, bail};
-use deq_train::Timed;
 use deq_train::lm::{EvalOptions, LmRecipe, LmSummary, evaluate_run, evaluate_table};
 use deq_train::{RunFolder, clock, number, status_text};
 use serde::Serialize;

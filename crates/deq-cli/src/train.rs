@@ -30,14 +30,8 @@ fn lm(args: &LmArgs) -> Result<()> {
         plain: args.plain || args.json,
         on_data: data_listener()?,
     };
-    if let Some(minutes) = args.minutes {
-        fit(
-            &mut recipe,
-            minutes,
-            &options.device,
-            args.resume.then_some(&options.run),
-        )?;
-    }
+    let resumed = args.resume.then_some(&*options.run);
+    fit(&mut recipe, args.minutes, &options.device, resumed)?;
     let summary = train(recipe, &options)?;
     if args.json {
         return print_json(&summary);
@@ -50,17 +44,20 @@ fn lm(args: &LmArgs) -> Result<()> {
     Ok(())
 }
 
-/// As many steps as fit into so many minutes.
+/// As many steps as fit into so many minutes, if a time is given.
 pub(crate) fn fit<R: Timed>(
     recipe: &mut R,
-    minutes: f64,
+    minutes: Option<f64>,
     device: &str,
-    resumed: Option<&PathBuf>,
+    resumed: Option<&Path>,
 ) -> Result<()> {
+    let Some(minutes) = minutes else {
+        return Ok(());
+    };
     if resumed.is_none() {
         eprintln!("a few steps, to choose how many fit into {minutes} minutes:");
     }
-    train_for(recipe, minutes, device, resumed.map(PathBuf::as_path))?;
+    train_for(recipe, minutes, device, resumed)?;
     eprintln!("training for {} steps", recipe.phases()[0]);
     Ok(())
 }

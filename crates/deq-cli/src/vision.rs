@@ -27,14 +27,8 @@ pub(crate) fn run(args: &MdeqArgs) -> Result<()> {
         plain: args.plain || args.json,
         workers: args.workers,
     };
-    if let Some(minutes) = args.minutes {
-        fit(
-            &mut recipe,
-            minutes,
-            &options.device,
-            args.resume.then_some(&options.run),
-        )?;
-    }
+    let resumed = args.resume.then_some(&*options.run);
+    fit(&mut recipe, args.minutes, &options.device, resumed)?;
     let summary = train(recipe, &options)?;
     if args.json {
         return print_json(&summary);

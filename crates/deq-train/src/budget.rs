@@ -2,17 +2,17 @@
 
 use crate::error::{TrainError, require};
 use crate::records::{Record, read_records};
-use crate::run_folder::RunFolder;
+use crate::run_folder::{Recipe, RunFolder};
 use deq_core::solvers::StopConfig;
 use deq_core::{DeqConfig, GradientConfig};
 use std::path::Path;
 
 /// Steps of the trial, and how many of them are unrolled if training begins with such a phase.
-pub(crate) const TRIAL: usize = 24;
+const TRIAL: usize = 24;
 const TRIAL_UNROLLED: usize = 6;
 
 /// A recipe whose number of steps can be chosen.
-pub trait Timed: Clone {
+pub trait Timed: Recipe + Clone {
     /// Fills in what depends on the data, as far as the number of steps does.
     ///
     /// # Errors
@@ -29,23 +29,16 @@ pub trait Timed: Clone {
     /// Trains for about so many steps, of which the phases keep their share.
     fn scale_steps(&mut self, steps: usize);
 
-    /// The recipe of the run in a folder.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::NotARun`] if there is none, [`TrainError::Malformed`] if it is one of another kind.
-    fn of_run(run: &Path) -> Result<Self, TrainError>;
-
-    /// Trains, or goes on training, in the folder `run` and returns the seconds that it took.
+    /// Trains in the folder `run`, without the measurements that follow a training, and returns the seconds that it took.
     ///
     /// # Errors
     ///
     /// [`TrainError`] if the run fails.
-    fn train_in(&self, run: &Path, device: &str) -> Result<f64, TrainError>;
+    fn train_only(&self, run: &Path, device: &str) -> Result<f64, TrainError>;
 }
 
 /// How many steps fit into so many minutes of training, evaluations not counted: from a few steps of each phase, whose solves use up their budgets. Where
-/// solves end earlier, training is done earlier.
+/// solves end earlier, training is done earlier. The recipe must be [resolved](Timed::resolve).
 ///
 /// # Errors
 ///
@@ -57,15 +50,13 @@ pub fn affordable_steps<R: Timed>(
 ) -> Result<usize, TrainError> {
     let valid = minutes > 0.0 && minutes.is_finite();
     require(valid, "minutes", minutes, "above 0")?;
-    let mut recipe = recipe.clone();
-    recipe.resolve()?;
     let [steps, unrolled] = recipe.phases();
     let first = if unrolled > 0 { TRIAL_UNROLLED } else { 0 };
     let temporary = std::env::temp_dir();
     let folder =
         tempfile::tempdir().map_err(|source| TrainError::io("create", &temporary, source))?;
     let run = RunFolder::new(folder.path().join("trial"));
-    let total = recipe.trial(TRIAL, first).train_in(run.path(), device)?;
+    let total = recipe.trial(TRIAL, first).train_only(run.path(), device)?;
     let records = read_records(&run.metrics())?;
     let taken: Vec<f64> = records
         .iter()
@@ -96,11 +87,11 @@ pub fn train_for<R: Timed>(
     device: &str,
     resumed: Option<&Path>,
 ) -> Result<(), TrainError> {
+    recipe.resolve()?;
     let steps = match resumed {
-        Some(run) => R::of_run(run)?.phases()[0],
+        Some(run) => RunFolder::new(run.to_owned()).read::<R>()?.phases()[0],
         None => affordable_steps(recipe, minutes, device)?,
     };
-    recipe.resolve()?;
     recipe.scale_steps(steps);
     Ok(())
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 pub(crate) const KEEP: usize = 2;
 
 /// A recipe that runs are made of.
-pub(crate) trait Recipe: Serialize + DeserializeOwned {
+pub trait Recipe: Serialize + DeserializeOwned {
     /// The value of its field `kind`.
     const KIND: &'static str;
     /// What it is the configuration of.

@@ -6,23 +6,13 @@ use super::recipe::LmRecipe;
 use super::run::newest_model;
 use crate::device::device;
 use crate::error::TrainError;
+use crate::exchange::{Imported, require_complete, vacant};
 use crate::files;
 use crate::run_folder::RunFolder;
 use burn::module::Module;
 use deq_models::DeqTransformerLmConfig;
-use deq_models::checkpoint::{LoadReport, StateDict, load, save};
+use deq_models::checkpoint::{StateDict, load, save};
 use std::path::Path;
-
-/// What [`import_run`] made.
-#[derive(Clone, Debug)]
-pub struct Imported {
-    /// The model that the file holds.
-    pub model: DeqTransformerLmConfig,
-    /// What became of every tensor.
-    pub report: LoadReport,
-    /// Parameters.
-    pub parameters: usize,
-}
 
 /// Makes a run of a checkpoint of the original program, to be evaluated and to generate from.
 ///
@@ -38,13 +28,8 @@ pub fn import_run(
     mut recipe: LmRecipe,
     run: &Path,
     device_name: &str,
-) -> Result<Imported, TrainError> {
-    let folder = RunFolder::new(run.to_owned());
-    if folder.exists() {
-        return Err(TrainError::RunExists {
-            path: run.to_owned(),
-        });
-    }
+) -> Result<Imported<DeqTransformerLmConfig>, TrainError> {
+    let folder = vacant(run)?;
     let device = device(device_name)?;
     let state = StateDict::open(file)?;
     recipe.model = DeqTransformerLmConfig::from_state_dict(&state, &recipe.model)?;
@@ -66,12 +51,7 @@ pub fn import_run(
         });
     };
     let (model, report) = load(model, &state)?;
-    if !report.is_complete() {
-        return Err(TrainError::IncompleteCheckpoint {
-            path: file.to_owned(),
-            report: report.to_string(),
-        });
-    }
+    require_complete(file, &report)?;
     let parameters = model.num_params();
     learner.model = LmModel::Deq(model);
 

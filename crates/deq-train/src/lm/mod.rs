@@ -16,7 +16,7 @@ mod table;
 
 pub use crate::run_folder::RunFolder;
 pub use data::DataListener;
-pub use exchange::{Imported, export_run, import_run};
+pub use exchange::{export_run, import_run};
 pub use generate::{GenerateOptions, Generation, generate};
 pub use memory::{StepMemory, step_memory};
 pub use recipe::{DataSource, LmRecipe, Network};

@@ -1,6 +1,6 @@
 //! Everything that determines a run, as data.
 
-use super::run::{TrainOptions, train};
+use super::run::{TrainOptions, train_only};
 use crate::budget::{Timed, without_tolerance};
 use crate::error::{TrainError, require};
 use crate::rounds::warmup_and_cosine;
@@ -146,6 +146,15 @@ impl LmRecipe {
         Ok(())
     }
 
+    /// The recipe of the run in a folder.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::NotARun`] if there is none, [`TrainError::Malformed`] if it is not that of a language model.
+    pub fn of_run(run: &Path) -> Result<Self, TrainError> {
+        RunFolder::new(run.to_owned()).read()
+    }
+
     /// Allows a solve in evaluation so many steps, if a number is given.
     pub(crate) fn limit_eval_steps(&mut self, max_steps: Option<usize>) {
         if let Some(max_steps) = max_steps {
@@ -187,17 +196,12 @@ impl Timed for LmRecipe {
         self.steps = steps;
     }
 
-    fn of_run(run: &Path) -> Result<Self, TrainError> {
-        RunFolder::new(run.to_owned()).read()
-    }
-
-    fn train_in(&self, run: &Path, device: &str) -> Result<f64, TrainError> {
+    fn train_only(&self, run: &Path, device: &str) -> Result<f64, TrainError> {
         let options = TrainOptions {
-            resume: RunFolder::new(run.to_owned()).exists(),
             plain: true,
             ..TrainOptions::new(device, run.to_owned())
         };
-        Ok(train(self.clone(), &options)?.training_seconds)
+        train_only(self.clone(), &options)
     }
 }
 

@@ -110,7 +110,35 @@ pub struct LmSummary {
 /// # Errors
 ///
 /// [`TrainError`] in one sentence that says what to do. Nothing is written before recipe, data and device have been checked.
-pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, TrainError> {
+pub fn train(recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, TrainError> {
+    let trained = run_rounds(recipe, options)?;
+    let summary = summarize(&trained)?;
+    let Trained { recipe, folder, .. } = trained;
+    let records = read_records(&folder.metrics())?;
+    write_report(
+        &folder.report(),
+        &header(&recipe, &summary, &records),
+        &records,
+    )?;
+    Ok(summary)
+}
+
+/// Training without the evaluation and the report that follow it: the seconds that it took.
+pub(super) fn train_only(recipe: LmRecipe, options: &TrainOptions) -> Result<f64, TrainError> {
+    Ok(run_rounds(recipe, options)?.folder.newest()?.1.seconds)
+}
+
+/// A model whose rounds are done.
+struct Trained {
+    recipe: LmRecipe,
+    model: LmLearner,
+    corpus: Corpus,
+    folder: RunFolder,
+    device: Device,
+}
+
+/// All rounds of training that the run still lacks.
+fn run_rounds(mut recipe: LmRecipe, options: &TrainOptions) -> Result<Trained, TrainError> {
     let plain = device(&options.device)?;
     let folder = RunFolder::new(options.run.clone());
     let kept = match (options.resume, recipe.level) {
@@ -171,14 +199,13 @@ pub fn train(mut recipe: LmRecipe, options: &TrainOptions) -> Result<LmSummary, 
         model = launch(learner, loaders, &Arc::new(strategy), display)?;
     }
 
-    let summary = summarize(&model.valid(), &recipe, &corpus, &folder, &plain)?;
-    let records = read_records(&folder.metrics())?;
-    write_report(
-        &folder.report(),
-        &header(&recipe, &summary, &records),
-        &records,
-    )?;
-    Ok(summary)
+    Ok(Trained {
+        model: model.valid(),
+        recipe,
+        corpus,
+        folder,
+        device: plain,
+    })
 }
 
 fn load_memory(checkpoint: &Path, device: &Device) -> Result<LmMemory, TrainError> {
@@ -190,14 +217,15 @@ fn load_memory(checkpoint: &Path, device: &Device) -> Result<LmMemory, TrainErro
     })
 }
 
-/// Evaluates the whole valid split and appends the record to the log.
-fn summarize(
-    model: &LmLearner,
-    recipe: &LmRecipe,
-    corpus: &Corpus,
-    folder: &RunFolder,
-    plain: &Device,
-) -> Result<LmSummary, TrainError> {
+/// Evaluates the whole valid split.
+fn summarize(trained: &Trained) -> Result<LmSummary, TrainError> {
+    let Trained {
+        recipe,
+        model,
+        corpus,
+        folder,
+        device,
+    } = trained;
     let (_, position) = folder.newest()?;
     let eval = measure(
         model,
@@ -209,7 +237,7 @@ fn summarize(
             probe: true,
             solver: recipe.deq.solver.clone(),
         },
-        plain,
+        device,
     )?;
     Ok(LmSummary {
         run: folder.path().to_owned(),

@@ -1,7 +1,6 @@
 //! The penalty on a model: the same training with and without it.
 
 use super::{Claim, claims_table};
-use crate::budget::Timed;
 use crate::chart::{Chart, Series};
 use crate::error::{TrainError, require};
 use crate::records::{EvalRecord, Record, SolveRecord, StepRecord, read_records};
@@ -12,7 +11,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// A recipe that can be trained with different weights of the penalty and evaluated with different budgets.
-pub trait Comparable: Timed {
+pub trait Comparable: Clone {
     /// What is trained, as a title.
     const TITLE: &'static str;
     /// What is measured, on the largest scale that it has.
@@ -27,6 +26,13 @@ pub trait Comparable: Timed {
     ///
     /// [`TrainError`] naming the first field that is wrong.
     fn check(&self) -> Result<(), TrainError>;
+
+    /// Trains, or goes on training, in the folder `run` and returns the seconds that it took.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError`] if the run fails.
+    fn train_in(&self, run: &Path, device: &str) -> Result<f64, TrainError>;
 
     /// Evaluates the run with so many evaluations allowed.
     ///

@@ -2,8 +2,9 @@
 
 use super::comparison::{Comparable, Measure};
 use crate::error::TrainError;
-use crate::lm::{EvalOptions, LmRecipe, evaluate_run};
+use crate::lm::{EvalOptions, LmRecipe, TrainOptions, evaluate_run, train};
 use crate::records::EvalRecord;
+use crate::run_folder::RunFolder;
 use deq_jacreg::JacobianPenaltyConfig;
 use std::path::Path;
 
@@ -17,6 +18,15 @@ impl Comparable for LmRecipe {
 
     fn check(&self) -> Result<(), TrainError> {
         self.validate()
+    }
+
+    fn train_in(&self, run: &Path, device: &str) -> Result<f64, TrainError> {
+        let options = TrainOptions {
+            resume: RunFolder::new(run.to_owned()).exists(),
+            plain: true,
+            ..TrainOptions::new(device, run.to_owned())
+        };
+        Ok(train(self.clone(), &options)?.training_seconds)
     }
 
     fn evaluate_in(run: &Path, device: &str, budget: usize) -> Result<EvalRecord, TrainError> {

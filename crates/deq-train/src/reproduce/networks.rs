@@ -1,10 +1,10 @@
 //! The DEQ-Transformer beside explicit networks of the same parts: equal parameters, equal time.
 
 use super::{Claim, claims_table};
-use crate::budget::{Timed, affordable_steps, evaluation_seconds};
+use crate::budget::{Timed, affordable_steps, evaluation_seconds, without_tolerance};
 use crate::chart::{Chart, Series};
 use crate::device::device;
-use crate::error::TrainError;
+use crate::error::{TrainError, require};
 use crate::lm::{
     DataListener, LmRecipe, Network, RunFolder, StepMemory, TrainOptions, step_memory, train,
 };
@@ -93,14 +93,8 @@ pub fn compare_networks(
     options: &NetworkComparison,
     say: &mut dyn FnMut(&str),
 ) -> Result<NetworkComparisonResult, TrainError> {
-    let positive = |field, value: f64| match value > 0.0 && value.is_finite() {
-        true => Ok(()),
-        false => Err(TrainError::OutOfRange {
-            field,
-            value,
-            requirement: "above 0",
-        }),
-    };
+    let positive =
+        |field, value: f64| require(value > 0.0 && value.is_finite(), field, value, "above 0");
     positive("minutes", options.minutes)?;
     positive("tied depth", options.tied_depth as f64)?;
     positive("layers", options.layers as f64)?;
@@ -263,15 +257,12 @@ fn memory_by_depth(
             let mut solved = recipe.clone();
             solved.penalty = None;
             solved.controller = None;
-            // No tolerance to stop at, so that the whole budget is used.
+            // The whole budget is used.
+            solved.deq = without_tolerance(solved.deq);
             solved.deq.budget_jitter = 0;
-            solved.deq.stop = solved.deq.stop.with_max_steps(depth).with_rel_tol(1e-12);
+            solved.deq.stop.max_steps = depth;
             if let GradientConfig::Implicit(adjoint) = &mut solved.deq.gradient {
-                adjoint.stop = adjoint
-                    .stop
-                    .clone()
-                    .with_max_steps(depth)
-                    .with_rel_tol(1e-12);
+                adjoint.stop.max_steps = depth;
             }
             let tied = LmRecipe {
                 network: Network::WeightTied { depth },

@@ -3,7 +3,8 @@
 use super::comparison::{Comparable, Measure};
 use crate::error::TrainError;
 use crate::records::EvalRecord;
-use crate::vision::{VisionEvalOptions, VisionRecipe, evaluate_run};
+use crate::run_folder::RunFolder;
+use crate::vision::{VisionEvalOptions, VisionOptions, VisionRecipe, evaluate_run, train};
 use deq_jacreg::JacobianPenaltyConfig;
 use std::path::Path;
 
@@ -20,6 +21,15 @@ impl Comparable for VisionRecipe {
         let mut recipe = self.clone();
         recipe.steps_per_epoch = recipe.steps_per_epoch.max(1);
         recipe.validate()
+    }
+
+    fn train_in(&self, run: &Path, device: &str) -> Result<f64, TrainError> {
+        let options = VisionOptions {
+            resume: RunFolder::new(run.to_owned()).exists(),
+            plain: true,
+            ..VisionOptions::new(device, run.to_owned())
+        };
+        Ok(train(self.clone(), &options)?.training_seconds)
     }
 
     fn evaluate_in(run: &Path, device: &str, budget: usize) -> Result<EvalRecord, TrainError> {

@@ -6,22 +6,10 @@ use super::recipe::VisionRecipe;
 use super::run::Trained;
 use crate::device::device;
 use crate::error::TrainError;
-use crate::files;
-use crate::run_folder::RunFolder;
+use crate::exchange::{Imported, require_complete, vacant};
 use burn::module::Module;
-use deq_models::checkpoint::{LoadReport, StateDict, write};
+use deq_models::checkpoint::{StateDict, write};
 use std::path::Path;
-
-/// What [`import_run`] made.
-#[derive(Clone, Debug)]
-pub struct Imported {
-    /// The model that the file holds.
-    pub model: VisionModelConfig,
-    /// What became of every tensor.
-    pub report: LoadReport,
-    /// Parameters.
-    pub parameters: usize,
-}
 
 /// Makes a run of a checkpoint of the original MDEQ, or of torchvision's ResNet if the recipe is of one, to be evaluated and to predict.
 ///
@@ -37,13 +25,8 @@ pub fn import_run(
     mut recipe: VisionRecipe,
     run: &Path,
     device_name: &str,
-) -> Result<Imported, TrainError> {
-    let folder = RunFolder::new(run.to_owned());
-    if folder.exists() {
-        return Err(TrainError::RunExists {
-            path: run.to_owned(),
-        });
-    }
+) -> Result<Imported<VisionModelConfig>, TrainError> {
+    let folder = vacant(run)?;
     let device = device(device_name)?;
     let state = StateDict::open(file)?;
     recipe.model = recipe.model.sized_by(&state)?;
@@ -59,12 +42,9 @@ pub fn import_run(
     }
     let mut learner = VisionLearner::new(&recipe, &device)?;
     let (model, report) = learner.model.load(&state)?;
-    if !report.is_complete() {
-        return Err(incomplete(file, &report));
-    }
+    require_complete(file, &report)?;
     let parameters = model.num_params();
     learner.model = model;
-    files::create_folder(run)?;
     folder.write_imported(learner, &recipe)?;
     Ok(Imported {
         model: recipe.model,
@@ -110,15 +90,6 @@ pub(super) fn with_weights_of(model: VisionModel, path: &Path) -> Result<VisionM
     let of_head = |name: &str| HEADS.iter().any(|head| name.starts_with(head));
     report.missing.retain(|name| !of_head(name));
     report.mismatched.retain(|wrong| !of_head(&wrong.name));
-    match report.is_complete() {
-        true => Ok(model),
-        false => Err(incomplete(path, &report)),
-    }
-}
-
-fn incomplete(path: &Path, report: &LoadReport) -> TrainError {
-    TrainError::IncompleteCheckpoint {
-        path: path.to_owned(),
-        report: report.to_string(),
-    }
+    require_complete(path, &report)?;
+    Ok(model)
 }

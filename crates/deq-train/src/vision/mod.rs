@@ -11,7 +11,7 @@ mod presets;
 mod recipe;
 mod run;
 
-pub use exchange::{Imported, export_run, import_run};
+pub use exchange::{export_run, import_run};
 pub use model::VisionModelConfig;
 pub use predict::{PredictOptions, Prediction, predict};
 pub use recipe::{OptimizerKind, VisionRecipe};

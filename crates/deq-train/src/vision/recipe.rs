@@ -1,11 +1,10 @@
 //! Everything that determines a run, as data.
 
 use super::model::VisionModelConfig;
-use super::run::{VisionOptions, train};
+use super::run::{VisionOptions, train_only};
 use crate::budget::{Timed, without_tolerance};
 use crate::error::{TrainError, require};
 use crate::rounds::warmup_and_cosine;
-use crate::run_folder::RunFolder;
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::momentum::MomentumConfig;
@@ -197,17 +196,12 @@ impl Timed for VisionRecipe {
         self.warmup_steps = share(self.warmup_steps);
     }
 
-    fn of_run(run: &Path) -> Result<Self, TrainError> {
-        RunFolder::new(run.to_owned()).read()
-    }
-
-    fn train_in(&self, run: &Path, device: &str) -> Result<f64, TrainError> {
+    fn train_only(&self, run: &Path, device: &str) -> Result<f64, TrainError> {
         let options = VisionOptions {
-            resume: RunFolder::new(run.to_owned()).exists(),
             plain: true,
             ..VisionOptions::new(device, run.to_owned())
         };
-        Ok(train(self.clone(), &options)?.training_seconds)
+        train_only(self.clone(), &options)
     }
 }
 

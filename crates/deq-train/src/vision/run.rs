@@ -100,6 +100,12 @@ impl VisionRecipe {
         Ok(data)
     }
 
+    /// Batches that the evaluation after a round reads.
+    fn valid_batches(&self, held_out: &Loader) -> usize {
+        let wanted = self.valid_pictures.div_ceil(self.batch);
+        wanted.min(held_out.batches_per_epoch())
+    }
+
     /// Batches of held-out pictures.
     pub(super) fn held_out(&self, data: &VisionSplits) -> Result<Loader, TrainError> {
         Ok(Loader::new(
@@ -176,10 +182,69 @@ pub struct VisionSummary {
 /// # Errors
 ///
 /// [`TrainError`] in one sentence that says what to do. Nothing is written before recipe, data and device have been checked.
-pub fn train(
-    mut recipe: VisionRecipe,
-    options: &VisionOptions,
-) -> Result<VisionSummary, TrainError> {
+pub fn train(recipe: VisionRecipe, options: &VisionOptions) -> Result<VisionSummary, TrainError> {
+    let Rounds {
+        trained,
+        data,
+        held_out,
+        skipped,
+    } = run_rounds(recipe, options)?;
+    let Trained {
+        recipe,
+        learner,
+        position,
+        device,
+    } = &trained;
+    let folder = RunFolder::new(options.run.clone());
+    let records = read_records(&folder.metrics())?;
+    let last = records.iter().rev().find_map(|record| match record {
+        Record::Eval(eval) => Some(eval.clone()),
+        Record::Step(_) => None,
+    });
+    let all = held_out.batches_per_epoch();
+    let eval = match last {
+        // Every round ended with an evaluation of all held-out pictures.
+        Some(eval) if recipe.valid_batches(&held_out) == all => eval,
+        _ => {
+            let loader = PictureLoader::new(held_out, all, device, &skipped);
+            let plan = recipe.plan(position.step, true);
+            evaluate(learner, &loader, &plan, &mut |_, _| ())?
+        }
+    };
+    let summary = VisionSummary {
+        run: options.run.clone(),
+        eval,
+        classes: recipe.classes.clone(),
+        parameters: learner.num_params(),
+        training_seconds: position.seconds,
+        skipped: skipped.list(),
+    };
+    let pictures = gallery::draw(&trained, &data)?;
+    files::write_whole(&folder.path().join("predictions.svg"), pictures.as_bytes())?;
+    write_report_with(
+        &folder.report(),
+        &header(&trained.recipe, &summary, &records),
+        &records,
+        &format!("<h2>Predictions</h2>\n<figure>{pictures}</figure>\n"),
+    )?;
+    Ok(summary)
+}
+
+/// Training without the evaluation, the pictures and the report that follow it: the seconds that it took.
+pub(super) fn train_only(recipe: VisionRecipe, options: &VisionOptions) -> Result<f64, TrainError> {
+    Ok(run_rounds(recipe, options)?.trained.position.seconds)
+}
+
+/// A model whose rounds are done, with what measures it.
+struct Rounds {
+    trained: Trained,
+    data: VisionSplits,
+    held_out: Loader,
+    skipped: SkippedFiles,
+}
+
+/// All rounds of training that the run still lacks.
+fn run_rounds(mut recipe: VisionRecipe, options: &VisionOptions) -> Result<Rounds, TrainError> {
     let plain = device(&options.device)?;
     let data = recipe.open()?;
     let folder = RunFolder::new(options.run.clone());
@@ -215,8 +280,7 @@ pub fn train(
         start = position;
     }
     let log = RunLog::open(&folder.metrics(), start.step)?;
-    let all = held_out.batches_per_epoch();
-    let some = recipe.valid_pictures.div_ceil(recipe.batch).min(all);
+    let some = recipe.valid_batches(&held_out);
     let valid = PictureLoader::new(held_out.clone(), some, &plain, &skipped);
     if start.round < recipe.epochs {
         let loaders: Loaders<VisionRecipe> = [
@@ -238,45 +302,19 @@ pub fn train(
         model = launch(learner, loaders, &Arc::new(strategy), display)?;
     }
 
-    let learner = model.valid();
-    let records = read_records(&folder.metrics())?;
     let (_, position) = folder.newest()?;
-    let last = records.iter().rev().find_map(|record| match record {
-        Record::Eval(eval) => Some(eval.clone()),
-        Record::Step(_) => None,
-    });
-    let eval = match last {
-        // Every round ended with an evaluation of all held-out pictures.
-        Some(eval) if some == all => eval,
-        _ => {
-            let loader = PictureLoader::new(held_out, all, &plain, &skipped);
-            let plan = recipe.plan(position.step, true);
-            evaluate(&learner, &loader, &plan, &mut |_, _| ())?
-        }
-    };
-    let summary = VisionSummary {
-        run: options.run.clone(),
-        eval,
-        classes: recipe.classes.clone(),
-        parameters: learner.num_params(),
-        training_seconds: position.seconds,
-        skipped: skipped.list(),
-    };
     let trained = Trained {
+        learner: model.valid(),
         recipe,
-        learner,
         position,
         device: plain,
     };
-    let pictures = gallery::draw(&trained, &data)?;
-    files::write_whole(&folder.path().join("predictions.svg"), pictures.as_bytes())?;
-    write_report_with(
-        &folder.report(),
-        &header(&trained.recipe, &summary, &records),
-        &records,
-        &format!("<h2>Predictions</h2>\n<figure>{pictures}</figure>\n"),
-    )?;
-    Ok(summary)
+    Ok(Rounds {
+        trained,
+        data,
+        held_out,
+        skipped,
+    })
 }
 
 /// A trained model with its recipe.
