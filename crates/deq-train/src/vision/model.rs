@@ -103,10 +103,23 @@ impl VisionModelConfig {
         device: &Device,
     ) -> Result<Self, TrainError> {
         let wanted = self.init(device)?.num_params();
-        let resnet = ResNetConfig::resnet18(self.classes()).with_small_images(small_images);
-        Ok(VisionModelConfig::Resnet(
-            resnet.with_parameters_near(wanted),
-        ))
+        let of_width = |width| {
+            ResNetConfig::resnet18(self.classes())
+                .with_width(width)
+                .with_small_images(small_images)
+        };
+        let mut best = (of_width(1), usize::MAX);
+        for width in 1..=256 {
+            let config = of_width(width);
+            let size = config.init(device)?.num_params();
+            if size.abs_diff(wanted) < best.1 {
+                best = (config, size.abs_diff(wanted));
+            }
+            if size > wanted {
+                break;
+            }
+        }
+        Ok(VisionModelConfig::Resnet(best.0))
     }
 }
 
