@@ -352,7 +352,7 @@ pub(crate) struct MdeqArgs {
     /// Rounds; each ends with an evaluation and a checkpoint.
     #[arg(long)]
     pub(crate) epochs: Option<usize>,
-    /// Training steps of a round. Default: a pass over the training pictures.
+    /// Training steps of a round. Default: that of the preset, mostly a pass over the training pictures.
     #[arg(long)]
     pub(crate) steps_per_epoch: Option<usize>,
     /// Train for about so many minutes, evaluations not counted: the number of steps comes from the time of a few, and all phases are scaled to it.

@@ -359,6 +359,8 @@ fn cityscapes_uses_the_19_classes() {
         (&*dataset.classes()[0], &*dataset.classes()[18]),
         ("road", "bicycle")
     );
+    let weights = dataset.class_weights();
+    assert_eq!((weights.len(), weights[0]), (19, 0.8373));
 }
 
 #[test]
@@ -382,6 +384,11 @@ fn plain_folders_take_their_classes_from_a_file() {
         (camvid.classes().len(), map(&camvid)),
         (11, vec![1, IGNORE_LABEL])
     );
+    // All labelled pixels are of class 1.
+    let weights = camvid.class_weights();
+    let expected = |share: f32| 1.0 / (1.02 + share).ln();
+    assert_eq!(weights.len(), 11);
+    assert!((weights[0] - expected(0.0)).abs() < 1e-3 && (weights[1] - expected(1.0)).abs() < 1e-6);
     write(&root.join("classes.txt"), b"ground\n");
     let named = SegmentationFolder::open(root, "train").unwrap();
     assert_eq!(

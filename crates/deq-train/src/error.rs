@@ -227,6 +227,14 @@ pub enum TrainError {
         /// The run.
         path: PathBuf,
     },
+    /// The weights of the loss are not one per class.
+    #[error("{given} class weights for {classes} classes: give one for each, or none")]
+    ClassWeights {
+        /// Weights there are.
+        given: usize,
+        /// Classes of the data.
+        classes: usize,
+    },
     /// A run whose optimizer is not known cannot go on.
     #[error(
         "{path} was imported and has no state of an optimizer to go on with: it can be evaluated, generate, and be exported"

@@ -58,6 +58,11 @@ pub trait ImageDataset: Debug + Send + Sync {
     /// The names of the classes, in the order of their ids.
     fn classes(&self) -> &[String];
 
+    /// What each class counts in the loss, relative to the others, where classes are so uneven that rare ones would not be learnt; empty if all count the same.
+    fn class_weights(&self) -> Vec<f32> {
+        Vec::new()
+    }
+
     /// What is to be predicted.
     fn task(&self) -> VisionTask;
 }

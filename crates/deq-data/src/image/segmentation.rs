@@ -29,6 +29,15 @@ const CITYSCAPES: [(usize, &str); 19] = [
     (33, "bicycle"),
 ];
 
+/// What a pixel of each of these classes counts in the loss of HRNet, which the original of the multiscale equilibrium models takes over: rare classes a little more.
+const CITYSCAPES_WEIGHTS: [f32; 19] = [
+    0.8373, 0.918, 0.866, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023, 0.9539, 0.9843,
+    1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507,
+];
+
+/// The most label maps whose pixels are counted for the weights of classes.
+const COUNTED_MAPS: usize = 100;
+
 /// The 11 classes of CamVid in the release with the folders `train` and `trainannot`.
 const CAMVID: [&str; 11] = [
     "sky",
@@ -51,6 +60,7 @@ const CAMVID: [&str; 11] = [
 pub struct SegmentationFolder {
     pairs: Vec<(PathBuf, PathBuf)>,
     classes: Vec<String>,
+    cityscapes: bool,
     map: Box<[u8; 256]>,
 }
 
@@ -81,7 +91,10 @@ impl SegmentationFolder {
             map[*id] = class as u8;
         }
         let classes = CITYSCAPES.map(|(_, name)| name.to_owned()).to_vec();
-        Self::new(&pictures, pairs, classes, map)
+        Ok(Self {
+            cityscapes: true,
+            ..Self::new(&pictures, pairs, classes, map)?
+        })
     }
 
     /// Pictures (PNG or JPEG) in one folder, and in another one a PNG of ids of the same name for each. Ids count from 0 in the order of `classes`; all
@@ -173,6 +186,7 @@ impl SegmentationFolder {
         Ok(Self {
             pairs,
             classes,
+            cityscapes: false,
             map: Box::new(map),
         })
     }
@@ -215,6 +229,30 @@ impl ImageDataset for SegmentationFolder {
 
     fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    /// Those of HRNet for Cityscapes. Of other folders `1 / ln(1.02 + p)` for a class that is the share `p` of the pixels (Paszke et al. 2016, "ENet",
+    /// section 5.2, from CamVid and Cityscapes), counted in at most 100 of the label maps.
+    fn class_weights(&self) -> Vec<f32> {
+        if self.cityscapes {
+            return CITYSCAPES_WEIGHTS.to_vec();
+        }
+        let mut pixels = vec![0_u64; self.classes.len()];
+        let step = self.pairs.len().div_ceil(COUNTED_MAPS);
+        for (_, labels) in self.pairs.iter().step_by(step) {
+            // A loader names the maps that cannot be read.
+            let Ok(map) = LabelMap::open(labels, &self.map) else {
+                continue;
+            };
+            for label in map.data() {
+                if let Some(count) = pixels.get_mut(usize::from(*label)) {
+                    *count += 1;
+                }
+            }
+        }
+        let all = pixels.iter().sum::<u64>().max(1) as f64;
+        let weight = |count: &u64| (1.0 / (1.02 + *count as f64 / all).ln()) as f32;
+        pixels.iter().map(weight).collect()
     }
 
     fn task(&self) -> VisionTask {

@@ -24,6 +24,9 @@ pub(crate) struct VisionLearner {
     pub(crate) model: VisionModel,
     #[module(skip)]
     plan: Arc<StepPlan>,
+    /// One per class, or none if all count the same.
+    #[module(skip)]
+    class_weights: Arc<[f32]>,
 }
 
 /// A batch of pictures.
@@ -121,6 +124,7 @@ impl VisionLearner {
                 clip: recipe.clip,
                 seed: recipe.seed,
             }),
+            class_weights: recipe.class_weights.as_slice().into(),
         })
     }
 
@@ -171,7 +175,7 @@ impl TrainStep for VisionLearner {
         let deq = plan.deq.at_step(plan.seed, input.step as u64);
         let (phase, depth) = plan.depth(Some(input.step), &deq);
         let out = self.model.read(input.images.clone(), depth);
-        let nll = mean_nll(out.scores.clone(), &input.targets);
+        let nll = mean_nll(out.scores.clone(), &input.targets, &self.class_weights);
         let penalty = match (phase, self.model.cell(), &out.solved) {
             (Phase::Equilibrium, Some(cell), Some((equilibrium, context))) => {
                 let state = (cell, context, equilibrium);
@@ -207,7 +211,7 @@ impl InferenceStep for VisionLearner {
     fn step(&self, input: VisionInput) -> VisionStepOutput {
         let started = Instant::now();
         let out = self.read(input.images);
-        let nll = mean_nll(out.scores.clone(), &input.targets);
+        let nll = mean_nll(out.scores.clone(), &input.targets, &self.class_weights);
         let judged = Judged::new(nll, out.scores.clone(), &input.targets);
         let (phase, _) = self.plan.depth(None, &self.plan.deq);
         VisionStepOutput {
@@ -221,23 +225,28 @@ impl InferenceStep for VisionLearner {
     }
 }
 
-/// The mean negative log-likelihood of the targets that are not ignored, 0 without any.
-fn mean_nll(scores: Tensor<2>, targets: &[i32]) -> Tensor<1> {
+/// The mean negative log-likelihood of the targets that are not ignored, each weighted by its class if there are weights; 0 without any.
+fn mean_nll(scores: Tensor<2>, targets: &[i32], class_weights: &[f32]) -> Tensor<1> {
     let device = scores.device();
     let count = targets.len();
     let classes: Vec<i32> = targets.iter().map(|target| (*target).max(0)).collect();
     let classes = Tensor::<2, Int>::from_data(TensorData::new(classes, [count, 1]), &device);
     let likelihood = log_softmax(scores, 1).gather(1, classes).reshape([count]);
-    let labelled = targets.iter().filter(|target| **target != IGNORED).count();
-    if labelled == count {
+    if class_weights.is_empty() && !targets.contains(&IGNORED) {
         return likelihood.mean().neg();
     }
-    let weights: Vec<f32> = targets
-        .iter()
-        .map(|target| if *target == IGNORED { 0.0 } else { 1.0 })
-        .collect();
+    let weight = |target: &i32| match usize::try_from(*target) {
+        Ok(class) => class_weights.get(class).copied().unwrap_or(1.0),
+        Err(_) => 0.0,
+    };
+    let weights: Vec<f32> = targets.iter().map(weight).collect();
+    let total: f64 = weights.iter().copied().map(f64::from).sum();
     let weights = Tensor::<1>::from_data(TensorData::new(weights, [count]), &device);
-    (likelihood * weights).sum().neg() / labelled.max(1) as f64
+    let sum = (likelihood * weights).sum().neg();
+    match total > 0.0 {
+        true => sum / total,
+        false => sum,
+    }
 }
 
 /// Predictions beside targets.
@@ -272,18 +281,29 @@ mod tests {
     fn ignored_targets_count_neither_in_the_loss_nor_in_the_accuracy() {
         let device = Device::flex();
         let scores = || Tensor::<2>::from_data([[2.0, 0.0], [0.0, 1.0], [5.0, -5.0]], &device);
-        let nll = |targets: &[i32]| mean_nll(scores(), targets).into_scalar::<f64>();
+        let nll = |targets: &[i32]| mean_nll(scores(), targets, &[]).into_scalar::<f64>();
         let of = |right: f64, wrong: f64| (1.0 + (wrong - right).exp()).ln();
         let both = (of(2.0, 0.0) + of(0.0, 1.0)) / 2.0;
         assert!((nll(&[0, 0, IGNORED]) - both).abs() < 1e-6);
         assert!((nll(&[0, 0, 1]) - (2.0 * both + of(-5.0, 5.0)) / 3.0).abs() < 1e-6);
         assert!(nll(&[IGNORED; 3]).abs() < 1e-30);
         let judged = Judged::new(
-            mean_nll(scores(), &[0, 0, IGNORED]),
+            mean_nll(scores(), &[0, 0, IGNORED], &[]),
             scores(),
             &[0, 0, IGNORED],
         );
         assert_eq!((judged.labelled, judged.right), (2, 1));
         assert_eq!(judged.predicted, [0, 1, 0]);
+    }
+
+    /// PyTorch: `F.cross_entropy(scores, targets, weight=[2, 0.5])` divides by the sum of the weights.
+    #[test]
+    fn classes_count_by_their_weights() {
+        let device = Device::flex();
+        let scores = Tensor::<2>::from_data([[2.0, 0.0], [0.0, 1.0], [5.0, -5.0]], &device);
+        let of = |right: f64, wrong: f64| (1.0 + (wrong - right).exp()).ln();
+        let found = mean_nll(scores, &[0, 1, IGNORED], &[2.0, 0.5]).into_scalar::<f64>();
+        let expected = (2.0 * of(2.0, 0.0) + 0.5 * of(1.0, 0.0)) / 2.5;
+        assert!((found - expected).abs() < 1e-6);
     }
 }

@@ -134,6 +134,13 @@ fn mini(data: &ImageSource) -> VisionRecipe {
         }
     };
     let (train_transform, eval_transform) = transforms(data, model.side_multiple());
+    // Pixels take longer to learn than pictures, and label maps are few.
+    let (batch, epochs, steps_per_epoch, pretrain_steps, learning_rate, weight) = match data {
+        ImageSource::Shapes => (32, 4, 175, 30, 5e-3, 1.0),
+        ImageSource::ShapesSegmentation => (16, 8, 150, 150, 5e-3, 2.0),
+        ImageSource::Segmentation(_) => (4, 10, 90, 150, 3e-3, 2.0),
+        ImageSource::Cifar10(_) | ImageSource::ImageFolder(_) => (32, 4, 0, 30, 5e-3, 1.0),
+    };
     VisionRecipe {
         kind: "vision".to_owned(),
         preset: "mini".to_owned(),
@@ -152,26 +159,24 @@ fn mini(data: &ImageSource) -> VisionRecipe {
         // Not the weight of 0.5 on 5 % of the steps of that row, which is for 200 epochs: in 700 steps it leaves solves that do not converge.
         penalty: Some(
             JacobianPenaltyConfig::new()
-                .with_weight(1.0)
+                .with_weight(weight)
                 .with_frequency(0.4),
         ),
         controller: None,
-        batch: 32,
-        epochs: 4,
-        // Shapes are learnt in less than a pass over all that there are.
-        steps_per_epoch: match data {
-            ImageSource::Shapes => 175,
-            _ => 0,
-        },
+        batch,
+        epochs,
+        // Shapes are learnt in less than a pass over all that there are; folders of labelled pixels may hold but a few batches.
+        steps_per_epoch,
         // Much longer, and the cell has learnt to use its third application as the last one: solves that follow do not converge any more.
-        pretrain_steps: 30,
+        pretrain_steps,
         pretrain_depth: 3,
         optimizer: OptimizerKind::Adam,
         weight_decay: 0.0,
-        // Five times the paper's, for a model and a run that are smaller by far.
-        learning_rate: 5e-3,
+        // Up to five times the paper's, for a model and a run that are smaller by far.
+        learning_rate,
         warmup_steps: 0,
         clip: None,
+        class_weights: Vec::new(),
         valid_pictures: usize::MAX,
         seed: 1,
     }
@@ -333,7 +338,16 @@ fn transforms(data: &ImageSource, multiple: usize) -> (Transform, Transform) {
             (Transform::RandomResizedCrop { size: 224 }, center(256, 224))
         }
         ImageSource::ShapesSegmentation => (scale_crop(48, 48), pad),
-        ImageSource::Segmentation(_) => (scale_crop(256, 192), pad),
+        // At least half of a picture of 480 by 360 either way: what a pixel is shows in what lies around it.
+        ImageSource::Segmentation(_) => {
+            let crop = Transform::ScaleCrop {
+                width: 256,
+                height: 192,
+                min_scale: 0.5,
+                max_scale: 1.0,
+            };
+            (crop, pad)
+        }
     }
 }
 

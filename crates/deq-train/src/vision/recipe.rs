@@ -77,6 +77,10 @@ pub struct VisionRecipe {
     pub warmup_steps: usize,
     /// The largest norm of the whole gradient, if it is bounded.
     pub clip: Option<f64>,
+    /// How much a pixel or picture of each class counts in the loss, relative to the others, once the data have been opened: those of the data unless given;
+    /// empty if all count the same. The loss is divided by the weights that it adds up, as in PyTorch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_weights: Vec<f32>,
     /// The most held-out pictures that the evaluation after a round reads; the final one reads all.
     pub valid_pictures: usize,
     /// The seed of weights, order, augmentation, masks, and penalty draws.
@@ -125,6 +129,18 @@ impl VisionRecipe {
         )?;
         if let Some(clip) = self.clip {
             require(clip > 0.0, "clip", clip, "above 0")?;
+        }
+        for weight in &self.class_weights {
+            require(
+                weight.is_finite() && *weight > 0.0,
+                "class_weights",
+                f64::from(*weight),
+                "above 0",
+            )?;
+        }
+        let (given, classes) = (self.class_weights.len(), self.model.classes());
+        if given != 0 && given != classes {
+            return Err(TrainError::ClassWeights { given, classes });
         }
         self.train_transform.validate()?;
         self.eval_transform.validate()?;
@@ -212,6 +228,7 @@ mod tests {
     #[test]
     fn a_field_out_of_range_is_named() {
         let mut recipe = VisionRecipe::preset("mini", &ImageSource::ShapesSegmentation).unwrap();
+        recipe.steps_per_epoch = 0;
         assert_eq!(
             recipe.validate().unwrap_err().to_string(),
             "steps_per_epoch is 0, but must be at least 1"
@@ -221,6 +238,18 @@ mod tests {
         assert_eq!(
             recipe.validate().unwrap_err().to_string(),
             "learning_rate is NaN, but must be above 0 and at most 1"
+        );
+        recipe.learning_rate = 0.1;
+        recipe.model.set_classes(2);
+        recipe.class_weights = vec![1.0, 0.0];
+        assert_eq!(
+            recipe.validate().unwrap_err().to_string(),
+            "class_weights is 0, but must be above 0"
+        );
+        recipe.class_weights = vec![1.0];
+        assert_eq!(
+            recipe.validate().unwrap_err().to_string(),
+            "1 class weights for 2 classes: give one for each, or none"
         );
     }
 }

@@ -92,6 +92,9 @@ impl VisionRecipe {
         let data = self.data.open()?;
         self.classes = data.train.classes().to_vec();
         self.model.set_classes(self.classes.len());
+        if self.class_weights.is_empty() {
+            self.class_weights = data.train.class_weights();
+        }
         if self.steps_per_epoch == 0 {
             // A batch larger than the data is refused where batches are made.
             self.steps_per_epoch = (data.train.len() / self.batch.max(1)).max(1);
