@@ -370,6 +370,9 @@ pub(crate) struct MdeqArgs {
     /// Peak learning rate.
     #[arg(long, allow_negative_numbers = true)]
     pub(crate) lr: Option<f64>,
+    /// Let pixels of all classes count the same in the loss. Default: those of rare classes count more, as the data set says.
+    #[arg(long)]
+    pub(crate) equal_classes: bool,
     /// Weight of the Jacobian penalty; 0 turns it off.
     #[arg(long, allow_negative_numbers = true)]
     pub(crate) penalty: Option<f64>,

@@ -9,7 +9,7 @@ use deq_train::Timed;
 use deq_train::lm::{DataSource, LmRecipe, StepMemory};
 use deq_train::reproduce::networks::{NetworkComparison, compare_networks, megabytes};
 use deq_train::reproduce::synthetic::{self, SyntheticOptions};
-use deq_train::reproduce::{Claim, Comparison, ComparisonResult, Measure, compare};
+use deq_train::reproduce::{Claim, Comparison, ComparisonResult, compare};
 use deq_train::vision::VisionRecipe;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -101,11 +101,7 @@ fn jacreg_vision(args: &ReproduceVisionArgs) -> Result<()> {
 }
 
 fn print_comparison(result: &ComparisonResult) {
-    let measure = match result.measure {
-        Measure::Perplexity => "perplexity",
-        Measure::Accuracy => "accuracy",
-    };
-    print!("\n{:17}", format!("{measure} with"));
+    print!("\n{:17}", format!("{} with", result.measure.name()));
     result
         .budgets
         .iter()

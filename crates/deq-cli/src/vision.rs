@@ -8,7 +8,7 @@ use deq_data::ImageSource;
 use deq_jacreg::WeightControllerConfig;
 use deq_train::records::Quality;
 use deq_train::vision::{
-    PredictOptions, VisionEvalOptions, VisionOptions, VisionRecipe, VisionSummary,
+    PredictOptions, Prediction, VisionEvalOptions, VisionOptions, VisionRecipe, VisionSummary,
     evaluate_budgets, evaluate_run, predict, train,
 };
 use deq_train::{RunFolder, clock, number, status_text};
@@ -53,9 +53,19 @@ pub(crate) fn recipe(args: &MdeqArgs) -> Result<VisionRecipe> {
     set(&mut recipe.learning_rate, args.lr);
     set(&mut recipe.seed, args.seed);
     set(&mut recipe.deq.stop.max_steps, args.solver_steps);
+    if args.equal_classes {
+        recipe.class_weights = vec![1.0; args.data.open()?.train.classes().len()];
+    }
     if args.model == ModelKind::Resnet {
-        if args.penalty.is_some() || args.solver_steps.is_some() {
-            bail!("--model resnet has no equilibrium: leave out --penalty and --solver-steps");
+        let of_equilibria = [
+            ("--penalty", args.penalty.is_some()),
+            ("--penalty-frequency", args.penalty_frequency.is_some()),
+            ("--hold-steps", args.hold_steps.is_some()),
+            ("--solver-steps", args.solver_steps.is_some()),
+            ("--pretrain", args.pretrain.is_some()),
+        ];
+        if let Some((option, _)) = of_equilibria.iter().find(|(_, given)| *given) {
+            bail!("--model resnet has no equilibrium: leave out {option}");
         }
         recipe.become_resnet(&args.device)?;
     }
@@ -160,23 +170,41 @@ pub(crate) fn run_predict(args: &PredictArgs) -> Result<()> {
         max_steps: args.max_steps,
         out: args.out.clone(),
     };
-    let predictions = predict(&args.run, &args.pictures, &options)?;
+    let mut predictions = Vec::new();
+    let mut failed = 0;
+    predict(&args.run, &args.pictures, &options, &mut |path, outcome| {
+        match outcome {
+            Ok(prediction) if args.json => predictions.push(prediction),
+            Ok(prediction) => print_prediction(&prediction),
+            Err(error) => {
+                failed += 1;
+                eprintln!("{}: {error}", path.display());
+            }
+        }
+    })?;
     if args.json {
-        return print_json(&predictions);
+        print_json(&predictions)?;
     }
-    for prediction in &predictions {
-        let solve = match (prediction.steps, prediction.converged) {
-            (Some(steps), Some(true)) => format!(" ({steps:.0} steps)"),
-            (Some(steps), _) => format!(" ({steps:.0} steps, not converged)"),
-            _ => String::new(),
-        };
-        println!("{}{solve}", prediction.path.display());
-        for (class, share) in &prediction.classes {
-            println!("  {:6.2} %  {class}", 100.0 * share);
-        }
-        if let Some(overlay) = &prediction.overlay {
-            println!("  written to {}", overlay.display());
-        }
+    match failed {
+        0 => Ok(()),
+        _ => bail!(
+            "{failed} of {} pictures could not be predicted",
+            args.pictures.len()
+        ),
     }
-    Ok(())
+}
+
+fn print_prediction(prediction: &Prediction) {
+    let solve = match (prediction.steps, prediction.converged) {
+        (Some(steps), Some(true)) => format!(" ({steps:.0} steps)"),
+        (Some(steps), _) => format!(" ({steps:.0} steps, not converged)"),
+        _ => String::new(),
+    };
+    println!("{}{solve}", prediction.path.display());
+    for (class, share) in &prediction.classes {
+        println!("  {:6.2} %  {class}", 100.0 * share);
+    }
+    if let Some(overlay) = &prediction.overlay {
+        println!("  written to {}", overlay.display());
+    }
 }

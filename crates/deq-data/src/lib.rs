@@ -59,7 +59,7 @@ pub use fetch::{FetchEvent, RemoteFile, RemoteText, fetch};
 pub use image::{
     Batches, Cifar10, Example, IGNORE_LABEL, ImageBatch, ImageDataset, ImageFolder, ImageSource,
     LabelMap, Loader, LoaderConfig, Normalization, Picture, Raster, SegmentationFolder, Shapes,
-    Skipped, Target, Transform, VisionSplits, VisionTask, Window,
+    Skipped, Spread, Target, Transform, VisionSplits, VisionTask, Window,
 };
 pub use text::{
     Arrangement, CachePlace, CacheProblem, CachedText, Corpus, CorpusEvent, CorpusReader, Level,

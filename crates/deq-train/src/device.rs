@@ -50,6 +50,12 @@ pub fn device(name: &str) -> Result<Device, TrainError> {
     make(feature, index).ok_or_else(unknown)
 }
 
+/// The name of the first device that is compiled in, the CPU if it is, for weights that are only read and written.
+pub(crate) fn any_device() -> &'static str {
+    let compiled = DEVICES.iter().find(|(_, compiled)| *compiled);
+    compiled.map_or(DEVICES[0].0, |(name, _)| name)
+}
+
 fn make(kind: &str, index: usize) -> Option<Device> {
     // Unused when no indexed backend is compiled in.
     let _ = index;

@@ -55,6 +55,26 @@ pub enum TrainError {
         /// The data.
         data: String,
     },
+    /// A ResNet is to classify pixels, or pictures are given to a model of pixels.
+    #[error("the model does not fit the data {data}: a ResNet or a classifier takes classified pictures, a segmenter takes label maps")]
+    ModelForOtherTask {
+        /// The data.
+        data: String,
+    },
+    /// Overlays were asked for from a model that makes none.
+    #[error("the run {path} classifies whole pictures and makes no overlays: leave out the folder for them")]
+    NoOverlays {
+        /// The run.
+        path: PathBuf,
+    },
+    /// Two overlays would be written to one file.
+    #[error("the overlays of {first} and {second} would have the same name: predict them one by one, or into different folders")]
+    SameOverlay {
+        /// A picture.
+        first: PathBuf,
+        /// Another one.
+        second: PathBuf,
+    },
     /// The data have other classes than those that a run was trained on.
     #[error(
         "the classes of the data are not those of the run {path}: give the data it was trained on"
@@ -64,7 +84,7 @@ pub enum TrainError {
         path: PathBuf,
     },
     /// A loader yields nothing.
-    #[error("the {split} split has no segment to read")]
+    #[error("the {split} split has nothing to read")]
     NoSegments {
         /// The split.
         split: &'static str,

@@ -62,7 +62,7 @@ pub struct StepRecord {
     pub step: usize,
     /// How it passed the layer.
     pub phase: Phase,
-    /// The mean negative log-likelihood per target, in nats, without the penalty.
+    /// The mean negative log-likelihood per target, in nats, without the penalty; weighted by class if the recipe has such weights.
     pub loss: f64,
     /// What is predicted in the batch: tokens, pictures, or pixels that have a label.
     #[serde(alias = "tokens")]

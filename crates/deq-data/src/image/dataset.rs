@@ -77,3 +77,84 @@ pub struct VisionSplits {
     /// How to centre and scale the pictures of both.
     pub normalization: Normalization,
 }
+
+/// A data set in an order where neighbours lie far apart, so that any first part of it is a sample of all: class folders and films come sorted.
+///
+/// ```
+/// use deq_data::{ImageDataset, Shapes, Spread, VisionTask};
+/// use std::sync::Arc;
+///
+/// let shapes = Shapes::new(VisionTask::Classification, 32, 100, 7)?;
+/// let spread = Spread::new(Arc::new(shapes.clone()));
+/// assert_eq!(spread.len(), 100);
+/// assert_eq!(spread.example(1)?.picture, shapes.example(61)?.picture);
+/// # Ok::<(), deq_data::DataError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Spread {
+    inner: Arc<dyn ImageDataset>,
+    stride: usize,
+}
+
+impl Spread {
+    /// All examples of `inner`, each once.
+    pub fn new(inner: Arc<dyn ImageDataset>) -> Self {
+        let len = inner.len().max(1);
+        // About a golden section of the way round each time; a stride without a common factor meets every example.
+        let section = (len as f64 * 0.618_034) as usize;
+        let stride = (section.max(1)..=len).find(|stride| gcd(*stride, len) == 1);
+        Self {
+            inner,
+            stride: stride.unwrap_or(1),
+        }
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+impl ImageDataset for Spread {
+    fn len(&self) -> usize {
+        self.inner.len()
+    }
+
+    fn example(&self, index: usize) -> Result<Example, DataError> {
+        assert!(index < self.len(), "index {index} of {}", self.len());
+        self.inner.example(index * self.stride % self.len())
+    }
+
+    fn classes(&self) -> &[String] {
+        self.inner.classes()
+    }
+
+    fn class_weights(&self) -> Vec<f32> {
+        self.inner.class_weights()
+    }
+
+    fn task(&self) -> VisionTask {
+        self.inner.task()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::shapes::Shapes;
+
+    #[test]
+    fn a_spread_meets_every_example_once_and_no_first_part_lacks_a_class() {
+        for len in [1, 2, 3, 8, 60, 97, 1024] {
+            let shapes = Shapes::new(VisionTask::Classification, 16, len, 1).unwrap();
+            let spread = Spread::new(Arc::new(shapes));
+            let mut seen: Vec<usize> = (0..len).map(|i| i * spread.stride % len).collect();
+            // Of four equal parts of the data, each has its share of the first half.
+            if len >= 60 {
+                let in_first_part = seen[..len / 2].iter().filter(|i| **i < len / 4).count();
+                assert!(in_first_part.abs_diff(len / 8) <= 2, "{len}: {in_first_part}");
+            }
+            seen.sort_unstable();
+            assert_eq!(seen, (0..len).collect::<Vec<_>>());
+        }
+    }
+}

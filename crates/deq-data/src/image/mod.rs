@@ -14,7 +14,7 @@ mod source;
 mod transform;
 
 pub use cifar::Cifar10;
-pub use dataset::{Example, ImageDataset, Target, VisionSplits, VisionTask};
+pub use dataset::{Example, ImageDataset, Spread, Target, VisionSplits, VisionTask};
 pub use folder::ImageFolder;
 pub use loader::{Batches, ImageBatch, Loader, LoaderConfig, Skipped};
 pub use raster::{IGNORE_LABEL, LabelMap, Picture, Raster, Window};

@@ -4,7 +4,7 @@ use super::data::DataListener;
 use super::learner::{LmLearner, LmModel};
 use super::recipe::LmRecipe;
 use super::run::newest_model;
-use crate::device::device;
+use crate::device::{any_device, device};
 use crate::error::TrainError;
 use crate::exchange::{Imported, require_complete, vacant};
 use crate::files;
@@ -74,7 +74,7 @@ pub fn import_run(
 pub fn export_run(run: &Path, file: &Path) -> Result<(), TrainError> {
     let folder = RunFolder::new(run.to_owned());
     let recipe: LmRecipe = folder.read()?;
-    let (learner, _) = newest_model(&folder, &recipe, &device("flex")?)?;
+    let (learner, _) = newest_model(&folder, &recipe, &device(any_device())?)?;
     match &learner.model {
         LmModel::Deq(model) => Ok(save(model, file)?),
         LmModel::Layers(_) => Err(TrainError::ExplicitNetwork {

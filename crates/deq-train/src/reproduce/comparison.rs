@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 pub trait Comparable: Clone {
     /// What is trained, as a title.
     const TITLE: &'static str;
-    /// What is measured, on the largest scale that it has.
-    const MEASURE: Measure;
+    /// What is measured.
+    fn measure(&self) -> Measure;
 
     /// The penalty, whose frequency the variants share.
     fn penalty(&mut self) -> &mut Option<JacobianPenaltyConfig>;
@@ -50,13 +50,17 @@ pub enum Measure {
     Perplexity,
     /// The share of right predictions.
     Accuracy,
+    /// The mean over classes of intersection over union.
+    MeanIou,
 }
 
 impl Measure {
-    fn name(self) -> &'static str {
+    /// Its name.
+    pub fn name(self) -> &'static str {
         match self {
             Measure::Perplexity => "perplexity",
             Measure::Accuracy => "accuracy",
+            Measure::MeanIou => "mean IoU",
         }
     }
 
@@ -65,15 +69,15 @@ impl Measure {
         let values = values.iter().copied();
         match self {
             Measure::Perplexity => values.fold(f64::INFINITY, f64::min),
-            Measure::Accuracy => values.fold(f64::NEG_INFINITY, f64::max),
+            Measure::Accuracy | Measure::MeanIou => values.fold(f64::NEG_INFINITY, f64::max),
         }
     }
 
-    /// What a value loses against the best one: a ratio of perplexities, a difference of accuracies.
+    /// What a value loses against the best one: a ratio of perplexities, a difference of shares.
     fn loss(self, value: f64, best: f64) -> f64 {
         match self {
             Measure::Perplexity => value / best,
-            Measure::Accuracy => best - value,
+            Measure::Accuracy | Measure::MeanIou => best - value,
         }
     }
 
@@ -81,7 +85,7 @@ impl Measure {
     pub fn text(self, value: f64) -> String {
         match self {
             Measure::Perplexity => format!("{value:.2}"),
-            Measure::Accuracy => format!("{:.1} %", 100.0 * value),
+            Measure::Accuracy | Measure::MeanIou => format!("{:.1} %", 100.0 * value),
         }
     }
 }
@@ -211,9 +215,10 @@ pub fn compare<R: Comparable>(
         say(&format!("training with gamma {weight}"));
         variants.push(variant(options, *weight, say)?);
     }
+    let measure = options.recipe.measure();
     let result = ComparisonResult {
-        measure: R::MEASURE,
-        claims: claims(R::MEASURE, &variants, &options.budgets),
+        measure,
+        claims: claims(measure, &variants, &options.budgets),
         variants,
         budgets: options.budgets.clone(),
         report: options.folder.join("report.html"),
@@ -339,7 +344,7 @@ fn claims(measure: Measure, variants: &[Variant], budgets: &[usize]) -> Vec<Clai
                 measure.name(),
                 match measure {
                     Measure::Perplexity => "over",
-                    Measure::Accuracy => "below",
+                    Measure::Accuracy | Measure::MeanIou => "below",
                 }
             ),
             loss(plain),
@@ -424,6 +429,13 @@ fn write_page(result: &ComparisonResult, title: &str) -> Result<(), TrainError> 
             "share",
             false,
             course(&|p| p.converged),
+        ),
+        chart(
+            "Steps of held-out solves to tolerance",
+            step,
+            "steps",
+            false,
+            evaluated(&|e| e.steps),
         ),
         chart(
             "Residual of training solves",

@@ -10,7 +10,10 @@ use std::path::Path;
 
 impl Comparable for LmRecipe {
     const TITLE: &'static str = "a language model";
-    const MEASURE: Measure = Measure::Perplexity;
+
+    fn measure(&self) -> Measure {
+        Measure::Perplexity
+    }
 
     fn penalty(&mut self) -> &mut Option<JacobianPenaltyConfig> {
         &mut self.penalty

@@ -5,12 +5,19 @@ use crate::error::TrainError;
 use crate::records::EvalRecord;
 use crate::run_folder::RunFolder;
 use crate::vision::{VisionEvalOptions, VisionOptions, VisionRecipe, evaluate_run, train};
+use deq_data::VisionTask;
 use deq_jacreg::JacobianPenaltyConfig;
 use std::path::Path;
 
 impl Comparable for VisionRecipe {
     const TITLE: &'static str = "a multiscale model";
-    const MEASURE: Measure = Measure::Accuracy;
+
+    fn measure(&self) -> Measure {
+        match self.model.task() {
+            VisionTask::Classification => Measure::Accuracy,
+            VisionTask::Segmentation => Measure::MeanIou,
+        }
+    }
 
     fn penalty(&mut self) -> &mut Option<JacobianPenaltyConfig> {
         &mut self.penalty

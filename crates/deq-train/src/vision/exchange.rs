@@ -4,7 +4,7 @@ use super::learner::VisionLearner;
 use super::model::{VisionModel, VisionModelConfig};
 use super::recipe::VisionRecipe;
 use super::run::Trained;
-use crate::device::device;
+use crate::device::{any_device, device};
 use crate::error::TrainError;
 use crate::exchange::{Imported, require_complete, vacant};
 use burn::module::Module;
@@ -59,7 +59,7 @@ pub fn import_run(
 ///
 /// [`TrainError`] if there is no run or no checkpoint, or the file cannot be written.
 pub fn export_run(run: &Path, file: &Path) -> Result<(), TrainError> {
-    let trained = Trained::open(run, "flex", None)?;
+    let trained = Trained::open(run, any_device(), None)?;
     Ok(write(&trained.learner.model.state_dict()?, file)?)
 }
 
@@ -81,7 +81,7 @@ const HEADS: [&str; 6] = [
 pub(super) fn with_weights_of(model: VisionModel, path: &Path) -> Result<VisionModel, TrainError> {
     let state = match path.is_dir() {
         true => {
-            let trained = Trained::open(path, "flex", None)?;
+            let trained = Trained::open(path, any_device(), None)?;
             StateDict::from_tensors(trained.learner.model.state_dict()?)
         }
         false => StateDict::open(path)?,

@@ -213,9 +213,9 @@ fn per_pixel(logits: Tensor<4>, size: [usize; 2]) -> Tensor<2> {
     let logits = if [height, width] == size {
         logits
     } else {
-        // Centres of pixels aligned, not corners, as in the loss of the original.
+        // Corners aligned, as in the loss and the validation of the original.
         let options = InterpolateOptions::new(InterpolateMode::Bilinear)
-            .with_align_corners(false)
+            .with_align_corners(true)
             .with_output_size(size);
         interpolate(logits, options)
     };

@@ -7,6 +7,7 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Tensor, TensorData};
 use deq_data::{Example, IGNORE_LABEL, LabelMap, Picture, Target, VisionTask};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What a model says about a picture.
@@ -38,33 +39,78 @@ pub struct PredictOptions {
 /// The classes named for a picture.
 const TOP: usize = 5;
 
-/// Applies the newest checkpoint of a run to pictures, which are cut or resized as held-out ones were.
+/// Applies the newest checkpoint of a run to pictures, which are cut or resized as held-out ones were. `on_picture` hears of each in turn, also of those that cannot
+/// be read.
 ///
 /// # Errors
 ///
-/// [`TrainError`] if there is no such run, or a picture cannot be read or an overlay not written.
+/// [`TrainError`] if there is no such run, overlays are asked for in a folder but the model does not make any, or two overlays would have one name. A picture that cannot be
+/// read, or an overlay that cannot be written, is an error of that picture only.
 pub fn predict(
     run: &Path,
     pictures: &[PathBuf],
     options: &PredictOptions,
-) -> Result<Vec<Prediction>, TrainError> {
+    on_picture: &mut dyn FnMut(&Path, Result<Prediction, TrainError>),
+) -> Result<(), TrainError> {
     let trained = Trained::open(run, &options.device, options.max_steps)?;
-    let predictions = pictures.iter().map(|path| {
-        let picture = Picture::open(path)?;
-        let answer = answer(&trained, &picture);
-        let overlay = match answer.map {
-            Some(map) => Some(save_overlay(path, &picture, &map, options.out.as_deref())?),
-            None => None,
-        };
-        Ok(Prediction {
-            path: path.clone(),
-            classes: answer.classes,
-            overlay,
-            steps: answer.steps,
-            converged: answer.converged,
-        })
+    let overlays = match (trained.recipe.model.task(), &options.out) {
+        (VisionTask::Segmentation, out) => overlay_paths(pictures, out.as_deref())?,
+        (VisionTask::Classification, None) => Vec::new(),
+        (VisionTask::Classification, Some(_)) => {
+            return Err(TrainError::NoOverlays {
+                path: run.to_owned(),
+            });
+        }
+    };
+    if let Some(out) = &options.out {
+        crate::files::create_folder(out)?;
+    }
+    for (index, path) in pictures.iter().enumerate() {
+        let place = overlays.get(index).map(PathBuf::as_path);
+        on_picture(path, predict_one(&trained, path, place));
+    }
+    Ok(())
+}
+
+fn predict_one(
+    trained: &Trained,
+    path: &Path,
+    place: Option<&Path>,
+) -> Result<Prediction, TrainError> {
+    let picture = Picture::open(path)?;
+    let answer = answer(trained, &picture);
+    let overlay = match (answer.map, place) {
+        (Some(map), Some(place)) => {
+            overlay(&picture, &map).save_png(place)?;
+            Some(place.to_owned())
+        }
+        _ => None,
+    };
+    Ok(Prediction {
+        path: path.to_owned(),
+        classes: answer.classes,
+        overlay,
+        steps: answer.steps,
+        converged: answer.converged,
+    })
+}
+
+/// Where the overlay of each picture goes, no two to one file.
+fn overlay_paths(pictures: &[PathBuf], out: Option<&Path>) -> Result<Vec<PathBuf>, TrainError> {
+    let mut taken: BTreeMap<PathBuf, &Path> = BTreeMap::new();
+    let places = pictures.iter().map(|path| {
+        let folder = out.unwrap_or_else(|| path.parent().unwrap_or(Path::new("")));
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let place = folder.join(format!("{stem}.classes.png"));
+        match taken.insert(place.clone(), path) {
+            Some(first) if first != path.as_path() => Err(TrainError::SameOverlay {
+                first: first.to_owned(),
+                second: path.clone(),
+            }),
+            _ => Ok(place),
+        }
     });
-    predictions.collect()
+    places.collect()
 }
 
 /// What a model says, before it is written anywhere.
@@ -146,25 +192,6 @@ pub(super) fn shown(recipe: &VisionRecipe, picture: &Picture) -> Picture {
     recipe.eval_transform.apply(example, 0, 0, 0).picture
 }
 
-fn save_overlay(
-    path: &Path,
-    picture: &Picture,
-    map: &LabelMap,
-    out: Option<&Path>,
-) -> Result<PathBuf, TrainError> {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let folder = match out {
-        Some(folder) => {
-            crate::files::create_folder(folder)?;
-            folder
-        }
-        None => path.parent().unwrap_or(Path::new("")),
-    };
-    let place = folder.join(format!("{stem}.classes.png"));
-    overlay(picture, map).save_png(&place)?;
-    Ok(place)
-}
-
 /// The picture with half of each pixel's colour replaced by that of its class; ignored pixels stay.
 pub(super) fn overlay(picture: &Picture, map: &LabelMap) -> Picture {
     let pixels = picture.data().chunks_exact(3).zip(map.data());
@@ -192,6 +219,21 @@ pub(super) fn class_color(class: u8) -> [u8; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_two_overlays_go_to_one_file() {
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        let beside = overlay_paths(&paths(&["a/1.png", "b/1.jpg"]), None).unwrap();
+        assert_eq!(beside, paths(&["a/1.classes.png", "b/1.classes.png"]));
+        let out = Some(Path::new("out"));
+        let message = overlay_paths(&paths(&["a/1.png", "b/1.jpg"]), out).unwrap_err();
+        assert_eq!(
+            message.to_string(),
+            "the overlays of a/1.png and b/1.jpg would have the same name: predict them one by one, or into different folders"
+        );
+        // The same picture twice is the same overlay twice.
+        assert!(overlay_paths(&paths(&["a/1.png", "a/1.png"]), out).is_ok());
+    }
 
     #[test]
     fn an_overlay_keeps_ignored_pixels_and_tells_classes_apart() {

@@ -81,7 +81,7 @@ pub struct VisionRecipe {
     /// empty if all count the same. The loss is divided by the weights that it adds up, as in PyTorch.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_weights: Vec<f32>,
-    /// The most held-out pictures that the evaluation after a round reads; the final one reads all.
+    /// The most held-out pictures, spread over all of them, that the evaluation after a round reads; the final one reads all.
     pub valid_pictures: usize,
     /// The seed of weights, order, augmentation, masks, and penalty draws.
     pub seed: u64,
@@ -137,6 +137,11 @@ impl VisionRecipe {
                 f64::from(*weight),
                 "above 0",
             )?;
+        }
+        if self.model.task() != self.data.task() {
+            return Err(TrainError::ModelForOtherTask {
+                data: self.data.to_string(),
+            });
         }
         let (given, classes) = (self.class_weights.len(), self.model.classes());
         if given != 0 && given != classes {

@@ -20,7 +20,7 @@ use burn::data::dataloader::{DataLoader, Progress};
 use burn::module::Module;
 use burn::tensor::Device;
 use burn::train::Learner;
-use deq_data::{ImageSource, Loader, LoaderConfig, VisionSplits};
+use deq_data::{ImageSource, Loader, LoaderConfig, Spread, Transform, VisionSplits, VisionTask};
 use deq_jacreg::WeightControllerConfig;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -76,6 +76,11 @@ impl VisionRecipe {
     ///
     /// [`TrainError`] if the data cannot be opened (the number of classes counts), or the device does not exist.
     pub fn become_resnet(&mut self, device_name: &str) -> Result<(), TrainError> {
+        if self.data.task() != VisionTask::Classification {
+            return Err(TrainError::ModelForOtherTask {
+                data: self.data.to_string(),
+            });
+        }
         self.model
             .set_classes(self.data.open()?.train.classes().len());
         let small = matches!(self.data, ImageSource::Shapes | ImageSource::Cifar10(_));
@@ -103,19 +108,30 @@ impl VisionRecipe {
         Ok(data)
     }
 
+    /// Held-out pictures in a batch: one where files of any size keep theirs, as in the original's segmentation.
+    fn held_out_batch(&self) -> usize {
+        match (&self.eval_transform, &self.data) {
+            (
+                Transform::Whole | Transform::PadToMultiple { .. },
+                ImageSource::Segmentation(_) | ImageSource::ImageFolder(_),
+            ) => 1,
+            _ => self.batch,
+        }
+    }
+
     /// Batches that the evaluation after a round reads.
     fn valid_batches(&self, held_out: &Loader) -> usize {
-        let wanted = self.valid_pictures.div_ceil(self.batch);
+        let wanted = self.valid_pictures.div_ceil(self.held_out_batch());
         wanted.min(held_out.batches_per_epoch())
     }
 
-    /// Batches of held-out pictures.
+    /// Batches of held-out pictures, the first ones a sample of all.
     pub(super) fn held_out(&self, data: &VisionSplits) -> Result<Loader, TrainError> {
         Ok(Loader::new(
-            data.test.clone(),
+            Arc::new(Spread::new(data.test.clone())),
             self.eval_transform.clone(),
             data.normalization,
-            LoaderConfig::evaluation(self.batch),
+            LoaderConfig::evaluation(self.held_out_batch()),
         )?)
     }
 }
