@@ -331,7 +331,7 @@ pub(crate) struct MdeqArgs {
     /// Pictures: shapes, shapes-segmentation (both generated), cifar10:PATH, imagefolder:PATH or segmentation:PATH.
     #[arg(long, default_value = "shapes")]
     pub(crate) data: ImageSource,
-    /// Recipe to start from: mini; cifar10-tiny, -large, -large-jr; imagenet-small, -small-jr, -large, -large-jr, -xl; cityscapes-small, -large or -xl.
+    /// Recipe to start from: mini; cifar10-tiny, -large, -large-jr; imagenet-small, -small-jr, -large, -large-jr, -xl, -xl-jr; cityscapes-small, -large or -xl.
     #[arg(long, default_value = "mini")]
     pub(crate) preset: String,
     /// Begin with the weights of a run or of a checkpoint file of the original, all but those of a head that does not fit.

@@ -364,6 +364,32 @@ fn cityscapes_uses_the_19_classes() {
 }
 
 #[test]
+fn small_palettes_pack_several_labels_into_a_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    write(
+        &root.join("train/x.png"),
+        &Picture::filled(5, 2, [5, 6, 7]).to_png(),
+    );
+    let mut packed = Vec::new();
+    let mut encoder = png::Encoder::new(&mut packed, 5, 2);
+    encoder.set_color(png::ColorType::Indexed);
+    encoder.set_depth(png::BitDepth::Two);
+    encoder.set_palette((0..12).collect::<Vec<u8>>());
+    let mut writer = encoder.write_header().unwrap();
+    // Every row begins with a new byte.
+    let rows = [0b00_01_10_11, 0b01_000000, 0b11_11_00_00, 0b10_000000];
+    writer.write_image_data(&rows).unwrap();
+    drop(writer);
+    write(&root.join("trainannot/x.png"), &packed);
+    let dataset = SegmentationFolder::open(root, "train").unwrap();
+    let Target::Map(map) = dataset.example(0).unwrap().target else {
+        panic!("a segmentation has maps");
+    };
+    assert_eq!(map.data(), [0, 1, 2, 3, 1, 3, 3, 0, 0, 2]);
+}
+
+#[test]
 fn plain_folders_take_their_classes_from_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
@@ -394,6 +420,12 @@ fn plain_folders_take_their_classes_from_a_file() {
     assert_eq!(
         (named.classes(), map(&named)),
         (&["ground".to_owned()][..], vec![IGNORE_LABEL; 2])
+    );
+    write(&root.join("classes.txt"), b"ignore\nground\n");
+    let named = SegmentationFolder::open(root, "train").unwrap();
+    assert_eq!(
+        (named.classes(), map(&named)),
+        (&["ground".to_owned()][..], vec![0, IGNORE_LABEL])
     );
     write(&root.join("classes.txt"), b"ground\n\nsky\n");
     let blank = SegmentationFolder::open(root, "train").unwrap_err();

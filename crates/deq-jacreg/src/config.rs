@@ -38,7 +38,7 @@ pub enum WeightSchedule {
     Linear(LinearConfig),
 }
 
-/// `weight + by * floor(step / every)`
+/// `weight + by * floor((step - after) / every)`, and `weight` before step `after`
 #[derive(Config, Debug, PartialEq)]
 pub struct IncrementConfig {
     /// Added at every increment. Default 0.1, as in the scripts of Bai et al. 2021.
@@ -46,6 +46,9 @@ pub struct IncrementConfig {
     pub by: f64,
     /// Training steps between two increments; the WikiText-103 scripts have 30,000 and 35,000 of 300,000.
     pub every: usize,
+    /// The training step from which they are counted. Default 0; the ImageNet scripts count from the end of the unrolled pre-training.
+    #[config(default = 0)]
+    pub after: usize,
 }
 
 /// From `weight` at step 0 to `to` at step `steps`.
@@ -215,7 +218,10 @@ impl JacobianPenalty {
         let weight = self.config.weight;
         match &self.config.schedule {
             WeightSchedule::Constant => weight,
-            WeightSchedule::Increment(config) => weight + config.by * (step / config.every) as f64,
+            WeightSchedule::Increment(config) => {
+                let counted = step.saturating_sub(config.after);
+                weight + config.by * (counted / config.every) as f64
+            }
             WeightSchedule::Linear(config) => {
                 let share = (step as f64 / config.steps as f64).min(1.0);
                 weight + (config.to - weight) * share

@@ -115,20 +115,30 @@ fn decode_labels(bytes: &[u8], map: &[u8; 256]) -> Result<LabelMap, String> {
         info.color_type,
         png::ColorType::Grayscale | png::ColorType::Indexed
     );
-    if !numbers || info.bit_depth != png::BitDepth::Eight {
-        return Err("a label map must be a grayscale or palette PNG of 8 bits".to_owned());
+    let bits = usize::from(info.bit_depth as u8);
+    if !numbers || bits > 8 {
+        return Err("a label map must be a grayscale or palette PNG of at most 8 bits".to_owned());
     }
     if width == 0 || height == 0 || width > LARGEST || height > LARGEST {
         return Err(format!(
             "{width} x {height} pixels: 1 to {LARGEST} are read"
         ));
     }
-    let mut data = vec![0; width as usize * height as usize];
+    let (width, height) = (width as usize, height as usize);
+    // Programs that write small palettes pack several pixels into a byte; every row begins with a new one.
+    let row = (width * bits).div_ceil(8);
+    let mut packed = vec![0; row * height];
     reader
-        .next_frame(&mut data)
+        .next_frame(&mut packed)
         .map_err(|error| error.to_string())?;
-    for label in &mut data {
-        *label = map[usize::from(*label)];
-    }
-    Ok(LabelMap::new(width as usize, height as usize, data))
+    let mask = u8::MAX >> (8 - bits);
+    let id = |line: &[u8], x: usize| {
+        let end = (x + 1) * bits;
+        (line[(end - 1) / 8] >> (end.div_ceil(8) * 8 - end)) & mask
+    };
+    let ids = packed
+        .chunks_exact(row)
+        .flat_map(|line| (0..width).map(move |x| id(line, x)));
+    let data = ids.map(|id| map[usize::from(id)]).collect();
+    Ok(LabelMap::new(width, height, data))
 }

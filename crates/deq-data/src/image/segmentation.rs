@@ -35,6 +35,9 @@ const CITYSCAPES_WEIGHTS: [f32; 19] = [
     1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507,
 ];
 
+/// What names an id that is no class.
+const IGNORED_NAME: &str = "ignore";
+
 /// The most label maps whose pixels are counted for the weights of classes.
 const COUNTED_MAPS: usize = 100;
 
@@ -97,19 +100,19 @@ impl SegmentationFolder {
         })
     }
 
-    /// Pictures (PNG or JPEG) in one folder, and in another one a PNG of ids of the same name for each. Ids count from 0 in the order of `classes`; all
-    /// other ids are ignored.
+    /// Pictures (PNG or JPEG) in one folder, and in another one a PNG of ids of the same name for each. Ids count from 0 in the order of `names`; an id named
+    /// `ignore` is no class, its pixels are ignored, and so are those of all ids without a name.
     ///
     /// # Errors
     ///
     /// As [`cityscapes`](Self::cityscapes), and [`DataError::TooManyClasses`] above 255.
-    pub fn plain(pictures: &Path, labels: &Path, classes: Vec<String>) -> Result<Self, DataError> {
+    pub fn plain(pictures: &Path, labels: &Path, names: Vec<String>) -> Result<Self, DataError> {
         require_folder(pictures)?;
         require_folder(labels)?;
-        if classes.len() > usize::from(IGNORE_LABEL) {
+        if names.len() > usize::from(IGNORE_LABEL) {
             return Err(DataError::TooManyClasses {
                 path: labels.to_owned(),
-                classes: classes.len(),
+                classes: names.len(),
             });
         }
         let pairs = files::with_ending(pictures, &["png", "jpg", "jpeg"])?;
@@ -117,18 +120,20 @@ impl SegmentationFolder {
             let map = labels.join(files::name(&picture)).with_extension("png");
             (picture, map)
         });
-        let map = std::array::from_fn(|id| {
-            if id < classes.len() {
-                id as u8
-            } else {
-                IGNORE_LABEL
+        let mut map = [IGNORE_LABEL; 256];
+        let mut classes = Vec::with_capacity(names.len());
+        for (id, name) in names.into_iter().enumerate() {
+            if name != IGNORED_NAME {
+                map[id] = classes.len() as u8;
+                classes.push(name);
             }
-        });
+        }
         Self::new(pictures, pairs.collect(), classes, map)
     }
 
     /// The split `SPLIT` of a folder in either layout: Cityscapes if there is a `leftImg8bit`, otherwise `SPLIT` with the pictures and `SPLITannot` with the
-    /// labels. Of the latter, `classes.txt` names the classes, one a line; without it they are the 11 of CamVid, whose layout this is.
+    /// labels. Of the latter, `classes.txt` names the ids from 0 on, one a line, with `ignore` for one that is no class; without it they are the 11 classes of CamVid, whose layout
+    /// this is.
     ///
     /// # Errors
     ///

@@ -107,6 +107,14 @@ impl MdeqClassifierConfig {
         config
     }
 
+    /// [`imagenet_xl`](Self::imagenet_xl) for training with the Jacobian penalty, changed as [`imagenet_large_jr`](Self::imagenet_large_jr) is. The repository has no
+    /// file for it.
+    pub fn imagenet_xl_jr() -> Self {
+        let mut config = Self::imagenet_xl();
+        config.backbone.post_fusion_affine = false;
+        config
+    }
+
     fn imagenet_wide(channels: &[usize]) -> Self {
         let backbone = MdeqConfig::new(channels.to_vec());
         Self::new(1000, backbone, vec![32, 64, 128, 256], 2048)

@@ -12,6 +12,9 @@ use deq_models::{MdeqClassifierConfig, MdeqSegmenterConfig};
 /// The tolerance of every preset of the original, relative or absolute.
 const TOLERANCE: f64 = 1e-3;
 
+/// Probes of the penalty in the original's vision models; one in the paper.
+const VECTORS: usize = 2;
+
 /// The steps and tolerances of a preset.
 struct Solves {
     forward: usize,
@@ -63,7 +66,7 @@ impl Solves {
 
 impl VisionRecipe {
     /// The names that [`preset`](Self::preset) knows.
-    pub const PRESETS: [&str; 12] = [
+    pub const PRESETS: [&str; 13] = [
         "mini",
         "cifar10-tiny",
         "cifar10-large",
@@ -73,6 +76,7 @@ impl VisionRecipe {
         "imagenet-large",
         "imagenet-large-jr",
         "imagenet-xl",
+        "imagenet-xl-jr",
         "cityscapes-small",
         "cityscapes-large",
         "cityscapes-xl",
@@ -81,8 +85,11 @@ impl VisionRecipe {
     /// A preset for the data set at hand. `mini` fits every data set and two CPU cores.
     ///
     /// The others are the YAML files of locuslab/deq (`MDEQ-Vision/experiments`), values and all; see the functions of their names at [`MdeqClassifierConfig`] and
-    /// [`MdeqSegmenterConfig`]. What those files share and this crate does otherwise: the learning rate always decays by a cosine, and the penalty of the ImageNet
-    /// configurations is applied at equilibria only, not with a weight of 0.03 during pre-training too. Batches are those of all the original's GPUs together.
+    /// [`MdeqSegmenterConfig`]. There is no file for `imagenet-xl-jr`: it is `imagenet-xl` with the penalty and the budgets of `imagenet-large-jr`.
+    ///
+    /// What the original does with those files and this crate does otherwise: the penalty of the ImageNet configurations is applied at equilibria only, not with a weight
+    /// of 0.03 during pre-training too; the budget of a solve is drawn from two steps less up to its full length on every step, there from two less up to one more on
+    /// penalised steps only; the learning rate ends at 0, there at 1e-6. Batches are those of all the original's GPUs together.
     /// `cityscapes-small` and `cityscapes-xl` start there from a classifier of ImageNet: set `init`.
     ///
     /// # Errors
@@ -210,14 +217,16 @@ fn cifar10(name: &str, data: &ImageSource) -> VisionRecipe {
     match name {
         "cifar10-tiny" => tiny,
         "cifar10-large" => large,
-        // The original applies the penalty until epoch 90 only.
         _ => VisionRecipe {
             model: VisionModelConfig::Classifier(MdeqClassifierConfig::cifar10_large_jr()),
             deq: Solves::relative(8, 7).drawn().layer(),
             penalty: Some(
                 JacobianPenaltyConfig::new()
                     .with_weight(0.4)
-                    .with_frequency(0.02),
+                    .with_frequency(0.02)
+                    .with_vectors(VECTORS)
+                    // Until epoch 90 of CIFAR-10.
+                    .with_stop_after(Some(90 * (50_000 / 96))),
             ),
             batch: 96,
             pretrain_steps: 16_000,
@@ -237,7 +246,7 @@ fn imagenet(name: &str, data: &ImageSource) -> VisionRecipe {
         steps_per_epoch: 0,
         pretrain_steps: 510_000,
         pretrain_depth: 5,
-        optimizer: OptimizerKind::Sgd,
+        optimizer: OptimizerKind::Nesterov,
         learning_rate: 0.05,
         weight_decay: 5e-5,
         ..mini(data)
@@ -248,15 +257,22 @@ fn imagenet(name: &str, data: &ImageSource) -> VisionRecipe {
         weight_decay: 1e-4,
         ..small.clone()
     };
-    let with_penalty = |weight, recipe| VisionRecipe {
+    let with_penalty = |weight, recipe: VisionRecipe| VisionRecipe {
         deq: Solves::absolute(14, 14).drawn().layer(),
         penalty: Some(
             JacobianPenaltyConfig::new()
                 .with_weight(weight)
                 .with_frequency(0.08)
-                .with_schedule(WeightSchedule::Increment(IncrementConfig::new(50_000))),
+                .with_vectors(VECTORS)
+                .with_schedule(WeightSchedule::Increment(
+                    IncrementConfig::new(50_000).with_after(recipe.pretrain_steps),
+                )),
         ),
         ..recipe
+    };
+    let xl = VisionRecipe {
+        model: VisionModelConfig::Classifier(MdeqClassifierConfig::imagenet_xl()),
+        ..large.clone()
     };
     match name {
         "imagenet-small" => small,
@@ -271,9 +287,10 @@ fn imagenet(name: &str, data: &ImageSource) -> VisionRecipe {
             model: VisionModelConfig::Classifier(MdeqClassifierConfig::imagenet_large_jr()),
             ..with_penalty(3.0, large)
         },
+        "imagenet-xl" => xl,
         _ => VisionRecipe {
-            model: VisionModelConfig::Classifier(MdeqClassifierConfig::imagenet_xl()),
-            ..large
+            model: VisionModelConfig::Classifier(MdeqClassifierConfig::imagenet_xl_jr()),
+            ..with_penalty(3.0, xl)
         },
     }
 }
@@ -289,7 +306,7 @@ fn cityscapes(name: &str, data: &ImageSource) -> VisionRecipe {
         steps_per_epoch: 0,
         pretrain_steps: 60_000,
         pretrain_depth: 3,
-        optimizer: OptimizerKind::Sgd,
+        optimizer: OptimizerKind::Momentum,
         learning_rate: 0.01,
         weight_decay: 2e-4,
         ..mini(data)
@@ -399,6 +416,16 @@ mod tests {
         assert_eq!(of("imagenet-small-jr", shapes), (Some((2.5, 0.08)), 14, 2));
         assert_eq!(of("imagenet-large-jr", shapes), (Some((3.0, 0.08)), 14, 2));
         assert_eq!(of("imagenet-xl", shapes), (None, 26, 0));
+        assert_eq!(of("imagenet-xl-jr", shapes), (Some((3.0, 0.08)), 14, 2));
+        let weight_at = |name: &str, step| {
+            let penalty = VisionRecipe::preset(name, shapes).unwrap().penalty.unwrap();
+            penalty.build().unwrap().weight_at(step)
+        };
+        // Increments are counted from the end of the pre-training.
+        assert!((weight_at("imagenet-small-jr", 559_999) - 2.5).abs() < 1e-12);
+        assert!((weight_at("imagenet-small-jr", 560_000) - 2.6).abs() < 1e-12);
+        assert!((weight_at("cifar10-large-jr", 46_799) - 0.4).abs() < 1e-12);
+        assert!(weight_at("cifar10-large-jr", 46_800) <= 0.0);
         let pixels = &ImageSource::ShapesSegmentation;
         assert_eq!(of("cityscapes-large", pixels), (None, 27, 0));
     }

@@ -24,8 +24,10 @@ const ROUNDS: usize = 10;
 pub enum OptimizerKind {
     /// Adam with betas 0.9 and 0.999.
     Adam,
-    /// Gradient descent with Nesterov momentum of 0.9, as in the original's ImageNet configurations.
-    Sgd,
+    /// Gradient descent with Nesterov's momentum of 0.9, as in the original's ImageNet configurations.
+    Nesterov,
+    /// Gradient descent with a plain momentum of 0.9, as in the original's Cityscapes configurations.
+    Momentum,
 }
 
 /// A run on pictures: data, model, layer, penalty, schedule, seed.
@@ -171,11 +173,11 @@ impl VisionRecipe {
             (self.weight_decay > 0.0).then(|| WeightDecayConfig::new(self.weight_decay as f32));
         match self.optimizer {
             OptimizerKind::Adam => crate::rounds::adam().with_weight_decay(decay).init(),
-            OptimizerKind::Sgd => {
+            OptimizerKind::Nesterov | OptimizerKind::Momentum => {
                 let momentum = MomentumConfig {
                     momentum: 0.9,
                     dampening: 0.0,
-                    nesterov: true,
+                    nesterov: self.optimizer == OptimizerKind::Nesterov,
                 };
                 SgdConfig::new()
                     .with_momentum(Some(momentum))
