@@ -334,6 +334,9 @@ pub(crate) struct MdeqArgs {
     /// Recipe to start from: mini; cifar10-tiny, -large, -large-jr; imagenet-small, -small-jr, -large, -large-jr, -xl, -xl-jr; cityscapes-small, -large or -xl.
     #[arg(long, default_value = "mini")]
     pub(crate) preset: String,
+    /// Recipe to start from as a file: config.json of a run, with any field changed. It names its data.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "preset"])]
+    pub(crate) recipe: Option<PathBuf>,
     /// Begin with the weights of a run or of a checkpoint file of the original, all but those of a head that does not fit.
     #[arg(long, value_name = "PATH")]
     pub(crate) init: Option<PathBuf>,

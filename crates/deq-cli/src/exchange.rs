@@ -169,7 +169,7 @@ fn import_vision(args: &ImportArgs) -> Result<()> {
     let data = data.to_string_lossy().parse::<ImageSource>()?;
     let mut recipe = VisionRecipe::preset(&args.preset, &data)?;
     if args.model == ModelKind::Resnet {
-        recipe.become_resnet("flex")?;
+        recipe.become_resnet()?;
     }
     let imported = vision::import_run(&args.file, recipe, &args.run, "flex")?;
     println!("{}", imported.report);

@@ -81,6 +81,8 @@ fn jacreg_vision(args: &ReproduceVisionArgs) -> Result<()> {
     set(&mut recipe.steps_per_epoch, args.steps_per_epoch);
     set(&mut recipe.pretrain_steps, args.pretrain);
     set(&mut recipe.seed, args.seed);
+    // The weights that are compared stay.
+    recipe.controller = None;
     if recipe.penalty.is_none() {
         recipe.penalty = Some(JacobianPenaltyConfig::new());
     }

@@ -43,8 +43,13 @@ pub(crate) fn run(args: &MdeqArgs) -> Result<()> {
 
 /// The preset with everything that the command line says otherwise.
 pub(crate) fn recipe(args: &MdeqArgs) -> Result<VisionRecipe> {
-    let mut recipe = VisionRecipe::preset(&args.preset, &args.data)?;
-    recipe.init.clone_from(&args.init);
+    let mut recipe = match &args.recipe {
+        Some(file) => VisionRecipe::from_file(file)?,
+        None => VisionRecipe::preset(&args.preset, &args.data)?,
+    };
+    if args.init.is_some() {
+        recipe.init.clone_from(&args.init);
+    }
     set(&mut recipe.epochs, args.epochs);
     set(&mut recipe.steps_per_epoch, args.steps_per_epoch);
     set(&mut recipe.pretrain_steps, args.pretrain);
@@ -54,7 +59,7 @@ pub(crate) fn recipe(args: &MdeqArgs) -> Result<VisionRecipe> {
     set(&mut recipe.seed, args.seed);
     set(&mut recipe.deq.stop.max_steps, args.solver_steps);
     if args.equal_classes {
-        recipe.class_weights = vec![1.0; args.data.open()?.train.classes().len()];
+        recipe.class_weights = vec![1.0; recipe.data.open()?.train.classes().len()];
     }
     if args.model == ModelKind::Resnet {
         let of_equilibria = [
@@ -67,7 +72,11 @@ pub(crate) fn recipe(args: &MdeqArgs) -> Result<VisionRecipe> {
         if let Some((option, _)) = of_equilibria.iter().find(|(_, given)| *given) {
             bail!("--model resnet has no equilibrium: leave out {option}");
         }
-        recipe.become_resnet(&args.device)?;
+        recipe.become_resnet()?;
+    }
+    if args.penalty.is_some() {
+        // A weight that is given stays, unless --hold-steps moves it from there.
+        recipe.controller = None;
     }
     penalty(&mut recipe.penalty, args.penalty, args.penalty_frequency)?;
     if let Some(target) = args.hold_steps {

@@ -147,6 +147,8 @@ fn a_run_is_trained_interrupted_measured_and_used() {
     std::fs::write(path.join("text.png"), "no picture").unwrap();
     let message = error(path, &["predict", "whole", "text.png"]);
     assert!(message.contains("text.png cannot be used"), "{message}");
+    let message = error(path, &["predict", "whole", "red.png", "--out", "painted"]);
+    assert!(message.contains("makes no overlays"), "{message}");
     weights_come_and_go(path, &measured);
 }
 
@@ -199,8 +201,8 @@ fn weights_come_and_go(path: &Path, eval: &serde_json::Value) {
 }
 
 /// A PNG of ids, and the picture that shows them.
-fn write_pair(folder: &Path, split: &str, name: &str, shift: usize) {
-    let (width, height) = (44, 36);
+fn write_pair(folder: &Path, split: &str, name: &str, (height, shift): (usize, usize)) {
+    let width = 44;
     let id = |x: usize| ((x + shift) / 11 % 4) as u8;
     let labels: Vec<u8> = (0..width * height).map(|i| id(i % width)).collect();
     let pixels = labels.iter().flat_map(|id| [60 * id, 200 - 40 * id, 90]);
@@ -226,13 +228,14 @@ fn pixels_are_classified_too() {
             &path.join("scenes"),
             "train",
             &format!("{number}.png"),
-            number,
+            (36, number),
         );
         write_pair(
             &path.join("scenes"),
             "val",
             &format!("{number}.png"),
-            3 * number,
+            // Held-out files may be of any size.
+            (36 - 5 * number, 3 * number),
         );
     }
     std::fs::write(path.join("scenes/classes.txt"), "a\nb\nc\n").unwrap();
@@ -247,6 +250,8 @@ fn pixels_are_classified_too() {
             "2",
             "--epochs",
             "1",
+            "--steps-per-epoch",
+            "2",
             "--pretrain",
             "1",
             "--plain",
@@ -257,12 +262,20 @@ fn pixels_are_classified_too() {
     for expected in ["held-out mean IoU:", "right pixels:", "  a ", "  c "] {
         assert!(text.contains(expected), "{text}");
     }
-    run(
+    std::fs::write(path.join("text.png"), "no picture").unwrap();
+    let pictures = ["text.png", "scenes/val/1.png"];
+    // One broken file does not keep the others from being predicted.
+    let message = error(
         path,
-        &["predict", "seg", "scenes/val/1.png", "--out", "painted"],
+        &[&["predict", "seg"], &pictures[..], &["--out", "painted"]].concat(),
+    );
+    assert!(
+        message.contains("text.png cannot be used")
+            && message.contains("1 of 2 pictures could not be predicted"),
+        "{message}"
     );
     let painted = Picture::open(&path.join("painted/1.classes.png")).unwrap();
-    assert_eq!((painted.width(), painted.height()), (44, 36));
+    assert_eq!((painted.width(), painted.height()), (44, 31));
 }
 
 #[test]
@@ -324,6 +337,15 @@ fn training_for_a_time_chooses_its_steps_and_goes_on_with_them() {
     let steps = number("epochs") * number("steps_per_epoch");
     assert!(number("pretrain_steps") < steps);
     let found = records(&path.join("timed"));
+    // What a run was made with makes it again.
+    std::fs::copy(path.join("timed/config.json"), path.join("again.json")).unwrap();
+    let again = ["train", "mdeq", "--recipe", "again.json", "--run", "again"];
+    run(path, &again);
+    let losses = |name: &str| -> Vec<serde_json::Value> {
+        let all = records(&path.join(name)).into_iter();
+        all.map(|record| record["loss"].clone()).collect()
+    };
+    assert_eq!(losses("again"), losses("timed"));
     let evals = || found.iter().filter(|record| record["event"] == "eval");
     assert_eq!(found.len() as u64, steps + number("epochs"));
     // Of the 12 held-out pictures, one batch after each round.
@@ -363,6 +385,8 @@ fn a_resnet_of_equal_size_is_trained_by_the_same_command() {
     // A ResNet grows by steps, since its width is a whole number.
     assert!((0.8..1.25).contains(&ratio), "{ratio}");
     assert!(resnet["eval"].get("steps").is_none());
+    let message = error(path, &["eval", "runs/mdeq-resnet-mini", "--max-steps", "4"]);
+    assert!(message.contains("without an equilibrium"), "{message}");
     assert!(path.join("runs/mdeq-mini").is_dir() && path.join("runs/mdeq-resnet-mini").is_dir());
 }
 
@@ -380,6 +404,14 @@ fn what_makes_no_sense_is_refused_in_one_sentence() {
             "does not fit the data",
         ),
         (&["--model", "resnet", "--penalty", "1"], "no equilibrium"),
+        (
+            &["--model", "resnet", "--data", "shapes-segmentation"],
+            "a ResNet or a classifier takes classified pictures",
+        ),
+        (
+            &["--recipe", "nowhere.json"],
+            "cannot read nowhere.json",
+        ),
         (&["--lr", "-1"], "learning_rate is -1"),
         (&["--penalty", "0", "--hold-steps", "5"], "needs a penalty"),
         (

@@ -61,6 +61,12 @@ pub enum TrainError {
         /// The data.
         data: String,
     },
+    /// A budget of a solve was given to a network that solves nothing.
+    #[error("the run {path} is of a network without an equilibrium: leave out the most steps of a solve")]
+    NoEquilibrium {
+        /// The run.
+        path: PathBuf,
+    },
     /// Overlays were asked for from a model that makes none.
     #[error("the run {path} classifies whole pictures and makes no overlays: leave out the folder for them")]
     NoOverlays {

@@ -1,5 +1,6 @@
 //! Training, evaluation and use of multiscale equilibrium models on pictures.
 
+mod budgets;
 mod evaluate;
 mod exchange;
 mod gallery;
@@ -11,11 +12,9 @@ mod presets;
 mod recipe;
 mod run;
 
+pub use budgets::{BudgetRow, BudgetTable, evaluate_budgets};
 pub use exchange::{export_run, import_run};
 pub use model::VisionModelConfig;
 pub use predict::{PredictOptions, Prediction, predict};
 pub use recipe::{OptimizerKind, VisionRecipe};
-pub use run::{
-    BudgetRow, BudgetTable, VisionEvalOptions, VisionOptions, VisionSummary, evaluate_budgets,
-    evaluate_run, train,
-};
+pub use run::{VisionEvalOptions, VisionOptions, VisionSummary, evaluate_run, train};

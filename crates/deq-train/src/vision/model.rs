@@ -92,34 +92,18 @@ impl VisionModelConfig {
         })
     }
 
-    /// The ResNet whose number of parameters is nearest to that of this model, by its width.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Model`] if this model is misconfigured.
-    pub fn resnet_of_equal_size(
-        &self,
-        small_images: bool,
-        device: &Device,
-    ) -> Result<Self, TrainError> {
-        let wanted = self.init(device)?.num_params();
-        let of_width = |width| {
-            ResNetConfig::resnet18(self.classes())
-                .with_width(width)
-                .with_small_images(small_images)
+    /// The ResNet-18 of a width that brings its trained parameters nearest to those of this model.
+    pub fn resnet_of_equal_size(&self, small_images: bool) -> Self {
+        let wanted = match self {
+            VisionModelConfig::Classifier(config) => config.parameters(),
+            VisionModelConfig::Segmenter(config) => config.parameters(),
+            VisionModelConfig::Resnet(config) => config.parameters(),
         };
-        let mut best = (of_width(1), usize::MAX);
-        for width in 1..=256 {
-            let config = of_width(width);
-            let size = config.init(device)?.num_params();
-            if size.abs_diff(wanted) < best.1 {
-                best = (config, size.abs_diff(wanted));
-            }
-            if size > wanted {
-                break;
-            }
-        }
-        Ok(VisionModelConfig::Resnet(best.0))
+        VisionModelConfig::Resnet(
+            ResNetConfig::resnet18(self.classes())
+                .with_small_images(small_images)
+                .with_parameters_near(wanted),
+        )
     }
 }
 
@@ -223,4 +207,19 @@ fn per_pixel(logits: Tensor<4>, size: [usize; 2]) -> Tensor<2> {
     logits
         .permute([0, 2, 3, 1])
         .reshape([batch * height * width, classes])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PyTorch: `F.interpolate(scores, size=(3, 3), mode="bilinear", align_corners=True)`.
+    #[test]
+    fn scores_are_scaled_up_with_their_corners_in_place() {
+        let device = Device::flex();
+        let scores = Tensor::<4>::from_data([[[[0.0, 1.0], [2.0, 3.0]]]], &device);
+        let found = per_pixel(scores, [3, 3]).into_data();
+        let expected = [0.0_f32, 0.5, 1.0, 1.0, 1.5, 2.0, 2.0, 2.5, 3.0];
+        assert_eq!(found.to_vec::<f32>().unwrap(), expected);
+    }
 }

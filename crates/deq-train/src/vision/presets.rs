@@ -6,7 +6,9 @@ use crate::error::TrainError;
 use deq_core::solvers::{SolverConfig, StopConfig};
 use deq_core::{DeqConfig, GradientConfig, ImplicitConfig};
 use deq_data::{ImageSource, Transform, VisionTask};
-use deq_jacreg::{IncrementConfig, JacobianPenaltyConfig, WeightSchedule};
+use deq_jacreg::{
+    IncrementConfig, JacobianPenaltyConfig, WeightControllerConfig, WeightSchedule,
+};
 use deq_models::{MdeqClassifierConfig, MdeqSegmenterConfig};
 
 /// The tolerance of every preset of the original, relative or absolute.
@@ -142,12 +144,16 @@ fn mini(data: &ImageSource) -> VisionRecipe {
     };
     let (train_transform, eval_transform) = transforms(data, model.side_multiple());
     // Pixels take longer to learn than pictures, and label maps are few.
-    let (batch, epochs, steps_per_epoch, pretrain_steps, learning_rate, weight) = match data {
-        ImageSource::Shapes => (32, 4, 175, 30, 5e-3, 1.0),
-        ImageSource::ShapesSegmentation => (16, 8, 150, 150, 5e-3, 2.0),
-        ImageSource::Segmentation(_) => (4, 10, 90, 150, 3e-3, 2.0),
-        ImageSource::Cifar10(_) | ImageSource::ImageFolder(_) => (32, 4, 0, 30, 5e-3, 1.0),
+    let (batch, epochs, steps_per_epoch, pretrain_steps) = match data {
+        ImageSource::Shapes => (32, 4, 175, 30),
+        ImageSource::ShapesSegmentation => (16, 8, 150, 300),
+        ImageSource::Segmentation(_) => (6, 10, 160, 300),
+        ImageSource::Cifar10(_) | ImageSource::ImageFolder(_) => (32, 4, 0, 30),
     };
+    let weight = 1.0;
+    // In the longer training of segmenters no constant weight is right throughout: solves stop converging, or nothing is learnt any more.
+    let controller = (data.task() == VisionTask::Segmentation)
+        .then(|| WeightControllerConfig::new(10.5).with_weight(weight));
     VisionRecipe {
         kind: "vision".to_owned(),
         preset: "mini".to_owned(),
@@ -169,18 +175,18 @@ fn mini(data: &ImageSource) -> VisionRecipe {
                 .with_weight(weight)
                 .with_frequency(0.4),
         ),
-        controller: None,
+        controller,
         batch,
         epochs,
         // Shapes are learnt in less than a pass over all that there are; folders of labelled pixels may hold but a few batches.
         steps_per_epoch,
-        // Much longer, and the cell has learnt to use its third application as the last one: solves that follow do not converge any more.
+        // Much longer without a controller, and the cell has learnt to use its third application as the last one: solves that follow do not converge any more.
         pretrain_steps,
         pretrain_depth: 3,
         optimizer: OptimizerKind::Adam,
         weight_decay: 0.0,
         // Up to five times the paper's, for a model and a run that are smaller by far.
-        learning_rate,
+        learning_rate: 5e-3,
         warmup_steps: 0,
         clip: None,
         class_weights: Vec::new(),
@@ -301,6 +307,7 @@ fn cityscapes(name: &str, data: &ImageSource) -> VisionRecipe {
         train_transform: scale_crop(1024, 512),
         deq: Solves::absolute(27, 30).layer(),
         penalty: None,
+        controller: None,
         batch: 12,
         epochs: 500,
         steps_per_epoch: 0,

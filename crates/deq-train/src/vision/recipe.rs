@@ -90,6 +90,15 @@ pub struct VisionRecipe {
 }
 
 impl VisionRecipe {
+    /// A recipe from a JSON file: `config.json` of a run, with any field changed.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Io`], or [`TrainError::Malformed`] naming the field that is missing, unknown or of a wrong type. Values are checked when training starts.
+    pub fn from_file(path: &Path) -> Result<Self, TrainError> {
+        crate::files::read_json(path, <Self as crate::run_folder::Recipe>::WHAT)
+    }
+
     /// All training steps. 0 before the data have been opened, unless the steps of a round are given.
     pub fn steps(&self) -> usize {
         self.epochs * self.steps_per_epoch

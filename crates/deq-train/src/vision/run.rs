@@ -6,16 +6,15 @@ use super::gallery;
 use super::learner::{VisionInput, VisionLearner, VisionStepOutput};
 use super::loader::{PictureLoader, SkippedFiles};
 use super::recipe::VisionRecipe;
-use crate::chart::{Chart, Series};
 use crate::checkpoint::{CheckpointStore, Position, is_trainable};
-use crate::dashboard::{Gauge, number};
+use crate::dashboard::Gauge;
 use crate::device::device;
-use crate::error::{TrainError, require};
+use crate::error::TrainError;
 use crate::records::{EvalRecord, Record, RunLog, read_records};
 use crate::report::{ReportHeader, totals, write_report_with};
 use crate::rounds::{Display, Loaders, RoundStrategy, RoundTask, launch};
 use crate::run_folder::{KEEP, Recipe, RunFolder, load_model};
-use crate::{files, report};
+use crate::files;
 use burn::data::dataloader::{DataLoader, Progress};
 use burn::module::Module;
 use burn::tensor::Device;
@@ -74,8 +73,8 @@ impl VisionRecipe {
     ///
     /// # Errors
     ///
-    /// [`TrainError`] if the data cannot be opened (the number of classes counts), or the device does not exist.
-    pub fn become_resnet(&mut self, device_name: &str) -> Result<(), TrainError> {
+    /// [`TrainError`] if the data cannot be opened (the number of classes counts), or are label maps.
+    pub fn become_resnet(&mut self) -> Result<(), TrainError> {
         if self.data.task() != VisionTask::Classification {
             return Err(TrainError::ModelForOtherTask {
                 data: self.data.to_string(),
@@ -84,10 +83,8 @@ impl VisionRecipe {
         self.model
             .set_classes(self.data.open()?.train.classes().len());
         let small = matches!(self.data, ImageSource::Shapes | ImageSource::Cifar10(_));
-        self.model = self
-            .model
-            .resnet_of_equal_size(small, &device(device_name)?)?;
-        self.penalty = None;
+        self.model = self.model.resnet_of_equal_size(small);
+        (self.penalty, self.controller) = (None, None);
         self.pretrain_steps = 0;
         Ok(())
     }
@@ -355,6 +352,11 @@ impl Trained {
         let mut recipe = folder.read::<VisionRecipe>()?;
         let plain = device(device_name)?;
         if let Some(max_steps) = max_steps {
+            if !recipe.model.is_equilibrium() {
+                return Err(TrainError::NoEquilibrium {
+                    path: run.to_owned(),
+                });
+            }
             let stop = recipe.deq.eval_stop.as_ref().unwrap_or(&recipe.deq.stop);
             recipe.deq.eval_stop = Some(stop.clone().with_max_steps(max_steps));
         }
@@ -435,94 +437,4 @@ fn header(recipe: &VisionRecipe, summary: &VisionSummary, records: &[Record]) ->
         title: format!("Vision model {:?}", recipe.preset),
         facts,
     }
-}
-
-/// The quality of a run under several budgets.
-#[derive(Clone, Debug, Serialize)]
-pub struct BudgetTable {
-    /// What the quality is: `accuracy` or `mean IoU`.
-    pub measure: &'static str,
-    /// One for every budget.
-    pub rows: Vec<BudgetRow>,
-    /// The page with the table and its curve.
-    pub page: PathBuf,
-}
-
-/// The quality of a run under one budget.
-#[derive(Clone, Debug, Serialize)]
-pub struct BudgetRow {
-    /// Evaluations allowed for a solve.
-    pub budget: usize,
-    /// From 0 to 1.
-    pub quality: f64,
-    /// The share of solves that met the tolerance; 0 for an explicit network.
-    pub converged: f64,
-    /// The mean relative residual at the answers; absent for an explicit network.
-    pub residual: Option<f64>,
-}
-
-/// [`evaluate_run`] with every budget in turn; writes `evaluation.html` into the folder of the run.
-///
-/// # Errors
-///
-/// As [`evaluate_run`], and [`TrainError::OutOfRange`] for a budget of 0 or none at all.
-pub fn evaluate_budgets(
-    run: &Path,
-    options: &VisionEvalOptions,
-    budgets: &[usize],
-) -> Result<BudgetTable, TrainError> {
-    let smallest = budgets.iter().min().copied().unwrap_or(0);
-    require(smallest >= 1, "a budget", smallest as f64, "at least 1")?;
-    let mut measure = "accuracy";
-    let mut rows = Vec::new();
-    for budget in budgets {
-        let options = VisionEvalOptions {
-            max_steps: Some(*budget),
-            probe: false,
-            ..options.clone()
-        };
-        let eval = evaluate_run(run, &options)?.eval;
-        let (name, quality) = eval.quality.main();
-        measure = name;
-        rows.push(BudgetRow {
-            budget: *budget,
-            quality,
-            converged: eval.status.converged as f64 / eval.status.total().max(1) as f64,
-            residual: eval.residual,
-        });
-    }
-    let chart = Chart {
-        title: "Quality against evaluations allowed",
-        x: "evaluations",
-        y: measure,
-        log: false,
-        series: vec![Series {
-            name: "held out".to_owned(),
-            points: rows
-                .iter()
-                .map(|row| (row.budget as f64, row.quality))
-                .collect(),
-        }],
-    };
-    let mut body = format!(
-        "<table><tr><th>evaluations</th><th>{measure}</th><th>converged</th><th>residual</th></tr>\n"
-    );
-    for row in &rows {
-        body += &format!(
-            "<tr><td>{}</td><td>{:.2} %</td><td>{:.1} %</td><td>{}</td></tr>\n",
-            row.budget,
-            100.0 * row.quality,
-            100.0 * row.converged,
-            row.residual.map_or("–".to_owned(), number)
-        );
-    }
-    body += "</table>\n";
-    body += &report::figures([chart])?;
-    let page = run.join("evaluation.html");
-    report::write_page(&page, "Quality by evaluations allowed", &body)?;
-    Ok(BudgetTable {
-        measure,
-        rows,
-        page,
-    })
 }
