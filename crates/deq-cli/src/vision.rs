@@ -181,16 +181,19 @@ pub(crate) fn run_predict(args: &PredictArgs) -> Result<()> {
     };
     let mut predictions = Vec::new();
     let mut failed = 0;
-    predict(&args.run, &args.pictures, &options, &mut |path, outcome| {
-        match outcome {
+    predict(
+        &args.run,
+        &args.pictures,
+        &options,
+        &mut |path, outcome| match outcome {
             Ok(prediction) if args.json => predictions.push(prediction),
             Ok(prediction) => print_prediction(&prediction),
             Err(error) => {
                 failed += 1;
                 eprintln!("{}: {error}", path.display());
             }
-        }
-    })?;
+        },
+    )?;
     if args.json {
         print_json(&predictions)?;
     }

@@ -408,10 +408,7 @@ fn what_makes_no_sense_is_refused_in_one_sentence() {
             &["--model", "resnet", "--data", "shapes-segmentation"],
             "a ResNet or a classifier takes classified pictures",
         ),
-        (
-            &["--recipe", "nowhere.json"],
-            "cannot read nowhere.json",
-        ),
+        (&["--recipe", "nowhere.json"], "cannot read nowhere.json"),
         (&["--lr", "-1"], "learning_rate is -1"),
         (&["--penalty", "0", "--hold-steps", "5"], "needs a penalty"),
         (

@@ -56,25 +56,33 @@ pub enum TrainError {
         data: String,
     },
     /// A ResNet is to classify pixels, or pictures are given to a model of pixels.
-    #[error("the model does not fit the data {data}: a ResNet or a classifier takes classified pictures, a segmenter takes label maps")]
+    #[error(
+        "the model does not fit the data {data}: a ResNet or a classifier takes classified pictures, a segmenter takes label maps"
+    )]
     ModelForOtherTask {
         /// The data.
         data: String,
     },
     /// A budget of a solve was given to a network that solves nothing.
-    #[error("the run {path} is of a network without an equilibrium: leave out the most steps of a solve")]
+    #[error(
+        "the run {path} is of a network without an equilibrium: leave out the most steps of a solve"
+    )]
     NoEquilibrium {
         /// The run.
         path: PathBuf,
     },
     /// Overlays were asked for from a model that makes none.
-    #[error("the run {path} classifies whole pictures and makes no overlays: leave out the folder for them")]
+    #[error(
+        "the run {path} classifies whole pictures and makes no overlays: leave out the folder for them"
+    )]
     NoOverlays {
         /// The run.
         path: PathBuf,
     },
     /// Two overlays would be written to one file.
-    #[error("the overlays of {first} and {second} would have the same name: predict them one by one, or into different folders")]
+    #[error(
+        "the overlays of {first} and {second} would have the same name: predict them one by one, or into different folders"
+    )]
     SameOverlay {
         /// A picture.
         first: PathBuf,

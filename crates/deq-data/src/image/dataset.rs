@@ -151,7 +151,10 @@ mod tests {
             // Of four equal parts of the data, each has its share of the first half.
             if len >= 60 {
                 let in_first_part = seen[..len / 2].iter().filter(|i| **i < len / 4).count();
-                assert!(in_first_part.abs_diff(len / 8) <= 2, "{len}: {in_first_part}");
+                assert!(
+                    in_first_part.abs_diff(len / 8) <= 2,
+                    "{len}: {in_first_part}"
+                );
             }
             seen.sort_unstable();
             assert_eq!(seen, (0..len).collect::<Vec<_>>());
