@@ -346,6 +346,25 @@ fn training_for_a_time_chooses_its_steps_and_goes_on_with_them() {
         all.map(|record| record["loss"].clone()).collect()
     };
     assert_eq!(losses("again"), losses("timed"));
+    let mut changed = config.clone();
+    changed["pretrain_steps"] = 1.into();
+    changed["pretrain_penalty"] = 0.5.into();
+    changed["penalty"]["frequency"] = 1.0.into();
+    (changed["epochs"], changed["steps_per_epoch"]) = (1.into(), 2.into());
+    std::fs::write(path.join("changed.json"), changed.to_string()).unwrap();
+    let changed = [
+        "train",
+        "mdeq",
+        "--recipe",
+        "changed.json",
+        "--run",
+        "changed",
+    ];
+    run(path, &changed);
+    let steps = records(&path.join("changed"));
+    let penalised = |step: usize| (&steps[step]["phase"], &steps[step]["penalty"]["weight"]);
+    assert_eq!(penalised(0), (&"unrolled".into(), &0.5.into()));
+    assert_eq!(penalised(1), (&"equilibrium".into(), &1.0.into()));
     let evals = || found.iter().filter(|record| record["event"] == "eval");
     assert_eq!(found.len() as u64, steps + number("epochs"));
     // Of the 12 held-out pictures, one batch after each round.

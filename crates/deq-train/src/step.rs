@@ -16,6 +16,8 @@ pub(crate) struct StepPlan {
     /// Applications of an explicit network, in the place of the equilibrium.
     pub(crate) explicit: Option<usize>,
     pub(crate) penalty: Option<JacobianPenalty>,
+    /// Its weight while pre-training, at the last state.
+    pub(crate) pretrain_penalty: f64,
     pub(crate) pretrain_steps: usize,
     pub(crate) pretrain_depth: usize,
     /// The largest norm of the whole gradient, if it is bounded.
@@ -41,19 +43,24 @@ impl StepPlan {
         }
     }
 
-    /// The penalty of an equilibrium step, if the step has one; its weight is that of the schedule unless a controller gives another.
+    /// The penalty of a step, if it has one; its weight is that of the schedule unless a controller gives another, and while pre-training that for this phase.
     pub(crate) fn penalty<C: TangentCell>(
         &self,
-        step: usize,
-        weight: Option<f64>,
+        (step, phase): (usize, Phase),
+        controlled: Option<f64>,
         (cell, context, equilibrium): (&C, &C::Context, &Equilibrium),
     ) -> Option<Weighted> {
         let penalty = self.penalty.as_ref()?;
-        if !penalty.applies_at(self.seed, step) {
+        let weight = match phase {
+            Phase::Equilibrium => controlled.unwrap_or_else(|| penalty.weight_at(step)),
+            Phase::Unrolled if self.explicit.is_none() => self.pretrain_penalty,
+            Phase::Unrolled => 0.0,
+        };
+        if weight <= 0.0 || !penalty.applies_at(self.seed, step) {
             return None;
         }
         Some(Weighted {
-            weight: weight.unwrap_or_else(|| penalty.weight_at(step)),
+            weight,
             penalty: penalty
                 .estimate_exact(cell, context, equilibrium.z_star.clone())
                 .expect("the settings were checked and the state is f32 or f64"),

@@ -181,6 +181,7 @@ impl LmLearner {
                     Network::WeightTied { depth } | Network::Layers { depth } => Some(depth),
                 },
                 penalty: penalty.map(|penalty| penalty.build()).transpose()?,
+                pretrain_penalty: 0.0,
                 pretrain_steps: recipe.pretrain_steps,
                 pretrain_depth: recipe.pretrain_depth,
                 clip: Some(recipe.clip),
@@ -240,10 +241,10 @@ impl TrainStep for LmLearner {
             .read(input.tokens.clone(), &input.memory, depth, None);
         let nll = self.model.nll(out.hidden.clone(), &input.targets).mean();
 
-        let penalty = match (phase, &self.model, &out.cell) {
-            (Phase::Equilibrium, LmModel::Deq(model), Some((equilibrium, context))) => {
+        let penalty = match (&self.model, &out.cell) {
+            (LmModel::Deq(model), Some((equilibrium, context))) => {
                 let state = (&model.cell, context, equilibrium);
-                plan.penalty(input.step, input.penalty_weight, state)
+                plan.penalty((input.step, phase), input.penalty_weight, state)
             }
             _ => None,
         };

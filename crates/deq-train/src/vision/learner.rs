@@ -119,6 +119,7 @@ impl VisionLearner {
                 deq: recipe.deq.build()?,
                 explicit: recipe.explicit,
                 penalty: penalty.map(|penalty| penalty.build()).transpose()?,
+                pretrain_penalty: recipe.pretrain_penalty,
                 pretrain_steps: recipe.pretrain_steps,
                 pretrain_depth: recipe.pretrain_depth,
                 clip: recipe.clip,
@@ -176,10 +177,10 @@ impl TrainStep for VisionLearner {
         let (phase, depth) = plan.depth(Some(input.step), &deq);
         let out = self.model.read(input.images.clone(), depth);
         let nll = mean_nll(out.scores.clone(), &input.targets, &self.class_weights);
-        let penalty = match (phase, self.model.cell(), &out.solved) {
-            (Phase::Equilibrium, Some(cell), Some((equilibrium, context))) => {
+        let penalty = match (self.model.cell(), &out.solved) {
+            (Some(cell), Some((equilibrium, context))) => {
                 let state = (cell, context, equilibrium);
-                plan.penalty(input.step, input.penalty_weight, state)
+                plan.penalty((input.step, phase), input.penalty_weight, state)
             }
             _ => None,
         };

@@ -87,8 +87,7 @@ impl VisionRecipe {
     /// The others are the YAML files of locuslab/deq (`MDEQ-Vision/experiments`), values and all; see the functions of their names at [`MdeqClassifierConfig`] and
     /// [`MdeqSegmenterConfig`]. There is no file for `imagenet-xl-jr`: it is `imagenet-xl` with the penalty and the budgets of `imagenet-large-jr`.
     ///
-    /// What the original does with those files and this crate does otherwise: the penalty of the ImageNet configurations is applied at equilibria only, not with a weight
-    /// of 0.03 during pre-training too; the budget of a solve is drawn from two steps less up to its full length on every step, there from two less up to one more on
+    /// What the original does with those files and this crate does otherwise: the budget of a solve is drawn from two steps less up to its full length on every step, there from two less up to one more on
     /// penalised steps only; the learning rate ends at 0, there at 1e-6. Batches are those of all the original's GPUs together.
     /// `cityscapes-small` and `cityscapes-xl` start there from a classifier of ImageNet: set `init`.
     ///
@@ -183,6 +182,7 @@ fn mini(data: &ImageSource) -> VisionRecipe {
         // whose controller brings them back.
         pretrain_steps,
         pretrain_depth: 3,
+        pretrain_penalty: 0.0,
         optimizer: OptimizerKind::Adam,
         weight_decay: 0.0,
         // Up to five times the paper's, for a model and a run that are smaller by far.
@@ -264,6 +264,7 @@ fn imagenet(name: &str, data: &ImageSource) -> VisionRecipe {
         ..small.clone()
     };
     let with_penalty = |weight, recipe: VisionRecipe| VisionRecipe {
+        pretrain_penalty: 0.03,
         deq: Solves::absolute(14, 14).drawn().layer(),
         penalty: Some(
             JacobianPenaltyConfig::new()

@@ -69,6 +69,9 @@ pub struct VisionRecipe {
     pub pretrain_steps: usize,
     /// Applications of the cell in a pre-training step.
     pub pretrain_depth: usize,
+    /// The weight of the penalty during these steps, at the last state; 0 for none. Its frequency is that of `penalty`.
+    #[serde(default)]
+    pub pretrain_penalty: f64,
     /// What moves the weights.
     pub optimizer: OptimizerKind,
     /// Weight decay, added to the gradient as in the original.
@@ -136,6 +139,12 @@ impl VisionRecipe {
             self.weight_decay.is_finite() && self.weight_decay >= 0.0,
             "weight_decay",
             self.weight_decay,
+            "at least 0",
+        )?;
+        require(
+            self.pretrain_penalty.is_finite() && self.pretrain_penalty >= 0.0,
+            "pretrain_penalty",
+            self.pretrain_penalty,
             "at least 0",
         )?;
         if let Some(clip) = self.clip {
