@@ -8,9 +8,9 @@ use deq_models::checkpoint::StateDict;
 use deq_models::{
     DeqTransformerLmConfig, MdeqClassifierConfig, MdeqConfig, MdeqSegmenterConfig, ResNetConfig,
 };
-use deq_train::RunFolder;
 use deq_train::lm::{self, DataSource, LmRecipe};
 use deq_train::vision::{self, VisionRecipe};
+use deq_train::{RunFolder, any_device};
 use serde::Serialize;
 use serde_json::json;
 
@@ -142,7 +142,7 @@ fn import_lm(args: &ImportArgs) -> Result<()> {
     if let Some(cutoffs) = &args.cutoffs {
         recipe.model.cutoffs = cutoffs.clone();
     }
-    let imported = lm::import_run(&args.file, recipe, &args.run, "flex")?;
+    let imported = lm::import_run(&args.file, recipe, &args.run, any_device())?;
     println!("{}", imported.report);
     println!(
         "{} parameters, {} tokens, width {}; run: {}",
@@ -171,7 +171,7 @@ fn import_vision(args: &ImportArgs) -> Result<()> {
     if args.model == ModelKind::Resnet {
         recipe.become_resnet()?;
     }
-    let imported = vision::import_run(&args.file, recipe, &args.run, "flex")?;
+    let imported = vision::import_run(&args.file, recipe, &args.run, any_device())?;
     println!("{}", imported.report);
     println!(
         "{} parameters; run: {}",

@@ -16,9 +16,9 @@ use std::time::Duration;
 
 pub(crate) fn run(args: &MdeqArgs) -> Result<()> {
     let mut recipe = recipe(args)?;
-    let preset = match args.model {
-        ModelKind::Mdeq => recipe.preset.clone(),
-        ModelKind::Resnet => format!("resnet-{}", recipe.preset),
+    let preset = match recipe.model.is_equilibrium() {
+        true => recipe.preset.clone(),
+        false => format!("resnet-{}", recipe.preset),
     };
     let options = VisionOptions {
         device: args.device.clone(),
@@ -52,7 +52,9 @@ pub(crate) fn recipe(args: &MdeqArgs) -> Result<VisionRecipe> {
     }
     set(&mut recipe.epochs, args.epochs);
     set(&mut recipe.steps_per_epoch, args.steps_per_epoch);
-    set(&mut recipe.pretrain_steps, args.pretrain);
+    if let Some(steps) = args.pretrain {
+        recipe.set_pretrain_steps(steps);
+    }
     set(&mut recipe.valid_pictures, args.valid_pictures);
     set(&mut recipe.batch, args.batch);
     set(&mut recipe.learning_rate, args.lr);
@@ -61,7 +63,7 @@ pub(crate) fn recipe(args: &MdeqArgs) -> Result<VisionRecipe> {
     if args.equal_classes {
         recipe.class_weights = vec![1.0; recipe.data.open()?.train.classes().len()];
     }
-    if args.model == ModelKind::Resnet {
+    if args.model == ModelKind::Resnet || !recipe.model.is_equilibrium() {
         let of_equilibria = [
             ("--penalty", args.penalty.is_some()),
             ("--penalty-frequency", args.penalty_frequency.is_some()),
@@ -70,7 +72,7 @@ pub(crate) fn recipe(args: &MdeqArgs) -> Result<VisionRecipe> {
             ("--pretrain", args.pretrain.is_some()),
         ];
         if let Some((option, _)) = of_equilibria.iter().find(|(_, given)| *given) {
-            bail!("--model resnet has no equilibrium: leave out {option}");
+            bail!("a ResNet has no equilibrium: leave out {option}");
         }
         recipe.become_resnet()?;
     }
@@ -83,8 +85,13 @@ pub(crate) fn recipe(args: &MdeqArgs) -> Result<VisionRecipe> {
         let Some(penalty) = &recipe.penalty else {
             bail!("--hold-steps needs a penalty: give --penalty a weight above 0");
         };
-        let controller = WeightControllerConfig::new(target).with_weight(penalty.weight);
-        recipe.controller = Some(controller);
+        recipe.controller = Some(match recipe.controller.take() {
+            Some(controller) => WeightControllerConfig {
+                target,
+                ..controller
+            },
+            None => WeightControllerConfig::new(target).with_weight(penalty.weight),
+        });
     }
     Ok(recipe)
 }

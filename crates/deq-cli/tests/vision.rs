@@ -361,8 +361,8 @@ fn training_for_a_time_chooses_its_steps_and_goes_on_with_them() {
         "changed",
     ];
     run(path, &changed);
-    let steps = records(&path.join("changed"));
-    let penalised = |step: usize| (&steps[step]["phase"], &steps[step]["penalty"]["weight"]);
+    let made = records(&path.join("changed"));
+    let penalised = |step: usize| (&made[step]["phase"], &made[step]["penalty"]["weight"]);
     assert_eq!(penalised(0), (&"unrolled".into(), &0.5.into()));
     assert_eq!(penalised(1), (&"equilibrium".into(), &1.0.into()));
     let evals = || found.iter().filter(|record| record["event"] == "eval");
@@ -428,6 +428,10 @@ fn what_makes_no_sense_is_refused_in_one_sentence() {
             "a ResNet or a classifier takes classified pictures",
         ),
         (&["--recipe", "nowhere.json"], "cannot read nowhere.json"),
+        (
+            &["--data", "shapes-segmentation", "--solver-steps", "10"],
+            "controller.target is 14, but must be below the steps",
+        ),
         (&["--lr", "-1"], "learning_rate is -1"),
         (&["--penalty", "0", "--hold-steps", "5"], "needs a penalty"),
         (
@@ -438,6 +442,18 @@ fn what_makes_no_sense_is_refused_in_one_sentence() {
         let message = train(arguments);
         assert!(message.contains(expected), "{arguments:?}: {message}");
     }
+    let message = error(
+        path,
+        &[
+            "reproduce",
+            "jacreg-vision",
+            "--epochs",
+            "1",
+            "--steps-per-epoch",
+            "2",
+        ],
+    );
+    assert!(message.contains("all 2 steps are unrolled"), "{message}");
     assert!(
         !path.join("runs").exists(),
         "nothing is written before it is checked"

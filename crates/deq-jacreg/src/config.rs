@@ -149,6 +149,23 @@ impl JacobianPenaltyConfig {
         require(steps >= 1, field, steps as f64, "at least 1")
     }
 
+    /// The same schedule for a training of `steps` steps in the place of `before`: increments, lines and the end come as much earlier or later.
+    #[must_use]
+    pub fn with_steps_scaled(&self, before: usize, steps: usize) -> Self {
+        let scaled = |at: usize| (at as u128 * steps as u128 / before.max(1) as u128) as usize;
+        let mut config = self.clone();
+        config.stop_after = config.stop_after.map(scaled);
+        match &mut config.schedule {
+            WeightSchedule::Constant => {}
+            WeightSchedule::Increment(increment) => {
+                increment.every = scaled(increment.every).max(1);
+                increment.after = scaled(increment.after);
+            }
+            WeightSchedule::Linear(linear) => linear.steps = scaled(linear.steps).max(1),
+        }
+        config
+    }
+
     /// Checks the settings and makes the penalty from them.
     ///
     /// # Errors
@@ -238,7 +255,12 @@ impl JacobianPenalty {
     ///
     /// `false` always where [`weight_at`](Self::weight_at) is 0.
     pub fn applies_at(&self, seed: u64, step: usize) -> bool {
-        self.weight_at(step) > 0.0 && random::uniform(seed, step as u64) < self.config.frequency
+        self.weight_at(step) > 0.0 && self.drawn_at(seed, step)
+    }
+
+    /// The draw of [`applies_at`](Self::applies_at) alone, for a weight that does not come from the [`WeightSchedule`].
+    pub fn drawn_at(&self, seed: u64, step: usize) -> bool {
+        random::uniform(seed, step as u64) < self.config.frequency
     }
 
     fn stopped(&self, step: usize) -> bool {
@@ -308,6 +330,19 @@ mod tests {
             serde_json::from_str::<JacobianPenaltyConfig>(&text).unwrap(),
             config
         );
+    }
+
+    #[test]
+    fn a_schedule_follows_the_length_of_the_training() {
+        let increment = WeightSchedule::Increment(IncrementConfig::new(30).with_after(50));
+        let config = config().with_schedule(increment).with_stop_after(Some(80));
+        let shorter = config.with_steps_scaled(100, 10);
+        assert_eq!(shorter.stop_after, Some(8));
+        assert_eq!(
+            shorter.schedule,
+            WeightSchedule::Increment(IncrementConfig::new(3).with_after(5))
+        );
+        assert_eq!(shorter.with_steps_scaled(10, 100), config);
     }
 
     #[test]

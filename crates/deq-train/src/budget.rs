@@ -65,7 +65,7 @@ pub fn affordable_steps<R: Timed>(
         .collect();
     // The first steps of a phase find nothing in the caches.
     let warm = |range: std::ops::Range<usize>| typical(&taken[range.start + 2..range.end]);
-    let share = unrolled as f64 / steps.max(1) as f64;
+    let share = (unrolled as f64 / steps.max(1) as f64).min(1.0);
     let inside = match first {
         0 => warm(0..TRIAL),
         _ => share * warm(0..first) + (1.0 - share) * warm(first..TRIAL),

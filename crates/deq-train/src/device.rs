@@ -51,7 +51,7 @@ pub fn device(name: &str) -> Result<Device, TrainError> {
 }
 
 /// The name of the first device that is compiled in, the CPU if it is, for weights that are only read and written.
-pub(crate) fn any_device() -> &'static str {
+pub fn any_device() -> &'static str {
     let compiled = DEVICES.iter().find(|(_, compiled)| *compiled);
     compiled.map_or(DEVICES[0].0, |(name, _)| name)
 }

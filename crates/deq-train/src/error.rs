@@ -63,6 +63,33 @@ pub enum TrainError {
         /// The data.
         data: String,
     },
+    /// Pictures of a size that the model cannot take.
+    #[error(
+        "{field} makes pictures with a side of {side} pixels, but the model needs multiples of {multiple}"
+    )]
+    SideMultiple {
+        /// The transform.
+        field: &'static str,
+        /// The side.
+        side: usize,
+        /// What it must be a multiple of.
+        multiple: usize,
+    },
+    /// Pixels that are to be classified are moved.
+    #[error(
+        "eval_transform moves pixels, but a segmentation is measured where they are: set it to whole or pad_to_multiple"
+    )]
+    MovedPixels,
+    /// Two trainings are to be compared by their equilibria, of which there are none.
+    #[error(
+        "all {steps} steps are unrolled, {pretrain} were asked for, so that there is no equilibrium to compare: train longer or set --pretrain"
+    )]
+    NothingSolved {
+        /// Steps of the training.
+        steps: usize,
+        /// Steps of the pre-training.
+        pretrain: usize,
+    },
     /// A budget of a solve was given to a network that solves nothing.
     #[error(
         "the run {path} is of a network without an equilibrium: leave out the most steps of a solve"

@@ -52,7 +52,7 @@ pub mod vision;
 pub use budget::{Timed, affordable_steps, train_for};
 pub use checkpoint::{CheckpointStore, Position};
 pub use dashboard::{clock, number, status_text};
-pub use device::device;
+pub use device::{any_device, device};
 pub use error::TrainError;
 pub use exchange::Imported;
 pub use report::{ReportHeader, totals, write_report};

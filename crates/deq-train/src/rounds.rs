@@ -251,7 +251,10 @@ impl<T: RoundTask> RoundStrategy<T> {
             let record = out.item.record();
             record.learning_rate = rate.base();
             if let (Some(controller), Some(solve)) = (&mut session.controller, &record.forward) {
-                controller.update(solve.steps);
+                // A solve that broke off early was not a short one.
+                let status = &solve.status;
+                let failed = status.diverged + status.non_finite + status.breakdown;
+                controller.update(if failed > 0 { f64::NAN } else { solve.steps });
             }
             let loss = record.loss;
             if !loss.is_finite() {

@@ -26,6 +26,28 @@ pub struct RunFolder {
     path: PathBuf,
 }
 
+/// The recipe in a JSON value that was read from `path`.
+///
+/// # Errors
+///
+/// [`TrainError::Malformed`] if it is one of another kind, or a field is missing or of a wrong type.
+pub(crate) fn recipe_from<R: Recipe>(
+    value: serde_json::Value,
+    path: &Path,
+) -> Result<R, TrainError> {
+    let malformed = |reason: String| TrainError::Malformed {
+        path: path.to_owned(),
+        what: R::WHAT,
+        reason,
+    };
+    let kind = value.get("kind").and_then(|kind| kind.as_str());
+    if kind != Some(R::KIND) {
+        let found = kind.unwrap_or("missing");
+        return Err(malformed(format!("its kind is {found}, not {}", R::KIND)));
+    }
+    serde_json::from_value(value).map_err(|error| malformed(error.to_string()))
+}
+
 impl RunFolder {
     /// The run in `path`, which need not exist yet.
     pub fn new(path: PathBuf) -> Self {
@@ -97,18 +119,7 @@ impl RunFolder {
     ///
     /// [`TrainError::NotARun`] if there is none, [`TrainError::Malformed`] if it is one of another kind.
     pub(crate) fn read<R: Recipe>(&self) -> Result<R, TrainError> {
-        let value = self.json()?;
-        let kind = value.get("kind").and_then(|kind| kind.as_str());
-        let malformed = |reason: String| TrainError::Malformed {
-            path: self.config(),
-            what: R::WHAT,
-            reason,
-        };
-        if kind != Some(R::KIND) {
-            let found = kind.unwrap_or("missing");
-            return Err(malformed(format!("its kind is {found}, not {}", R::KIND)));
-        }
-        serde_json::from_value(value).map_err(|error| malformed(error.to_string()))
+        recipe_from(self.json()?, &self.config())
     }
 
     /// Writes a run of a model that came from elsewhere: a checkpoint without an optimizer, and then the recipe, since a folder with a recipe is a run.

@@ -1,12 +1,15 @@
 //! What training steps of every task have in common: their phase, the penalty, the gradient.
 
 use crate::clip::clip_global_norm;
+use crate::error::{TrainError, require};
 use crate::records::{PenaltyRecord, Phase};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use deq_core::{Deq, Equilibrium};
-use deq_jacreg::{JacobianPenalty, Penalty, TangentCell};
+use deq_core::{Deq, DeqConfig, Equilibrium};
+use deq_jacreg::{
+    JacobianPenalty, JacobianPenaltyConfig, Penalty, TangentCell, WeightControllerConfig,
+};
 use deq_models::Depth;
 
 /// What a recipe says about single steps.
@@ -23,6 +26,36 @@ pub(crate) struct StepPlan {
     /// The largest norm of the whole gradient, if it is bounded.
     pub(crate) clip: Option<f64>,
     pub(crate) seed: u64,
+}
+
+/// Checks a penalty and the controller of its weight.
+///
+/// # Errors
+///
+/// [`TrainError`] naming the field, or [`TrainError::ControllerWithoutPenalty`].
+pub(crate) fn validate_penalty(
+    penalty: Option<&JacobianPenaltyConfig>,
+    controller: Option<&WeightControllerConfig>,
+    deq: &DeqConfig,
+) -> Result<(), TrainError> {
+    if let Some(penalty) = penalty {
+        penalty.validate()?;
+    }
+    let Some(controller) = controller else {
+        return Ok(());
+    };
+    controller.build()?;
+    // A solve cannot take longer than its budget: the weight would only ever fall.
+    require(
+        controller.target < deq.stop.max_steps as f64,
+        "controller.target",
+        controller.target,
+        "below the steps that a training solve may take",
+    )?;
+    match penalty {
+        Some(_) => Ok(()),
+        None => Err(TrainError::ControllerWithoutPenalty),
+    }
 }
 
 /// A penalty on its way into the loss.
@@ -56,7 +89,12 @@ impl StepPlan {
             Phase::Unrolled if self.explicit.is_none() => self.pretrain_penalty,
             Phase::Unrolled => 0.0,
         };
-        if weight <= 0.0 || !penalty.applies_at(self.seed, step) {
+        let drawn = match phase {
+            Phase::Equilibrium => penalty.applies_at(self.seed, step),
+            // Whatever the weight is to be at equilibria.
+            Phase::Unrolled => penalty.drawn_at(self.seed, step),
+        };
+        if weight <= 0.0 || !drawn {
             return None;
         }
         Some(Weighted {

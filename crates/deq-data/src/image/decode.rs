@@ -58,7 +58,7 @@ impl Picture {
 }
 
 impl LabelMap {
-    /// Reads an 8-bit PNG, grayscale or palette, whose numbers (not colours) are ids; `map` says what becomes of each.
+    /// Reads a PNG of at most 8 bits, grayscale or palette, whose numbers (not colours) are ids; `map` says what becomes of each.
     ///
     /// # Errors
     ///

@@ -88,7 +88,7 @@ pub struct Skipped {
 /// Batch `step` depends on the data set, the configuration and `step` alone. So a run that was interrupted goes on with the batches that it would have had, and the
 /// number of workers changes the speed only.
 ///
-/// A file that cannot be used makes its batch shorter and is named in it; the last batch without shuffling may even be empty.
+/// A file that cannot be used makes its batch shorter and is named in it; without shuffling a batch may even be empty.
 ///
 /// ```
 /// use deq_data::{ImageSource, Loader, LoaderConfig, Transform};
@@ -174,7 +174,7 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// [`DataError::NothingReadable`] if it is a full batch and not one picture of it can be used (the shorter last one is then empty), [`DataError::MixedSizes`] if the transform leaves pictures of different sizes.
+    /// [`DataError::NothingReadable`] if the batches are shuffled and not one picture of this one can be used (without shuffling it is then empty), [`DataError::MixedSizes`] if the transform leaves pictures of different sizes.
     pub fn batch(&self, step: usize) -> Result<ImageBatch, DataError> {
         let epoch = step / self.batches_per_epoch();
         let first = step % self.batches_per_epoch() * self.inner.config.batch;
@@ -192,7 +192,7 @@ impl Loader {
                 }
             }
         }
-        assembly.finish(self.inner.config.batch)
+        assembly.finish(self.inner.config.shuffle)
     }
 
     /// The batches of `steps` in their order, made ahead by the workers. Memory holds at most `workers + prefetch` of them, besides those taken.
@@ -304,9 +304,9 @@ impl Assembly {
         Ok(())
     }
 
-    fn finish(self, full: usize) -> Result<ImageBatch, DataError> {
-        // One broken file at the end of the data is no reason to stop, a batch of them is.
-        if self.batch.len > 0 || self.most < full {
+    fn finish(self, trains: bool) -> Result<ImageBatch, DataError> {
+        // A held-out file that is broken is no reason to stop, a whole batch to train on is.
+        if self.batch.len > 0 || !trains {
             return Ok(self.batch);
         }
         let count = self.batch.skipped.len();

@@ -109,6 +109,7 @@ impl SegmentationFolder {
     pub fn plain(pictures: &Path, labels: &Path, names: Vec<String>) -> Result<Self, DataError> {
         require_folder(pictures)?;
         require_folder(labels)?;
+        // An id is a byte, and one of them stands for no class.
         if names.len() > usize::from(IGNORE_LABEL) {
             return Err(DataError::TooManyClasses {
                 path: labels.to_owned(),

@@ -5,6 +5,7 @@ use crate::budget::{Timed, without_tolerance};
 use crate::error::{TrainError, require};
 use crate::rounds::warmup_and_cosine;
 use crate::run_folder::RunFolder;
+use crate::step::validate_penalty;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use deq_core::DeqConfig;
 use deq_data::Level;
@@ -134,16 +135,8 @@ impl LmRecipe {
         }
         self.model.validate()?;
         self.deq.build()?;
-        if let Some(penalty) = &self.penalty {
-            penalty.validate()?;
-        }
-        if let Some(controller) = &self.controller {
-            controller.build()?;
-            if self.penalty.is_none() {
-                return Err(TrainError::ControllerWithoutPenalty);
-            }
-        }
-        Ok(())
+        let controller = self.controller.as_ref();
+        validate_penalty(self.penalty.as_ref(), controller, &self.deq)
     }
 
     /// The recipe of the run in a folder.
@@ -192,6 +185,8 @@ impl Timed for LmRecipe {
             |part: usize| (part as u128 * steps as u128 / self.steps.max(1) as u128) as usize;
         self.pretrain_steps = share(self.pretrain_steps);
         self.warmup_steps = share(self.warmup_steps);
+        let penalty = self.penalty.as_ref();
+        self.penalty = penalty.map(|penalty| penalty.with_steps_scaled(self.steps, steps));
         self.rounds = self.rounds.min(steps.max(1));
         self.steps = steps;
     }

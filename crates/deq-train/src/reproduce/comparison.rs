@@ -90,6 +90,14 @@ impl Measure {
     }
 }
 
+/// [`TrainError::NothingSolved`] if all `steps` are unrolled.
+pub(super) fn require_solves([steps, pretrain]: [usize; 2]) -> Result<(), TrainError> {
+    match pretrain < steps {
+        true => Ok(()),
+        false => Err(TrainError::NothingSolved { steps, pretrain }),
+    }
+}
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Comparison<R> {

@@ -1,6 +1,7 @@
 //! The penalty on a language model.
 
-use super::comparison::{Comparable, Measure};
+use super::comparison::{Comparable, Measure, require_solves};
+use crate::budget::Timed;
 use crate::error::TrainError;
 use crate::lm::{EvalOptions, LmRecipe, TrainOptions, evaluate_run, train};
 use crate::records::EvalRecord;
@@ -20,7 +21,8 @@ impl Comparable for LmRecipe {
     }
 
     fn check(&self) -> Result<(), TrainError> {
-        self.validate()
+        self.validate()?;
+        require_solves(self.phases())
     }
 
     fn train_in(&self, run: &Path, device: &str) -> Result<f64, TrainError> {

@@ -1,6 +1,7 @@
 //! The penalty on a multiscale model, in the form of Table 3 of the paper.
 
-use super::comparison::{Comparable, Measure};
+use super::comparison::{Comparable, Measure, require_solves};
+use crate::budget::Timed;
 use crate::error::TrainError;
 use crate::records::EvalRecord;
 use crate::run_folder::RunFolder;
@@ -26,8 +27,8 @@ impl Comparable for VisionRecipe {
     fn check(&self) -> Result<(), TrainError> {
         // The steps of a round are known once the data have been opened.
         let mut recipe = self.clone();
-        recipe.steps_per_epoch = recipe.steps_per_epoch.max(1);
-        recipe.validate()
+        recipe.resolve()?;
+        require_solves(recipe.phases())
     }
 
     fn train_in(&self, run: &Path, device: &str) -> Result<f64, TrainError> {

@@ -26,9 +26,9 @@ pub struct BudgetRow {
     pub budget: usize,
     /// From 0 to 1.
     pub quality: f64,
-    /// The share of solves that met the tolerance; 0 for an explicit network.
+    /// The share of solves that met the tolerance.
     pub converged: f64,
-    /// The mean relative residual at the answers; absent for an explicit network.
+    /// The mean relative residual at the answers.
     pub residual: Option<f64>,
 }
 
@@ -36,7 +36,7 @@ pub struct BudgetRow {
 ///
 /// # Errors
 ///
-/// As [`evaluate_run`], and [`TrainError::OutOfRange`] for a budget of 0 or none at all.
+/// As [`evaluate_run`], [`TrainError::NoEquilibrium`] for an explicit network, and [`TrainError::OutOfRange`] for a budget of 0 or none at all.
 pub fn evaluate_budgets(
     run: &Path,
     options: &VisionEvalOptions,

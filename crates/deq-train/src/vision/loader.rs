@@ -101,7 +101,7 @@ impl Iterator for PictureIterator<'_> {
             };
             self.done += 1;
             self.loader.skipped.add(std::mem::take(&mut batch.skipped));
-            // The last batch of held-out pictures may have lost all of its files.
+            // A batch of held-out pictures may have lost all of its files.
             if batch.len > 0 {
                 let task = self.loader.loader.dataset().task();
                 return Some(Ok(VisionInput::new(batch, task, &self.loader.device)));

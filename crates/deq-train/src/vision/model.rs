@@ -51,6 +51,16 @@ impl VisionModelConfig {
         }
     }
 
+    /// Checks every field.
+    pub(crate) fn validate(&self) -> Result<(), TrainError> {
+        match self {
+            VisionModelConfig::Classifier(config) => config.validate()?,
+            VisionModelConfig::Segmenter(config) => config.validate()?,
+            VisionModelConfig::Resnet(config) => config.validate()?,
+        }
+        Ok(())
+    }
+
     /// Sets the number of classes.
     pub(crate) fn set_classes(&mut self, classes: usize) {
         match self {
@@ -220,6 +230,6 @@ mod tests {
         let scores = Tensor::<4>::from_data([[[[0.0, 1.0], [2.0, 3.0]]]], &device);
         let found = per_pixel(scores, [3, 3]).into_data();
         let expected = [0.0_f32, 0.5, 1.0, 1.0, 1.5, 2.0, 2.0, 2.5, 3.0];
-        assert_eq!(found.to_vec::<f32>().unwrap(), expected);
+        assert_eq!(found.try_to_vec::<f32>().unwrap(), expected);
     }
 }

@@ -97,7 +97,11 @@ fn predict_one(
 
 /// Where the overlay of each picture goes, no two to one file.
 fn overlay_paths(pictures: &[PathBuf], out: Option<&Path>) -> Result<Vec<PathBuf>, TrainError> {
-    let mut taken: BTreeMap<PathBuf, &Path> = BTreeMap::new();
+    // The overlay of one picture must not overwrite another one.
+    let mut taken: BTreeMap<PathBuf, &Path> = pictures
+        .iter()
+        .map(|path| (path.clone(), path.as_path()))
+        .collect();
     let places = pictures.iter().map(|path| {
         let folder = out.unwrap_or_else(|| path.parent().unwrap_or(Path::new("")));
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -231,6 +235,8 @@ mod tests {
             message.to_string(),
             "the overlays of a/1.png and b/1.jpg would have the same name: predict them one by one, or into different folders"
         );
+        let over = overlay_paths(&paths(&["1.classes.png", "1.png"]), None);
+        assert!(over.is_err(), "an overlay would overwrite a picture");
         // The same picture twice is the same overlay twice.
         assert!(overlay_paths(&paths(&["a/1.png", "a/1.png"]), out).is_ok());
     }

@@ -5,13 +5,15 @@ use super::run::{VisionOptions, train_only};
 use crate::budget::{Timed, without_tolerance};
 use crate::error::{TrainError, require};
 use crate::rounds::warmup_and_cosine;
+use crate::run_folder::{Recipe, recipe_from};
+use crate::step::validate_penalty;
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{ModuleOptimizer, SgdConfig};
 use deq_core::DeqConfig;
-use deq_data::{ImageSource, Transform};
-use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig};
+use deq_data::{ImageSource, Transform, VisionTask};
+use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig, WeightSchedule};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -97,9 +99,59 @@ impl VisionRecipe {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Io`], or [`TrainError::Malformed`] naming the field that is missing, unknown or of a wrong type. Values are checked when training starts.
+    /// [`TrainError::Io`], or [`TrainError::Malformed`] naming the field that is missing or of a wrong type. Values are checked when training starts.
     pub fn from_file(path: &Path) -> Result<Self, TrainError> {
-        crate::files::read_json(path, <Self as crate::run_folder::Recipe>::WHAT)
+        recipe_from(crate::files::read_json(path, Self::WHAT)?, path)
+    }
+
+    /// Sets the steps of the pre-training, and counts the increments of the penalty from its end if they were counted from there.
+    pub fn set_pretrain_steps(&mut self, steps: usize) {
+        let schedule = self.penalty.as_mut().map(|penalty| &mut penalty.schedule);
+        if let Some(WeightSchedule::Increment(increment)) = schedule
+            && increment.after == self.pretrain_steps
+        {
+            increment.after = steps;
+        }
+        self.pretrain_steps = steps;
+    }
+
+    /// Checks that pictures come out of a transform as the model needs them.
+    fn validate_transforms(&self) -> Result<(), TrainError> {
+        let multiple = self.model.side_multiple();
+        for (field, transform) in [
+            ("train_transform", &self.train_transform),
+            ("eval_transform", &self.eval_transform),
+        ] {
+            transform.validate()?;
+            let sides = match *transform {
+                // As the files are.
+                Transform::Whole => [multiple; 2],
+                Transform::PadToMultiple { multiple } => [multiple; 2],
+                Transform::Resize { width, height } => [width, height],
+                Transform::ScaleCrop { width, height, .. } => [width, height],
+                Transform::PadCrop { size, .. } => [size; 2],
+                Transform::RandomResizedCrop { size } => [size; 2],
+                Transform::CenterCrop { crop, .. } => [crop; 2],
+            };
+            if let Some(side) = sides
+                .into_iter()
+                .find(|side| !side.is_multiple_of(multiple))
+            {
+                return Err(TrainError::SideMultiple {
+                    field,
+                    side,
+                    multiple,
+                });
+            }
+        }
+        let in_place = matches!(
+            self.eval_transform,
+            Transform::Whole | Transform::PadToMultiple { .. }
+        );
+        match (self.model.task(), in_place) {
+            (VisionTask::Segmentation, false) => Err(TrainError::MovedPixels),
+            _ => Ok(()),
+        }
     }
 
     /// All training steps. 0 before the data have been opened, unless the steps of a round are given.
@@ -167,19 +219,11 @@ impl VisionRecipe {
         if given != 0 && given != classes {
             return Err(TrainError::ClassWeights { given, classes });
         }
-        self.train_transform.validate()?;
-        self.eval_transform.validate()?;
+        self.model.validate()?;
+        self.validate_transforms()?;
         self.deq.build()?;
-        if let Some(penalty) = &self.penalty {
-            penalty.validate()?;
-        }
-        if let Some(controller) = &self.controller {
-            controller.build()?;
-            if self.penalty.is_none() {
-                return Err(TrainError::ControllerWithoutPenalty);
-            }
-        }
-        Ok(())
+        let controller = self.controller.as_ref();
+        validate_penalty(self.penalty.as_ref(), controller, &self.deq)
     }
 
     pub(crate) fn schedule(&self) -> Result<ModuleLrScheduler, TrainError> {
@@ -235,6 +279,8 @@ impl Timed for VisionRecipe {
         let share = |part: usize| (part as u128 * after as u128 / before as u128) as usize;
         self.pretrain_steps = share(self.pretrain_steps);
         self.warmup_steps = share(self.warmup_steps);
+        let penalty = self.penalty.as_ref();
+        self.penalty = penalty.map(|penalty| penalty.with_steps_scaled(before, after));
     }
 
     fn train_only(&self, run: &Path, device: &str) -> Result<f64, TrainError> {
@@ -271,6 +317,20 @@ mod tests {
             recipe.validate().unwrap_err().to_string(),
             "class_weights is 0, but must be above 0"
         );
+        recipe.train_transform = Transform::PadCrop { size: 36, pad: 4 };
+        recipe.class_weights = Vec::new();
+        assert_eq!(
+            recipe.validate().unwrap_err().to_string(),
+            "train_transform makes pictures with a side of 36 pixels, but the model needs multiples of 8"
+        );
+        recipe.train_transform = Transform::PadCrop { size: 32, pad: 4 };
+        recipe.eval_transform = Transform::CenterCrop {
+            resize: 48,
+            crop: 40,
+        };
+        assert!(matches!(recipe.validate(), Err(TrainError::MovedPixels)));
+        recipe.eval_transform = Transform::Whole;
+        recipe.validate().unwrap();
         recipe.class_weights = vec![1.0];
         assert_eq!(
             recipe.validate().unwrap_err().to_string(),

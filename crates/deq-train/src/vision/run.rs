@@ -69,12 +69,16 @@ impl VisionRecipe {
         }
     }
 
-    /// Replaces the equilibrium by a ResNet with about as many parameters, trained on the same terms.
+    /// Replaces the equilibrium by a ResNet with about as many parameters, trained on the same terms. One that is a ResNet stays what it is.
     ///
     /// # Errors
     ///
-    /// [`TrainError`] if the data cannot be opened (the number of classes counts), or are label maps.
+    /// [`TrainError`] if the model is misconfigured, the data cannot be opened (the number of classes counts), or are label maps.
     pub fn become_resnet(&mut self) -> Result<(), TrainError> {
+        if !self.model.is_equilibrium() {
+            return Ok(());
+        }
+        self.model.validate()?;
         if self.data.task() != VisionTask::Classification {
             return Err(TrainError::ModelForOtherTask {
                 data: self.data.to_string(),
@@ -352,7 +356,7 @@ impl Trained {
         let mut recipe = folder.read::<VisionRecipe>()?;
         let plain = device(device_name)?;
         if let Some(max_steps) = max_steps {
-            if !recipe.model.is_equilibrium() {
+            if recipe.explicit.is_some() || !recipe.model.is_equilibrium() {
                 return Err(TrainError::NoEquilibrium {
                     path: run.to_owned(),
                 });
