@@ -19,6 +19,7 @@ use std::process::ExitCode;
 static HEAP: PeakAlloc = PeakAlloc;
 
 fn main() -> ExitCode {
+    end_when_nobody_reads();
     let result = match Cli::parse().command {
         Command::Train { what } => train::run(&what),
         Command::Reproduce { what } => reproduce::run(&what),
@@ -37,4 +38,16 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Ends the program without a word when what it prints is no longer read, as by `deq eval RUN | head -1`: printing panics then.
+fn end_when_nobody_reads() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or_default();
+        if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        report(panic);
+    }));
 }

@@ -144,6 +144,14 @@ fn a_run_is_trained_interrupted_measured_and_used() {
     let shares: Vec<f64> = classes.iter().map(|c| c[1].as_f64().unwrap()).collect();
     assert!(shares.is_sorted_by(|a, b| a >= b) && shares.iter().sum::<f64>() <= 1.0 + 1e-6);
     assert!(json[0]["overlay"].is_null());
+    let mut unread = deq(path, &["predict", "whole", "red.png"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(unread.stdout.take());
+    let stderr = unread.wait_with_output().unwrap().stderr;
+    assert_eq!(String::from_utf8_lossy(&stderr), "");
     std::fs::write(path.join("text.png"), "no picture").unwrap();
     let message = error(path, &["predict", "whole", "text.png"]);
     assert!(message.contains("text.png cannot be used"), "{message}");
