@@ -663,6 +663,8 @@ fn shapes_depend_on_seed_and_index_alone() {
 #[test]
 fn shapes_to_segment_stand_out_where_their_labels_say() {
     let shapes = Shapes::new(VisionTask::Segmentation, 48, 60, 1).unwrap();
+    let weights = shapes.class_weights();
+    assert!(weights[1..].iter().all(|weight| *weight > 3.0 * weights[0]));
     let mut seen = std::collections::BTreeSet::new();
     for index in 0..60 {
         let Example { picture, target } = shapes.example(index).unwrap();

@@ -78,6 +78,24 @@ pub struct VisionSplits {
     pub normalization: Normalization,
 }
 
+/// The most label maps whose pixels are counted for the weights of classes.
+pub(super) const COUNTED_MAPS: usize = 100;
+
+/// `1 / ln(1.02 + p)` for a class that is the share `p` of the pixels, which lets rare ones count more (Paszke et al. 2016, "ENet", section 5.2).
+pub(super) fn weights_by_share(classes: usize, maps: impl Iterator<Item = LabelMap>) -> Vec<f32> {
+    let mut pixels = vec![0_u64; classes];
+    for map in maps {
+        for label in map.data() {
+            if let Some(count) = pixels.get_mut(usize::from(*label)) {
+                *count += 1;
+            }
+        }
+    }
+    let all = pixels.iter().sum::<u64>().max(1) as f64;
+    let weight = |count: &u64| (1.0 / (1.02 + *count as f64 / all).ln()) as f32;
+    pixels.iter().map(weight).collect()
+}
+
 /// A data set in an order where neighbours lie far apart, so that any first part of it is a sample of all: class folders and films come sorted.
 ///
 /// ```

@@ -1,6 +1,6 @@
 //! Pictures with a label map each: Cityscapes, and plain folders as those of CamVid.
 
-use super::dataset::{Example, ImageDataset, Target, VisionTask};
+use super::dataset::{COUNTED_MAPS, Example, ImageDataset, Target, VisionTask, weights_by_share};
 use super::files;
 use super::raster::{IGNORE_LABEL, LabelMap, Picture};
 use crate::error::DataError;
@@ -37,9 +37,6 @@ const CITYSCAPES_WEIGHTS: [f32; 19] = [
 
 /// What names an id that is no class.
 const IGNORED_NAME: &str = "ignore";
-
-/// The most label maps whose pixels are counted for the weights of classes.
-const COUNTED_MAPS: usize = 100;
 
 /// The 11 classes of CamVid in the release with the folders `train` and `trainannot`.
 const CAMVID: [&str; 11] = [
@@ -237,28 +234,17 @@ impl ImageDataset for SegmentationFolder {
         &self.classes
     }
 
-    /// Those of HRNet for Cityscapes. Of other folders `1 / ln(1.02 + p)` for a class that is the share `p` of the pixels (Paszke et al. 2016, "ENet",
-    /// section 5.2, from CamVid and Cityscapes), counted in at most 100 of the label maps.
+    /// Those of HRNet for Cityscapes. Of other folders `1 / ln(1.02 + p)` for a class that is the share `p` of the pixels (Paszke et al. 2016, "ENet", section 5.2),
+    /// counted in at most 100 of the label maps.
     fn class_weights(&self) -> Vec<f32> {
         if self.cityscapes {
             return CITYSCAPES_WEIGHTS.to_vec();
         }
-        let mut pixels = vec![0_u64; self.classes.len()];
         let step = self.pairs.len().div_ceil(COUNTED_MAPS);
-        for (_, labels) in self.pairs.iter().step_by(step) {
-            // A loader names the maps that cannot be read.
-            let Ok(map) = LabelMap::open(labels, &self.map) else {
-                continue;
-            };
-            for label in map.data() {
-                if let Some(count) = pixels.get_mut(usize::from(*label)) {
-                    *count += 1;
-                }
-            }
-        }
-        let all = pixels.iter().sum::<u64>().max(1) as f64;
-        let weight = |count: &u64| (1.0 / (1.02 + *count as f64 / all).ln()) as f32;
-        pixels.iter().map(weight).collect()
+        let some = self.pairs.iter().step_by(step);
+        // A loader names the maps that cannot be read.
+        let maps = some.filter_map(|(_, labels)| LabelMap::open(labels, &self.map).ok());
+        weights_by_share(self.classes.len(), maps)
     }
 
     fn task(&self) -> VisionTask {

@@ -1,6 +1,6 @@
 //! Generated pictures of shapes, so that nothing needs to be fetched.
 
-use super::dataset::{Example, ImageDataset, Target, VisionTask};
+use super::dataset::{COUNTED_MAPS, Example, ImageDataset, Target, VisionTask, weights_by_share};
 use super::random::{Stream, generator, uniform};
 use super::raster::{LabelMap, Picture};
 use crate::error::DataError;
@@ -107,6 +107,19 @@ impl ImageDataset for Shapes {
             picture: canvas.with_noise(&mut rng),
             target,
         })
+    }
+
+    /// Of a segmentation as for [`SegmentationFolder`](crate::SegmentationFolder), by the first 100 maps: three quarters of the pixels are background.
+    fn class_weights(&self) -> Vec<f32> {
+        if self.task == VisionTask::Classification {
+            return Vec::new();
+        }
+        let some = (0..self.len().min(COUNTED_MAPS)).filter_map(|index| self.example(index).ok());
+        let maps = some.filter_map(|example| match example.target {
+            Target::Map(map) => Some(map),
+            Target::Class(_) => None,
+        });
+        weights_by_share(self.classes.len(), maps)
     }
 
     fn classes(&self) -> &[String] {
