@@ -1,5 +1,6 @@
 //! What burn-train shows while a model trains: its dashboard's metrics, and plain lines where there is no terminal.
 
+use crate::measure::Measure;
 use crate::records::StepRecord;
 use burn::tensor::TensorReadError;
 use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
@@ -45,17 +46,21 @@ impl Gauge {
         Self::new("Loss", |step| Some(step.loss))
     }
 
-    pub(crate) fn perplexity() -> Self {
-        Self {
-            display: f64::exp,
-            ..Self::new("Perplexity", |step| Some(step.loss))
+    /// The measure of a task.
+    pub(crate) fn quality(measure: &Measure) -> Self {
+        let mut name = measure.name().to_owned();
+        if let Some(first) = name.get_mut(..1) {
+            first.make_ascii_uppercase();
         }
-    }
-
-    pub(crate) fn accuracy() -> Self {
-        Self {
-            higher_is_better: true,
-            ..Self::new("Accuracy", |step| step.accuracy)
+        match measure {
+            Measure::Perplexity => Self {
+                display: f64::exp,
+                ..Self::new(&name, |step| Some(step.loss))
+            },
+            _ => Self {
+                higher_is_better: measure.higher_is_better(),
+                ..Self::new(&name, |step| step.quality)
+            },
         }
     }
 

@@ -1,11 +1,15 @@
 //! Files that are written whole or not at all.
 
-use crate::error::TrainError;
+use crate::error::{RunError, TrainError};
 use std::io::Write;
 use std::path::Path;
 
 /// Writes `bytes` to a temporary file beside `path` and renames it into place.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+///
+/// # Errors
+///
+/// If it cannot be written.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
         let mut builder = tempfile::Builder::new();
@@ -22,33 +26,51 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
 }
 
 /// Creates a folder and its parents.
-pub(crate) fn create_folder(path: &Path) -> Result<(), TrainError> {
+///
+/// # Errors
+///
+/// If it cannot be created.
+pub fn create_folder(path: &Path) -> Result<(), TrainError> {
     std::fs::create_dir_all(path).map_err(|source| TrainError::io("create", path, source))
 }
 
 /// Reads a whole file.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>, TrainError> {
+///
+/// # Errors
+///
+/// If it cannot be read.
+pub fn read(path: &Path) -> Result<Vec<u8>, TrainError> {
     std::fs::read(path).map_err(|source| TrainError::io("read", path, source))
 }
 
 /// Reads a JSON file.
-pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
+///
+/// # Errors
+///
+/// If it cannot be read, or is not what it should be.
+pub fn read_json<T: serde::de::DeserializeOwned>(
     path: &Path,
     what: &'static str,
 ) -> Result<T, TrainError> {
-    serde_json::from_slice(&read(path)?).map_err(|error| TrainError::Malformed {
-        path: path.to_owned(),
-        what,
-        reason: error.to_string(),
-    })
+    serde_json::from_slice(&read(path)?).map_err(|error| malformed(path, what, &error))
 }
 
 /// Writes a value as indented JSON, whole or not at all.
-pub(crate) fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), TrainError> {
-    let json = serde_json::to_vec_pretty(value).map_err(|error| TrainError::Malformed {
-        path: path.to_owned(),
-        what: "JSON value",
-        reason: error.to_string(),
-    })?;
+///
+/// # Errors
+///
+/// If it cannot be written.
+pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), TrainError> {
+    let json =
+        serde_json::to_vec_pretty(value).map_err(|error| malformed(path, "JSON value", &error))?;
     write_whole(path, &json)
+}
+
+fn malformed(path: &Path, what: &'static str, error: &serde_json::Error) -> TrainError {
+    RunError::Malformed {
+        path: path.to_owned(),
+        what,
+        reason: error.to_string(),
+    }
+    .into()
 }

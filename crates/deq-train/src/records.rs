@@ -1,7 +1,8 @@
 //! What a run measures, and the file of JSON lines that keeps it.
 
-use crate::error::TrainError;
+use crate::error::{RunError, TrainError};
 use crate::files;
+use crate::measure::Quality;
 use deq_core::solvers::StatusCounts;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -24,8 +25,10 @@ pub struct SolveRecord {
     /// Evaluations of `f` (forward) or vector-Jacobian products (backward), on the whole batch.
     pub nfe: usize,
     /// The mean steps of a sample.
+    #[serde(with = "any_float")]
     pub steps: f64,
     /// The mean relative residual at the answer.
+    #[serde(with = "any_float")]
     pub residual: f64,
     /// Samples by outcome.
     pub status: StatusCounts,
@@ -46,6 +49,7 @@ impl From<&deq_core::solvers::SolveStats> for SolveRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PenaltyRecord {
     /// The estimate of `|J|_F^2 / dim`.
+    #[serde(with = "any_float")]
     pub value: f64,
     /// Its weight in the loss.
     pub weight: f64,
@@ -62,14 +66,16 @@ pub struct StepRecord {
     pub step: usize,
     /// How it passed the layer.
     pub phase: Phase,
-    /// The mean negative log-likelihood per target, in nats, without the penalty; weighted by class if the recipe has such weights.
+    /// The mean loss per target, without the penalty; in nats where targets are predicted by their
+    /// likelihood.
+    #[serde(with = "any_float")]
     pub loss: f64,
-    /// What is predicted in the batch: tokens, pictures, or pixels that have a label.
-    #[serde(alias = "tokens")]
+    /// What is predicted in the batch: tokens, images, or pixels that have a label.
     pub targets: usize,
-    /// The share of pictures or pixels whose likeliest class is the right one; absent for text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub accuracy: Option<f64>,
+    /// The task's measure of quality on the batch; absent for a perplexity, which follows from the
+    /// loss.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "any_float")]
+    pub quality: Option<f64>,
     /// Evaluations of `f` forward, the tracked one included, the penalty's not.
     pub forward_nfe: usize,
     /// The forward solve; absent in the unrolled phase.
@@ -94,97 +100,55 @@ pub struct EvalRecord {
     pub step: usize,
     /// `valid` or `test`.
     pub split: String,
-    /// The mean negative log-likelihood per target, in nats.
+    /// The mean loss per target.
+    #[serde(with = "any_float")]
     pub loss: f64,
     /// How good that is, in the terms of the task.
-    #[serde(flatten)]
     pub quality: Quality,
-    /// Tokens, pictures, or labelled pixels evaluated.
-    #[serde(alias = "tokens")]
+    /// Tokens, images, or labelled pixels evaluated.
     pub targets: usize,
-    /// Batches evaluated, each one solve: segments of text, or batches of pictures.
-    #[serde(alias = "segments")]
+    /// Batches evaluated, each one solve: segments of text, or batches of images.
     pub batches: usize,
     /// Mean evaluations of `f` per batch.
-    #[serde(alias = "nfe_per_segment")]
     pub nfe_per_solve: f64,
     /// Mean steps of a sample; absent for an explicit network.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "any_float")]
     pub steps: Option<f64>,
     /// Mean relative residual at the answers; absent for an explicit network.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "any_float")]
     pub residual: Option<f64>,
     /// Solves by outcome, over all samples.
     pub status: StatusCounts,
     /// Spectral radius of the Jacobian at the equilibrium of the first batch, mean over its samples.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "any_float")]
     pub spectral_radius: Option<f64>,
-    /// Mean relative residual at each step of one solve of the first batch that is given a long budget and no tolerance.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Mean relative residual at each step of one solve of the first batch that is given a long
+    /// budget and no tolerance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "any_float")]
     pub residual_by_step: Vec<f64>,
     /// Wall time in seconds.
     pub seconds: f64,
 }
 
 impl EvalRecord {
-    /// `exp(loss)`.
-    pub fn perplexity(&self) -> f64 {
-        self.loss.exp()
+    /// The share of solves that met the tolerance; `None` for an explicit network.
+    pub fn converged(&self) -> Option<f64> {
+        let total = self.status.total();
+        (total > 0).then(|| self.status.converged as f64 / total as f64)
     }
 }
 
-/// The measure of a task.
+/// What was changed when a run was resumed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Quality {
-    /// Of language models.
-    Text {
-        /// `exp(loss)`.
-        perplexity: f64,
-    },
-    /// Of the segmentation of pictures.
-    Segmentation {
-        /// The mean of `iou` over the classes that occur.
-        miou: f64,
-        /// The share of labelled pixels whose class is right.
-        accuracy: f64,
-        /// For each class, the pixels where prediction and label agree on it over those where at least one says it; null for a class that neither says.
-        iou: Vec<Option<f64>>,
-    },
-    /// Of the classification of pictures.
-    Classification {
-        /// The share of pictures whose likeliest class is right.
-        accuracy: f64,
-    },
-}
-
-impl Quality {
-    /// Its name and its main number: perplexity, mean intersection over union, or accuracy.
-    pub fn main(&self) -> (&'static str, f64) {
-        match self {
-            Quality::Text { perplexity } => ("perplexity", *perplexity),
-            Quality::Segmentation { miou, .. } => ("mean IoU", *miou),
-            Quality::Classification { accuracy } => ("accuracy", *accuracy),
-        }
-    }
-
-    /// The share of right predictions, for pictures.
-    pub fn accuracy(&self) -> Option<f64> {
-        match self {
-            Quality::Text { .. } => None,
-            Quality::Segmentation { accuracy, .. } | Quality::Classification { accuracy } => {
-                Some(*accuracy)
-            }
-        }
-    }
-
-    /// The mean intersection over union, for segmentation.
-    pub fn miou(&self) -> Option<f64> {
-        match self {
-            Quality::Segmentation { miou, .. } => Some(*miou),
-            Quality::Text { .. } | Quality::Classification { .. } => None,
-        }
-    }
+pub struct ChangeRecord {
+    /// The steps made before.
+    pub step: usize,
+    /// The field of the recipe, by its path in JSON.
+    pub field: String,
+    /// Its value before.
+    pub from: serde_json::Value,
+    /// Its value from here on.
+    pub to: serde_json::Value,
 }
 
 /// A line of `metrics.jsonl`.
@@ -195,6 +159,8 @@ pub enum Record {
     Step(StepRecord),
     /// An evaluation.
     Eval(EvalRecord),
+    /// A field of the recipe that a resumed run changed.
+    Change(ChangeRecord),
 }
 
 impl Record {
@@ -202,7 +168,15 @@ impl Record {
     pub fn as_step(&self) -> Option<&StepRecord> {
         match self {
             Record::Step(step) => Some(step),
-            Record::Eval(_) => None,
+            _ => None,
+        }
+    }
+
+    /// The evaluation, if it is one.
+    pub fn as_eval(&self) -> Option<&EvalRecord> {
+        match self {
+            Record::Eval(eval) => Some(eval),
+            _ => None,
         }
     }
 
@@ -210,6 +184,7 @@ impl Record {
         match self {
             Record::Step(record) => record.step,
             Record::Eval(record) => record.step,
+            Record::Change(record) => record.step,
         }
     }
 }
@@ -273,7 +248,7 @@ fn line(record: &Record) -> String {
 ///
 /// # Errors
 ///
-/// [`TrainError::Io`] if the file cannot be read, [`TrainError::Malformed`] for a broken line before the last.
+/// [`TrainError::Io`] if the file cannot be read, [`RunError::Malformed`] for a broken line before the last.
 pub fn read_records(path: &Path) -> Result<Vec<Record>, TrainError> {
     let bytes = files::read(path)?;
     let text = String::from_utf8_lossy(&bytes);
@@ -291,15 +266,86 @@ fn parse<'a>(path: &Path, text: &'a str) -> Result<Vec<(&'a str, Record)>, Train
             Ok(record) => records.push((*json, record)),
             Err(_) if index + 1 == lines.len() && !whole => break,
             Err(error) => {
-                return Err(TrainError::Malformed {
+                return Err(RunError::Malformed {
                     path: path.to_owned(),
                     what: "log of a run",
                     reason: format!("line {}: {error}", index + 1),
-                });
+                }
+                .into());
             }
         }
     }
     Ok(records)
+}
+
+/// Floats that JSON has no number for, as the strings `NaN`, `inf` and `-inf`: a diverged run is
+/// logged as what it is.
+pub(crate) mod any_float {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+    use serde_json::Value;
+
+    /// One float, or several.
+    pub(crate) trait Floats: Sized {
+        fn to_value(&self) -> Value;
+        fn from_value(value: Value) -> Option<Self>;
+    }
+
+    impl Floats for f64 {
+        fn to_value(&self) -> Value {
+            match self.is_finite() {
+                true => Value::from(*self),
+                false => Value::from(self.to_string()),
+            }
+        }
+
+        fn from_value(value: Value) -> Option<Self> {
+            match value {
+                Value::String(text) => text.parse().ok(),
+                other => other.as_f64(),
+            }
+        }
+    }
+
+    impl Floats for Option<f64> {
+        fn to_value(&self) -> Value {
+            self.as_ref().map_or(Value::Null, f64::to_value)
+        }
+
+        fn from_value(value: Value) -> Option<Self> {
+            match value {
+                Value::Null => Some(None),
+                other => f64::from_value(other).map(Some),
+            }
+        }
+    }
+
+    impl Floats for Vec<f64> {
+        fn to_value(&self) -> Value {
+            self.iter().map(f64::to_value).collect()
+        }
+
+        fn from_value(value: Value) -> Option<Self> {
+            match value {
+                Value::Array(values) => values.into_iter().map(f64::from_value).collect(),
+                _ => None,
+            }
+        }
+    }
+
+    pub(crate) fn serialize<T: Floats, S: Serializer>(
+        floats: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        floats.to_value().serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, T: Floats, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<T, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let text = value.to_string();
+        T::from_value(value).ok_or_else(|| D::Error::custom(format!("{text} is not a number")))
+    }
 }
 
 #[cfg(test)]
@@ -312,7 +358,7 @@ mod tests {
             phase: Phase::Equilibrium,
             loss: 1.5,
             targets: 8,
-            accuracy: None,
+            quality: None,
             forward_nfe: 7,
             forward: Some(SolveRecord::default()),
             backward: None,
@@ -346,35 +392,32 @@ mod tests {
     }
 
     #[test]
-    fn evaluations_keep_their_measure_and_old_names_are_read() {
-        let text = r#"{"event":"eval","step":3,"split":"valid","loss":1.5,"perplexity":4.5,"tokens":7,"segments":2,"nfe_per_segment":9.5,
-            "status":{"converged":1,"max_steps":0,"stalled":0,"diverged":0,"non_finite":0,"breakdown":0},"seconds":0.1}"#;
-        let Record::Eval(eval) = serde_json::from_str(text).unwrap() else {
+    fn records_keep_every_number_whatever_it_is() {
+        let mut record = EvalRecord {
+            step: 3,
+            split: "valid".to_owned(),
+            loss: f64::INFINITY,
+            quality: Quality::new(crate::Measure::share("accuracy"), 0.1 + 0.2),
+            targets: 7,
+            batches: 2,
+            nfe_per_solve: 9.5,
+            steps: Some(f64::NEG_INFINITY),
+            residual: None,
+            status: StatusCounts::default(),
+            spectral_radius: Some(0.7),
+            residual_by_step: vec![1.0, f64::INFINITY],
+            seconds: 0.1,
+        };
+        let again = |record: &EvalRecord| {
+            let record = Record::Eval(record.clone());
+            serde_json::from_str::<Record>(&line(&record)).unwrap()
+        };
+        assert_eq!(again(&record), Record::Eval(record.clone()));
+        record.loss = f64::NAN;
+        let Record::Eval(back) = again(&record) else {
             panic!("an evaluation");
         };
-        assert_eq!((eval.targets, eval.batches), (7, 2));
-        for quality in [
-            Quality::Text {
-                perplexity: 0.1 + 0.2,
-            },
-            Quality::Classification {
-                accuracy: 0.1 + 0.2,
-            },
-            Quality::Segmentation {
-                miou: 0.25,
-                accuracy: 0.75,
-                iou: vec![Some(0.25), None],
-            },
-        ] {
-            let record = Record::Eval(EvalRecord {
-                quality,
-                ..eval.clone()
-            });
-            assert_eq!(
-                serde_json::from_str::<Record>(&line(&record)).unwrap(),
-                record
-            );
-        }
+        assert!(back.loss.is_nan());
     }
 
     #[test]
