@@ -97,26 +97,22 @@ mod tests {
         let penalty = JacobianPenaltyConfig::new()
             .with_weight(0.5)
             .with_frequency(0.35);
+        let task = TextTask {
+            data: DataSource::Builtin,
+            level: Level::Byte,
+            tokenizer: None,
+            vocabulary: None,
+            fingerprint: None,
+            segment: 64,
+            model: DeqTransformerLmConfig::new(1, 96, 4, 384)
+                .with_mem_len(64)
+                .with_dropout(0.05),
+        };
         let expected = Recipe {
-            format: crate::recipe::FORMAT,
-            kind: "text".to_owned(),
             preset: "tiny".to_owned(),
-            task: TextTask {
-                data: DataSource::Builtin,
-                level: Level::Byte,
-                tokenizer: None,
-                vocabulary: None,
-                fingerprint: None,
-                segment: 64,
-                model: DeqTransformerLmConfig::new(1, 96, 4, 384)
-                    .with_mem_len(64)
-                    .with_dropout(0.05),
-            },
             network: Network::Equilibrium,
             deq,
             penalty: Some(penalty),
-            batch: 16,
-            steps: 400,
             rounds: 8,
             pretrain_steps: 80,
             pretrain_depth: 2,
@@ -127,6 +123,7 @@ mod tests {
             clip: Some(0.25),
             valid_batches: Some(20),
             seed: 1,
+            ..Recipe::new(task, 16, 400)
         };
         assert_eq!(tiny, expected);
         let expected = Recipe {

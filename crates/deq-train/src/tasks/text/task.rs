@@ -106,6 +106,10 @@ impl Task for TextTask {
         Ok(model.validate()?)
     }
 
+    fn place(&self) -> String {
+        self.data.to_string()
+    }
+
     fn presets() -> &'static [Preset] {
         &PRESETS
     }
