@@ -3,7 +3,7 @@
 use super::{FORMAT, Recipe};
 use crate::error::{RecipeError, RunError, TrainError};
 use crate::task::Task;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// The recipe in a JSON value that was read from `path`.
@@ -144,16 +144,22 @@ pub(super) fn set<T: Task>(
     parse(document, Path::new(path))
 }
 
-/// `changes` laid over `base`: objects are merged field by field, anything else is replaced.
+/// `changes` laid over `base`: objects are merged field by field, anything else is replaced. So is
+/// the variant of an enum, an object with one field, by another variant.
 pub(crate) fn merge(base: &mut Value, changes: Value) {
     match (base, changes) {
-        (Value::Object(base), Value::Object(changes)) => {
+        (Value::Object(base), Value::Object(changes)) if !other_variant(base, &changes) => {
             for (key, value) in changes {
                 merge(base.entry(key).or_insert(Value::Null), value);
             }
         }
         (base, changes) => *base = changes,
     }
+}
+
+fn other_variant(before: &Map<String, Value>, after: &Map<String, Value>) -> bool {
+    let single = before.len() == 1 && after.len() == 1;
+    single && before.keys().ne(after.keys())
 }
 
 /// Every field in which two documents differ: its path, its value before and after.
@@ -217,5 +223,14 @@ mod tests {
         let differences = differences(&before, &base);
         let paths: Vec<&str> = differences.iter().map(|(path, ..)| path.as_str()).collect();
         assert_eq!(paths, ["a.c", "a.e", "d"]);
+    }
+
+    #[test]
+    fn another_variant_of_an_enum_replaces_the_one_before() {
+        let mut base = json!({"model": {"classifier": {"classes": 2, "width": 8}}});
+        merge(&mut base, json!({"model": {"classifier": {"classes": 3}}}));
+        assert_eq!(base["model"], json!({"classifier": {"classes": 3, "width": 8}}));
+        merge(&mut base, json!({"model": {"segmenter": {"classes": 4}}}));
+        assert_eq!(base["model"], json!({"segmenter": {"classes": 4}}));
     }
 }
