@@ -37,7 +37,7 @@ pub struct PredictOptions {
     /// The most steps of a solve instead of the recipe's.
     pub max_steps: Option<usize>,
     /// The folder of overlays. Default: beside each image, as `NAME.classes.png`.
-    pub out: Option<PathBuf>,
+    pub overlays: Option<PathBuf>,
 }
 
 /// The classes named for an image.
@@ -58,7 +58,7 @@ pub fn predict(
     on_image: &mut dyn FnMut(&Path, Result<Prediction, TrainError>),
 ) -> Result<(), TrainError> {
     let trained = Trained::<ImagesTask>::open(run, &options.device, options.max_steps)?;
-    let overlays = match (trained.recipe.task.model.task(), &options.out) {
+    let overlays = match (trained.recipe.task.model.task(), &options.overlays) {
         (VisionTask::Segmentation, out) => overlay_paths(images, out.as_deref())?,
         (VisionTask::Classification, None) => Vec::new(),
         (VisionTask::Classification, Some(_)) => {
@@ -68,7 +68,7 @@ pub fn predict(
             .into());
         }
     };
-    if let Some(out) = &options.out {
+    if let Some(out) = &options.overlays {
         crate::files::create_folder(out)?;
     }
     for (index, path) in images.iter().enumerate() {
