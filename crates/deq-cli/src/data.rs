@@ -1,14 +1,57 @@
 //! `deq data`, and how the reading of a text is shown.
 
-use crate::args::{DataCommand, DataInfoArgs};
 use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
 use deq_data::{
     Arrangement, CachePlace, CachedText, Corpus, CorpusEvent, CorpusReader, Level, TextSurvey,
     Vocabulary, survey,
 };
-use deq_train::lm::DataListener;
+use deq_train::OnProgress;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+#[derive(Subcommand)]
+pub(crate) enum DataCommand {
+    /// Download WikiText-2 or WikiText-103 and check it.
+    #[cfg(feature = "fetch")]
+    Fetch(DataFetchArgs),
+    /// Say what a text is: files, splits, tokens, vocabulary, token files.
+    Info(DataInfoArgs),
+    /// Read a text and its token files in full and compare them with their checksums.
+    Verify {
+        /// Folder of text files, or one text file.
+        path: PathBuf,
+    },
+}
+
+#[cfg(feature = "fetch")]
+#[derive(Args)]
+pub(crate) struct DataFetchArgs {
+    /// wikitext-2 (4.5 MB) or wikitext-103 (190 MB).
+    name: String,
+    /// Address of the folder that holds the archive. Default: that of the author of WikiText.
+    #[arg(long, value_name = "URL", env = "DEQ_MIRROR")]
+    mirror: Option<String>,
+    /// Folder for the text. Default: data/NAME.
+    #[arg(long, value_name = "FOLDER")]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct DataInfoArgs {
+    /// Folder of text files, or one text file.
+    path: PathBuf,
+    /// What a token is: byte, word or tokenizer (the tokenizer.json in the folder).
+    #[arg(long, default_value = "word")]
+    level: Level,
+    /// Read the text by this tokenizer.json.
+    #[arg(long, value_name = "FILE", conflicts_with = "level")]
+    tokenizer: Option<PathBuf>,
+    /// Keep the ids in a token file, so that training begins at once.
+    #[arg(long)]
+    keep: bool,
+}
 
 pub(crate) fn run(what: &DataCommand) -> Result<()> {
     match what {
@@ -20,7 +63,7 @@ pub(crate) fn run(what: &DataCommand) -> Result<()> {
 }
 
 #[cfg(feature = "fetch")]
-fn fetch(args: &crate::args::DataFetchArgs) -> Result<()> {
+fn fetch(args: &DataFetchArgs) -> Result<()> {
     use deq_data::{FetchEvent, RemoteText};
 
     let text = RemoteText::named(&args.name)?;
@@ -181,7 +224,7 @@ fn bytes_bar() -> Result<ProgressBar> {
 }
 
 /// Shows the reading of a text on standard error.
-pub(crate) struct Listener {
+struct Listener {
     bar: ProgressBar,
 }
 
@@ -220,10 +263,19 @@ impl Listener {
     }
 }
 
-/// A [`Listener`] for training.
-pub(crate) fn data_listener() -> Result<DataListener> {
-    let listener = Listener::new()?;
-    Ok(DataListener::new(move |event| listener.hear(event)))
+/// Shows what training says while it reads large data.
+pub(crate) fn progress() -> OnProgress {
+    let line = ProgressBar::new_spinner();
+    Arc::new(move |sentence| {
+        line.set_message(sentence.to_owned());
+        line.tick();
+        if sentence.ends_with("100 %") || !sentence.ends_with('%') {
+            line.finish_and_clear();
+        }
+        if !sentence.ends_with('%') {
+            eprintln!("{sentence}");
+        }
+    })
 }
 
 #[cfg(test)]

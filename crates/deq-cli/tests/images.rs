@@ -57,9 +57,9 @@ const SMALL: [&str; 16] = [
     "cifar10:cifar",
     "--batch",
     "4",
-    "--steps-per-epoch",
-    "3",
-    "--epochs",
+    "--steps",
+    "6",
+    "--rounds",
     "2",
     "--pretrain",
     "2",
@@ -85,9 +85,9 @@ fn a_run_is_trained_interrupted_measured_and_used() {
     let folder = folder_of_cifar();
     let path = folder.path();
     let whole = run(path, &[&SMALL[..], &["whole"]].concat());
-    assert!(whole.contains("held-out accuracy:") && whole.contains("spectral radius:"));
+    assert!(whole.contains("valid accuracy:") && whole.contains("spectral radius:"));
     let report = std::fs::read_to_string(path.join("whole/report.html")).unwrap();
-    assert!(report.contains("Share of right predictions") && report.contains("data:image/png"));
+    assert!(report.contains("Quality") && report.contains("data:image/png"));
     let pictures = std::fs::read_to_string(path.join("whole/predictions.svg")).unwrap();
     assert_eq!(pictures.matches("<image").count(), 12);
 
@@ -98,7 +98,7 @@ fn a_run_is_trained_interrupted_measured_and_used() {
         .spawn()
         .unwrap();
     let started = Instant::now();
-    while !path.join("killed/checkpoints/round-0001").is_dir() {
+    while !path.join("killed/checkpoints/step-0000003").is_dir() {
         assert!(
             started.elapsed() < Duration::from_secs(300),
             "no checkpoint"
@@ -125,12 +125,12 @@ fn a_run_is_trained_interrupted_measured_and_used() {
     let json: serde_json::Value =
         serde_json::from_str(&run(path, &["eval", "whole", "--json"])).unwrap();
     let last = &found[found.len() - 1];
-    assert_eq!(json["eval"]["accuracy"], last["accuracy"]);
+    assert_eq!(json["eval"]["quality"], last["quality"]);
     assert_eq!(json["eval"]["targets"], 12);
     let measured = json["eval"].clone();
     let table = run(path, &["eval", "whole", "--max-steps", "1,6"]);
     assert!(
-        table.contains("evaluations") && table.contains("accuracy"),
+        table.contains("solver steps") && table.contains("accuracy"),
         "{table}"
     );
     assert!(path.join("whole/evaluation.html").is_file());
@@ -155,7 +155,7 @@ fn a_run_is_trained_interrupted_measured_and_used() {
     std::fs::write(path.join("text.png"), "no picture").unwrap();
     let message = error(path, &["predict", "whole", "text.png"]);
     assert!(message.contains("text.png cannot be used"), "{message}");
-    let message = error(path, &["predict", "whole", "red.png", "--out", "painted"]);
+    let message = error(path, &["predict", "whole", "red.png", "--overlays", "painted"]);
     assert!(message.contains("makes no overlays"), "{message}");
     weights_come_and_go(path, &measured);
 }
@@ -184,7 +184,7 @@ fn weights_come_and_go(path: &Path, eval: &serde_json::Value) {
     assert_eq!(bytes("mdeq.safetensors"), bytes("again.safetensors"));
     let json: serde_json::Value =
         serde_json::from_str(&run(path, &["eval", "imported", "--json"])).unwrap();
-    assert_eq!(json["eval"]["accuracy"], eval["accuracy"]);
+    assert_eq!(json["eval"]["quality"], eval["quality"]);
     // In batches of another size, so that means are added in another order.
     let loss = |eval: &serde_json::Value| eval["loss"].as_f64().unwrap();
     assert!((loss(&json["eval"]) - loss(eval)).abs() < 1e-5);
@@ -256,9 +256,9 @@ fn pixels_are_classified_too() {
             "segmentation:scenes",
             "--batch",
             "2",
-            "--epochs",
+            "--rounds",
             "1",
-            "--steps-per-epoch",
+            "--steps",
             "2",
             "--pretrain",
             "1",
@@ -267,7 +267,7 @@ fn pixels_are_classified_too() {
             "seg",
         ],
     );
-    for expected in ["held-out mean IoU:", "right pixels:", "  a ", "  c "] {
+    for expected in ["valid mean IoU:", "right pixels:", "  a:", "  c:"] {
         assert!(text.contains(expected), "{text}");
     }
     std::fs::write(path.join("text.png"), "no picture").unwrap();
@@ -275,11 +275,11 @@ fn pixels_are_classified_too() {
     // One broken file does not keep the others from being predicted.
     let message = error(
         path,
-        &[&["predict", "seg"], &pictures[..], &["--out", "painted"]].concat(),
+        &[&["predict", "seg"], &pictures[..], &["--overlays", "painted"]].concat(),
     );
     assert!(
         message.contains("text.png cannot be used")
-            && message.contains("1 of 2 pictures could not be predicted"),
+            && message.contains("1 of 2 images could not be predicted"),
         "{message}"
     );
     let painted = Picture::open(&path.join("painted/1.classes.png")).unwrap();
@@ -295,14 +295,16 @@ fn the_penalty_is_compared_at_every_budget() {
         "jacreg-vision",
         "--data",
         "cifar10:cifar",
-        "--epochs",
+        "--rounds",
         "1",
-        "--steps-per-epoch",
+        "--steps",
         "2",
         "--pretrain",
         "1",
         "--penalty-frequency",
         "1",
+        "--weights",
+        "0,1",
         "--budgets",
         "1,4",
     ];
@@ -312,9 +314,9 @@ fn the_penalty_is_compared_at_every_budget() {
         text.contains("accuracy with") && text.contains("gamma 1 "),
         "{text}"
     );
-    let json = std::fs::read(path.join("runs/jacreg-vision/result.json")).unwrap();
+    let json = std::fs::read(path.join("runs/jacreg-images/result.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    assert_eq!(json["measure"], "accuracy");
+    assert_eq!(json["measure"]["share"], "accuracy");
     assert_eq!(json["variants"][1]["quality"].as_array().unwrap().len(), 2);
 }
 
@@ -331,18 +333,18 @@ fn training_for_a_time_chooses_its_steps_and_goes_on_with_them() {
         "4",
         "--minutes",
         "0.02",
-        "--valid-pictures",
-        "4",
+        "--valid-batches",
+        "1",
         "--plain",
         "--run",
         "timed",
     ];
     let first = run(path, &timed);
-    assert!(first.contains("held-out accuracy:"), "{first}");
+    assert!(first.contains("valid accuracy:"), "{first}");
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(path.join("timed/config.json")).unwrap()).unwrap();
     let number = |name: &str| config[name].as_u64().unwrap();
-    let steps = number("epochs") * number("steps_per_epoch");
+    let steps = number("steps");
     assert!(number("pretrain_steps") < steps);
     let found = records(&path.join("timed"));
     // What a run was made with makes it again.
@@ -356,9 +358,9 @@ fn training_for_a_time_chooses_its_steps_and_goes_on_with_them() {
     assert_eq!(losses("again"), losses("timed"));
     let mut changed = config.clone();
     changed["pretrain_steps"] = 1.into();
-    changed["pretrain_penalty"] = 0.5.into();
+    changed["penalty"]["pretrain_weight"] = 0.5.into();
     changed["penalty"]["frequency"] = 1.0.into();
-    (changed["epochs"], changed["steps_per_epoch"]) = (1.into(), 2.into());
+    (changed["rounds"], changed["steps"], changed["warmup_steps"]) = (1.into(), 2.into(), 0.into());
     std::fs::write(path.join("changed.json"), changed.to_string()).unwrap();
     let changed = [
         "train",
@@ -374,7 +376,7 @@ fn training_for_a_time_chooses_its_steps_and_goes_on_with_them() {
     assert_eq!(penalised(0), (&"unrolled".into(), &0.5.into()));
     assert_eq!(penalised(1), (&"equilibrium".into(), &1.0.into()));
     let evals = || found.iter().filter(|record| record["event"] == "eval");
-    assert_eq!(found.len() as u64, steps + number("epochs"));
+    assert_eq!(found.len() as u64, steps + number("rounds"));
     // Of the 12 held-out pictures, one batch after each round.
     assert!(evals().all(|eval| eval["targets"] == 4));
     run(path, &[&timed[..], &["--resume"]].concat());
@@ -390,31 +392,29 @@ fn training_for_a_time_chooses_its_steps_and_goes_on_with_them() {
 fn a_resnet_of_equal_size_is_trained_by_the_same_command() {
     let folder = folder_of_cifar();
     let path = folder.path();
-    let network = |model: &str| -> serde_json::Value {
+    let network = |more: &[&str]| -> serde_json::Value {
         let arguments = [
             "train",
             "mdeq",
-            "--model",
-            model,
             "--data",
             "cifar10:cifar",
-            "--epochs",
+            "--rounds",
             "1",
-            "--steps-per-epoch",
+            "--steps",
             "1",
             "--json",
         ];
-        serde_json::from_str(&run(path, &arguments)).unwrap()
+        serde_json::from_str(&run(path, &[&arguments, more].concat())).unwrap()
     };
-    let (mdeq, resnet) = (network("mdeq"), network("resnet"));
+    let (mdeq, resnet) = (network(&[]), network(&["--layers", "18"]));
     let parameters = |summary: &serde_json::Value| summary["parameters"].as_f64().unwrap();
     let ratio = parameters(&resnet) / parameters(&mdeq);
     // A ResNet grows by steps, since its width is a whole number.
     assert!((0.8..1.25).contains(&ratio), "{ratio}");
     assert!(resnet["eval"].get("steps").is_none());
-    let message = error(path, &["eval", "runs/mdeq-resnet-mini", "--max-steps", "4"]);
+    let message = error(path, &["eval", "runs/mdeq-mini-cifar10-layers-18", "--max-steps", "4"]);
     assert!(message.contains("without an equilibrium"), "{message}");
-    assert!(path.join("runs/mdeq-mini").is_dir() && path.join("runs/mdeq-resnet-mini").is_dir());
+    assert!(path.join("runs/mdeq-mini-cifar10").is_dir() && path.join("runs/mdeq-mini-cifar10-layers-18").is_dir());
 }
 
 #[test]
@@ -430,21 +430,21 @@ fn what_makes_no_sense_is_refused_in_one_sentence() {
             &["--preset", "cifar10-tiny", "--data", "shapes-segmentation"],
             "does not fit the data",
         ),
-        (&["--model", "resnet", "--penalty", "1"], "no equilibrium"),
+        (&["--layers", "18", "--penalty", "1"], "no equilibrium"),
         (
-            &["--model", "resnet", "--data", "shapes-segmentation"],
-            "a ResNet or a classifier takes classified pictures",
+            &["--layers", "18", "--data", "shapes-segmentation"],
+            "has no network",
         ),
         (&["--recipe", "nowhere.json"], "cannot read nowhere.json"),
         (
             &["--data", "shapes-segmentation", "--solver-steps", "10"],
-            "controller.target is 14, but must be below the steps",
+            "target is 14, but must be below",
         ),
         (&["--lr", "-1"], "learning_rate is -1"),
         (&["--penalty", "0", "--hold-steps", "5"], "needs a penalty"),
         (
             &["--data", "cifar10:cifar", "--batch", "33"],
-            "at most the number of training pictures",
+            "at most the number of training images",
         ),
     ] {
         let message = train(arguments);
@@ -455,9 +455,11 @@ fn what_makes_no_sense_is_refused_in_one_sentence() {
         &[
             "reproduce",
             "jacreg-vision",
-            "--epochs",
+            "--rounds",
             "1",
-            "--steps-per-epoch",
+            "--steps",
+            "2",
+            "--pretrain",
             "2",
         ],
     );
