@@ -273,7 +273,7 @@ pub(crate) fn progress() -> OnProgress {
             line.finish_and_clear();
         }
         if !sentence.ends_with('%') {
-            eprintln!("{sentence}");
+            crate::print::note(sentence);
         }
     })
 }

@@ -9,6 +9,7 @@ mod predict;
 mod print;
 mod recipe;
 mod reproduce;
+mod signals;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -77,10 +78,10 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            print::note(format_args!("error: {error:#}"));
             match error.downcast_ref::<deq_train::TrainError>() {
                 Some(deq_train::TrainError::Stopped(Stopped::Interrupted { .. })) => {
-                    ExitCode::from(130)
+                    ExitCode::from(signals::exit_code())
                 }
                 _ => ExitCode::from(2),
             }
@@ -88,13 +89,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Ends the program without a word when what it prints is no longer read, as by
-/// `deq eval RUN | head -1`: printing panics then.
+/// Ends the program without a word when what it prints can no longer be written, as by
+/// `deq eval RUN | head -1` or on a closed terminal: printing panics then. Training prints its
+/// summary last, when everything is on disk.
 fn end_when_nobody_reads() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let message = panic.payload_as_str().unwrap_or_default();
-        if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
+        if message.starts_with("failed printing to") {
             std::process::exit(0);
         }
         report(panic);

@@ -5,12 +5,18 @@ use deq_train::{BudgetTable, Summary, clock, number, status_text};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::fmt::Display;
+use std::io::Write;
 use std::time::Duration;
 
 /// A value as JSON on standard output.
 pub(crate) fn json(value: &impl Serialize) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
+}
+
+/// A line on standard error, which nobody need read.
+pub(crate) fn note(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// A name and a value in two columns.

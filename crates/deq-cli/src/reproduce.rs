@@ -226,7 +226,7 @@ fn compare_weights<T: Task>(
         budgets: args.budgets.clone(),
         device: args.device.clone(),
     };
-    let result = compare(&options, &mut |what| eprintln!("== {what}"))?;
+    let result = compare(&options, &mut |what| print::note(format_args!("== {what}")))?;
     if args.json {
         return print::json(&result);
     }
@@ -267,7 +267,7 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
             peak: || crate::HEAP.peak_usage(),
         }),
     };
-    let result = compare_networks(&options, &mut |what| eprintln!("== {what}"))?;
+    let result = compare_networks(&options, &mut |what| print::note(format_args!("== {what}")))?;
     if args.json {
         return print::json(&result);
     }

@@ -28,16 +28,18 @@ fn run_task<T: Task>(
         start,
         plain: args.plain || args.json,
         workers: args.workers,
+        stop: Some(crate::signals::stop_flag()?),
         progress: Some(crate::data::progress()),
         ..TrainOptions::new(&args.device, run.clone())
     };
     if let Some(minutes) = args.minutes {
         if !args.resume {
-            eprintln!("a few steps, to choose how many fit into {minutes} minutes:");
+            let text = format!("a few steps, to choose how many fit into {minutes} minutes:");
+            print::note(text);
         }
         let resumed = args.resume.then_some(&*run);
         train_for(&mut recipe, minutes, &args.device, resumed)?;
-        eprintln!("training for {} steps", recipe.steps);
+        print::note(format_args!("training for {} steps", recipe.steps));
     }
     let result = train(recipe, &options);
     let summary = match result {

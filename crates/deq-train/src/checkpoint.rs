@@ -6,7 +6,7 @@
 //! when the last one has come. The schedule of the learning rate follows from recipe and step.
 
 use crate::error::{RunError, TrainError};
-use crate::files;
+use crate::files::{self, FileSum};
 use burn::optim::lr_scheduler::LrSchedulerRecord;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::tensor::Bytes;
@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use xxhash_rust::xxh3::xxh3_64;
 
 const MODEL: &str = "model.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
@@ -25,41 +24,68 @@ const MEMORY: &str = "memory.safetensors";
 const MANIFEST: &str = "manifest.json";
 
 /// Where a run stood when the checkpoint was taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Position {
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Position {
     /// Training steps made.
-    pub step: usize,
+    pub(crate) step: usize,
+    /// Whether the evaluation was made that comes after them if they end a round.
+    pub(crate) evaluated: bool,
     /// Training time in seconds, over all sessions.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// What the policy of the Jacobian penalty has come to, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub penalty: Option<PenaltyState>,
+    pub(crate) penalty: Option<PenaltyState>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Manifest {
-    position: Position,
-    files: BTreeMap<String, FileSum>,
-}
-
-#[derive(Debug, Serialize, Deserialize, PartialEq)]
-struct FileSum {
-    bytes: u64,
-    xxh3: String,
-}
-
-impl FileSum {
-    fn of(bytes: &[u8]) -> Self {
+impl Default for Position {
+    /// Before the first step.
+    fn default() -> Self {
         Self {
-            bytes: bytes.len() as u64,
-            xxh3: format!("{:016x}", xxh3_64(bytes)),
+            step: 0,
+            evaluated: true,
+            seconds: 0.0,
+            penalty: None,
         }
     }
 }
 
+/// The other files of a run when the checkpoint was taken, so that a resumed run knows them again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunSums {
+    /// The log up to there.
+    pub(crate) log: FileSum,
+    /// The recipe; two while it is being changed.
+    pub(crate) recipe: Vec<FileSum>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Manifest {
+    position: Position,
+    files: BTreeMap<String, FileSum>,
+    run: RunSums,
+    /// Of the manifest with an empty one.
+    checksum: FileSum,
+}
+
+impl Manifest {
+    /// The manifest with its own checksum.
+    fn sealed(mut self, path: &Path) -> Result<Self, TrainError> {
+        self.checksum = FileSum::default();
+        self.checksum = FileSum::of(&files::json_bytes(path, &self)?);
+        Ok(self)
+    }
+}
+
+/// A checkpoint whose checksums have been compared.
+pub(crate) struct Verified {
+    pub(crate) folder: PathBuf,
+    pub(crate) position: Position,
+    pub(crate) run: RunSums,
+}
+
 /// The checkpoints of one run.
 #[derive(Clone, Debug)]
-pub struct CheckpointStore {
+pub(crate) struct CheckpointStore {
     folder: PathBuf,
     keep: usize,
     pending: Arc<Mutex<Pending>>,
@@ -68,6 +94,7 @@ pub struct CheckpointStore {
 #[derive(Debug, Default)]
 struct Pending {
     position: Position,
+    run: RunSums,
     parts: BTreeMap<&'static str, Vec<u8>>,
 }
 
@@ -77,7 +104,7 @@ impl CheckpointStore {
     /// # Errors
     ///
     /// [`TrainError::Io`] if the folder cannot be created.
-    pub fn open(folder: &Path, keep: usize) -> Result<Self, TrainError> {
+    pub(crate) fn open(folder: &Path, keep: usize) -> Result<Self, TrainError> {
         files::create_folder(folder)?;
         Ok(Self {
             folder: folder.to_owned(),
@@ -91,7 +118,7 @@ impl CheckpointStore {
     /// # Errors
     ///
     /// [`TrainError::Io`] if something cannot be removed.
-    pub fn clear_partial(&self) -> Result<(), TrainError> {
+    pub(crate) fn clear_partial(&self) -> Result<(), TrainError> {
         for name in self.names()? {
             if name.starts_with('.') {
                 self.remove(&name)?;
@@ -100,10 +127,11 @@ impl CheckpointStore {
         Ok(())
     }
 
-    /// Begins a checkpoint: the position and the carried memory. It is complete once burn-train has saved its records.
-    pub fn begin(&self, position: Position, memory: Vec<u8>) {
+    /// Begins a checkpoint: the position, the carried memory, the other files of the run. It is
+    /// complete once burn-train has saved its records.
+    pub(crate) fn begin(&self, position: Position, memory: Vec<u8>, run: RunSums) {
         let mut pending = self.lock();
-        pending.position = position;
+        (pending.position, pending.run) = (position, run);
         pending.parts = BTreeMap::from([(MEMORY, memory)]);
     }
 
@@ -112,14 +140,17 @@ impl CheckpointStore {
     /// # Errors
     ///
     /// [`RunError::CorruptCheckpoint`] if a file is missing or altered.
-    pub fn newest(&self) -> Result<Option<(PathBuf, Position)>, TrainError> {
+    pub(crate) fn newest(&self) -> Result<Option<Verified>, TrainError> {
         let newest = self.steps()?.into_iter().max();
-        let Some(step) = newest else {
-            return Ok(None);
-        };
-        let folder = self.folder_of(step);
-        let position = verify(&folder)?;
-        Ok(Some((folder, position)))
+        newest.map(|step| verify(&self.folder_of(step))).transpose()
+    }
+
+    /// Lets the newest checkpoint belong to another recipe too.
+    pub(crate) fn add_recipe(&self, newest: &Verified, recipe: FileSum) -> Result<(), TrainError> {
+        let path = newest.folder.join(MANIFEST);
+        let mut manifest: Manifest = files::read_json(&path, "manifest")?;
+        manifest.run.recipe.push(recipe);
+        files::write_json(&path, &manifest.sealed(&path)?)
     }
 
     /// Saves and loads the model.
@@ -165,9 +196,10 @@ impl CheckpointStore {
     /// # Errors
     ///
     /// [`TrainError::Io`] if something cannot be written.
-    pub(crate) fn write_model(&self, position: Position, model: Vec<u8>) -> Result<(), TrainError> {
+    pub(crate) fn write_model(&self, model: Vec<u8>, run: RunSums) -> Result<(), TrainError> {
         self.write(&Pending {
-            position,
+            position: Position::default(),
+            run,
             parts: BTreeMap::from([(MODEL, model)]),
         })
     }
@@ -179,15 +211,17 @@ impl CheckpointStore {
         for (name, bytes) in &complete.parts {
             files::write_whole(&partial.join(name), bytes)?;
         }
+        let parts = complete.parts.iter();
         let manifest = Manifest {
             position: complete.position,
-            files: complete
-                .parts
-                .iter()
+            files: parts
                 .map(|(name, bytes)| ((*name).to_owned(), FileSum::of(bytes)))
                 .collect(),
+            run: complete.run.clone(),
+            checksum: FileSum::default(),
         };
-        files::write_json(&partial.join(MANIFEST), &manifest)?;
+        let path = partial.join(MANIFEST);
+        files::write_json(&path, &manifest.sealed(&path)?)?;
         let place = self.folder_of(step);
         if place.exists() {
             self.remove(&folder_name(step))?;
@@ -235,13 +269,16 @@ fn folder_name(step: usize) -> String {
     format!("step-{step:07}")
 }
 
-fn verify(folder: &Path) -> Result<Position, TrainError> {
+fn verify(folder: &Path) -> Result<Verified, TrainError> {
     let corrupt = |reason: String| RunError::CorruptCheckpoint {
         path: folder.to_owned(),
         reason,
     };
     let manifest: Manifest = files::read_json(&folder.join(MANIFEST), "manifest")
         .map_err(|error| corrupt(chain(&error)))?;
+    if manifest.clone().sealed(folder)?.checksum != manifest.checksum {
+        return Err(corrupt(format!("{MANIFEST} does not match its checksum")).into());
+    }
     if !manifest.files.contains_key(MODEL) {
         return Err(corrupt(format!("{MODEL} is not in the manifest")).into());
     }
@@ -251,7 +288,11 @@ fn verify(folder: &Path) -> Result<Position, TrainError> {
             return Err(corrupt(format!("{name} does not match its checksum")).into());
         }
     }
-    Ok(manifest.position)
+    Ok(Verified {
+        folder: folder.to_owned(),
+        position: manifest.position,
+        run: manifest.run,
+    })
 }
 
 /// An error with its causes in one line.
@@ -304,8 +345,8 @@ impl<R: Checkpoint> Checkpointer<R> for CheckpointPart {
     fn restore(&self, _round: usize) -> Result<R, CheckpointerError> {
         let unknown = |error: TrainError| CheckpointerError::Unknown(chain(&error));
         let newest = self.store.newest().map_err(unknown)?;
-        let (folder, _) = newest.ok_or(CheckpointerError::Unknown("no checkpoint".to_owned()))?;
-        let bytes = std::fs::read(folder.join(self.name)).map_err(CheckpointerError::IOError)?;
+        let newest = newest.ok_or(CheckpointerError::Unknown("no checkpoint".to_owned()))?;
+        let bytes = std::fs::read(newest.folder.join(self.name)).map_err(CheckpointerError::IOError)?;
         R::checkpoint_from_bytes(Bytes::from_bytes_vec(bytes)).map_err(CheckpointerError::Record)
     }
 }
@@ -335,9 +376,9 @@ mod tests {
         let position = Position {
             step,
             seconds: 1.0,
-            penalty: None,
+            ..Position::default()
         };
-        store.begin(position, vec![9; 16]);
+        store.begin(position, vec![9; 16], RunSums::default());
         for name in [MODEL, OPTIMIZER] {
             store.put(name, vec![step as u8; 32]).unwrap();
         }
@@ -349,9 +390,9 @@ mod tests {
         let store = CheckpointStore::open(folder.path(), 2).unwrap();
         assert!(store.newest().unwrap().is_none());
         [10, 20, 30].into_iter().for_each(|step| save(&store, step));
-        let (path, position) = store.newest().unwrap().unwrap();
-        assert!(path.ends_with("step-0000030"));
-        assert_eq!(position.step, 30);
+        let newest = store.newest().unwrap().unwrap();
+        assert!(newest.folder.ends_with("step-0000030"));
+        assert_eq!(newest.position.step, 30);
         let mut steps = store.steps().unwrap();
         steps.sort_unstable();
         assert_eq!(steps, [20, 30]);
@@ -362,12 +403,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = CheckpointStore::open(folder.path(), 2).unwrap();
         save(&store, 1);
-        store.begin(Position::default(), vec![1]);
+        store.begin(Position::default(), vec![1], RunSums::default());
         store.put(MODEL, vec![1]).unwrap();
         // A process killed while writing leaves a hidden folder, which the next one clears.
         std::fs::create_dir(folder.path().join(".step-0000002")).unwrap();
         let store = CheckpointStore::open(folder.path(), 2).unwrap();
-        assert_eq!(store.newest().unwrap().unwrap().1.step, 1);
+        assert_eq!(store.newest().unwrap().unwrap().position.step, 1);
         store.clear_partial().unwrap();
         assert_eq!(store.names().unwrap(), ["step-0000001"]);
     }
@@ -379,7 +420,7 @@ mod tests {
         save(&store, 1);
         let model = folder.path().join("step-0000001").join("model.bpk");
         std::fs::write(&model, [1, 2, 3]).unwrap();
-        let message = store.newest().unwrap_err().to_string();
+        let message = store.newest().err().unwrap().to_string();
         assert!(
             message.contains("model.bpk does not match its checksum")
                 && message.contains("delete this folder"),
@@ -387,5 +428,20 @@ mod tests {
         );
         std::fs::remove_file(model).unwrap();
         assert!(store.newest().is_err());
+    }
+
+    #[test]
+    fn an_edited_manifest_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::open(folder.path(), 2).unwrap();
+        save(&store, 1);
+        let newest = store.newest().unwrap().unwrap();
+        store.add_recipe(&newest, FileSum::of(b"recipe")).unwrap();
+        assert_eq!(store.newest().unwrap().unwrap().run.recipe.len(), 1);
+        let path = newest.folder.join(MANIFEST);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("\"step\": 1", "\"step\": 2")).unwrap();
+        let message = store.newest().err().unwrap().to_string();
+        assert!(message.contains("manifest.json does not match"), "{message}");
     }
 }

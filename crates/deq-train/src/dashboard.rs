@@ -1,8 +1,16 @@
-//! What burn-train shows while a model trains: its dashboard's metrics, and plain lines where there is no terminal.
+//! What burn-train shows while a model trains: its dashboard's metrics, and plain lines where there
+//! is no terminal.
+
+#[cfg(feature = "dashboard")]
+mod terminal;
+
+#[cfg(feature = "dashboard")]
+pub use terminal::restore_terminal;
 
 use crate::measure::Measure;
 use crate::records::StepRecord;
 use burn::tensor::TensorReadError;
+use burn::train::Interrupter;
 use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
 use burn::train::metric::{
     Metric, MetricAttributes, MetricDefinition, MetricId, MetricMetadata, MetricName, Numeric,
@@ -12,8 +20,30 @@ use burn::train::renderer::{
     EvaluationName, MetricState, MetricsRenderer, MetricsRendererEvaluation,
     MetricsRendererTraining,
 };
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// burn-train's dashboard, where there is a terminal to show it on and nothing against it.
+#[cfg(feature = "dashboard")]
+pub(crate) fn renderer(
+    plain: bool,
+    interrupter: &Interrupter,
+    round: Option<usize>,
+) -> Option<Box<dyn MetricsRenderer>> {
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
+    (terminal && !plain).then(|| terminal::guarded(interrupter, round))
+}
+
+/// No dashboard is compiled in.
+#[cfg(not(feature = "dashboard"))]
+pub(crate) fn renderer(
+    _plain: bool,
+    _interrupter: &Interrupter,
+    _round: Option<usize>,
+) -> Option<Box<dyn MetricsRenderer>> {
+    None
+}
 
 /// A number of a step, averaged over a split.
 #[derive(Clone)]
@@ -275,7 +305,8 @@ impl LineRenderer {
         if let Some(left) = self.time_left() {
             line += &format!(" | {} left", clock(left));
         }
-        eprintln!("{line}");
+        // Nobody may be there to read it.
+        let _ = writeln!(std::io::stderr(), "{line}");
     }
 
     fn time_left(&self) -> Option<Duration> {

@@ -228,6 +228,23 @@ pub enum RunError {
         /// In what they differ.
         what: String,
     },
+    /// Another process trains in the folder.
+    #[error("{path} is being trained by another process: wait for it, or choose another folder")]
+    Busy {
+        /// The run.
+        path: PathBuf,
+    },
+    /// A file of the run is not what training has written.
+    #[error(
+        "{path} is not what training has written: {how}; \
+         restore it from a copy, or start a new run"
+    )]
+    Altered {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        how: &'static str,
+    },
     /// A checkpoint is damaged.
     #[error(
         "the checkpoint {path} is damaged ({reason}): \

@@ -11,6 +11,7 @@ use burn::train::InferenceStep;
 use deq_core::solvers::{SolverConfig, StatusCounts, StopConfig, TraceLevel};
 use deq_core::{EquilibriumCell, FrozenCell};
 use deq_jacreg::{SpectralRadiusConfig, spectral_radius};
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 /// The budget of the traced solve, which has no tolerance to stop at: twice what evaluation may
@@ -40,7 +41,8 @@ impl EvalPlan {
     }
 }
 
-/// Reads every batch of `loader` in order, carrying the memory, and hands each output to `on_item`.
+/// Reads every batch of `loader` in order, carrying the memory, and hands each output to `on_item`,
+/// until that says to stop: the record is `None` then.
 ///
 /// # Errors
 ///
@@ -50,8 +52,8 @@ pub(crate) fn evaluate<T: Task>(
     learner: &LearnerOf<T>,
     loader: &dyn DataLoader<InputOf<T>>,
     plan: &EvalPlan,
-    on_item: &mut dyn FnMut(OutputOf<T>, Progress),
-) -> Result<EvalRecord, TrainError> {
+    on_item: &mut dyn FnMut(OutputOf<T>, Progress) -> ControlFlow<()>,
+) -> Result<Option<EvalRecord>, TrainError> {
     let mut totals = Totals::new();
     let mut tally = TallyOf::<T>::default();
     let mut memory = MemoryOf::<T>::default();
@@ -79,7 +81,9 @@ pub(crate) fn evaluate<T: Task>(
             crate::Measure::Perplexity => None,
             _ => Some(quality.value),
         };
-        on_item(out, iterator.progress());
+        if on_item(out, iterator.progress()).is_break() {
+            return Ok(None);
+        }
     }
     if totals.targets == 0 {
         return Err(RunError::NothingToRead { split: plan.split }.into());
@@ -87,7 +91,7 @@ pub(crate) fn evaluate<T: Task>(
     let loss = totals.loss / totals.targets as f64;
     let solved = totals.status.total();
     let per_sample = |sum: f64| (solved > 0).then(|| sum / solved as f64);
-    Ok(EvalRecord {
+    Ok(Some(EvalRecord {
         step: plan.step,
         split: plan.split.to_owned(),
         loss,
@@ -101,7 +105,7 @@ pub(crate) fn evaluate<T: Task>(
         spectral_radius: probes.spectral_radius,
         residual_by_step: probes.residual_by_step,
         seconds: totals.started.elapsed().as_secs_f64(),
-    })
+    }))
 }
 
 /// Sums over the batches of an evaluation.

@@ -1,8 +1,31 @@
 //! Files that are written whole or not at all.
 
 use crate::error::{RunError, TrainError};
+use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::Path;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Length and checksum of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSum {
+    /// Its length.
+    pub bytes: u64,
+    /// The XXH3 of its content, in hexadecimal digits.
+    pub xxh3: String,
+}
+
+impl FileSum {
+    /// Those of some bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self::new(bytes.len() as u64, xxh3_64(bytes))
+    }
+
+    pub(crate) fn new(bytes: u64, xxh3: u64) -> Self {
+        let xxh3 = format!("{xxh3:016x}");
+        Self { bytes, xxh3 }
+    }
+}
 
 /// Writes `bytes` to a temporary file beside `path` and renames it into place.
 ///
@@ -61,9 +84,12 @@ pub fn read_json<T: serde::de::DeserializeOwned>(
 ///
 /// If it cannot be written.
 pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), TrainError> {
-    let json =
-        serde_json::to_vec_pretty(value).map_err(|error| malformed(path, "JSON value", &error))?;
-    write_whole(path, &json)
+    write_whole(path, &json_bytes(path, value)?)
+}
+
+/// A value as indented JSON.
+pub(crate) fn json_bytes<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, TrainError> {
+    serde_json::to_vec_pretty(value).map_err(|error| malformed(path, "JSON value", &error))
 }
 
 fn malformed(path: &Path, what: &'static str, error: &serde_json::Error) -> TrainError {

@@ -65,7 +65,8 @@ pub mod tasks;
 mod time;
 
 pub use budget_table::{BudgetRow, BudgetTable, Variant, evaluate_budgets};
-pub use checkpoint::{CheckpointStore, Position};
+#[cfg(feature = "dashboard")]
+pub use dashboard::restore_terminal;
 pub use dashboard::{clock, number, status_text};
 pub use device::{any_device, device};
 pub use error::{

@@ -5,6 +5,7 @@ mod document;
 pub(crate) use document::{differences, merge, parse};
 pub use document::{first_unknown, nearest};
 
+use crate::checkpoint::Position;
 use crate::error::{RecipeError, TrainError, require};
 use crate::files;
 use crate::presets::Preset;
@@ -220,6 +221,16 @@ impl<T: Task> Recipe<T> {
             .rev()
             .find(|&round| self.steps_after(round) <= step)
             .unwrap_or(0)
+    }
+
+    /// The round to go on with: the next one, or one that has made its steps but was not evaluated.
+    pub(crate) fn round_at(&self, position: &Position) -> usize {
+        let done = self.rounds_before(position.step);
+        let ended = done > 0 && self.steps_after(done) == position.step;
+        match ended && !position.evaluated {
+            true => done,
+            false => done + 1,
+        }
     }
 
     /// Training steps, and how many of them are unrolled although the network is an equilibrium.

@@ -1,13 +1,14 @@
 //! What a run measures, and the file of JSON lines that keeps it.
 
 use crate::error::{RunError, TrainError};
-use crate::files;
+use crate::files::{self, FileSum};
 use crate::measure::Quality;
 use deq_core::solvers::StatusCounts;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::Xxh3;
 
 /// How a step passes the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,50 +181,48 @@ impl Record {
         }
     }
 
-    fn step(&self) -> usize {
-        match self {
-            Record::Step(record) => record.step,
-            Record::Eval(record) => record.step,
-            Record::Change(record) => record.step,
-        }
-    }
 }
 
 /// The open `metrics.jsonl` of a run.
-#[derive(Debug)]
-pub struct RunLog {
+pub(crate) struct RunLog {
     path: PathBuf,
     file: File,
+    bytes: u64,
+    hash: Xxh3,
 }
 
 impl RunLog {
-    /// Opens the log, keeping only what happened up to `step`: a killed run may have logged steps that its last
-    /// checkpoint does not contain, and half a line.
+    /// Opens the log, keeping only what the checkpoint knows, by its length and checksum: a killed
+    /// run may have logged steps that its last checkpoint does not contain, and half a line.
     ///
     /// # Errors
     ///
-    /// [`TrainError::Io`] if the file cannot be rewritten.
-    pub fn open(path: &Path, step: usize) -> Result<Self, TrainError> {
-        // Lines are kept as they are: parsing a float and printing it again may move its last digit.
-        let mut kept = String::new();
-        if path.exists() {
-            let bytes = files::read(path)?;
-            let text = String::from_utf8_lossy(&bytes);
-            for (json, record) in parse(path, &text)? {
-                if record.step() <= step {
-                    kept += json;
-                    kept.push('\n');
-                }
+    /// [`RunError::Altered`] if that part is not what it was; [`TrainError::Io`].
+    pub(crate) fn open(path: &Path, known: &FileSum) -> Result<Self, TrainError> {
+        let error = |source| TrainError::io("write", path, source);
+        let mut options = OpenOptions::new();
+        let options = options.read(true).append(true).create(known.bytes == 0);
+        let mut file = match options.open(path) {
+            Err(source) if source.kind() == ErrorKind::NotFound => {
+                return Err(altered(path, "it is missing"));
             }
+            other => other.map_err(error)?,
+        };
+        let mut hash = Xxh3::new();
+        let copied = std::io::copy(&mut (&mut file).take(known.bytes), &mut Hashing(&mut hash));
+        let found = copied.map_err(error)?;
+        if found < known.bytes {
+            return Err(altered(path, "it has become shorter"));
         }
-        files::write_whole(path, kept.as_bytes())?;
-        let file = OpenOptions::new()
-            .append(true)
-            .open(path)
-            .map_err(|source| TrainError::io("write", path, source))?;
+        if known.bytes > 0 && FileSum::new(found, hash.digest()) != *known {
+            return Err(altered(path, "it does not match its checksum"));
+        }
+        file.set_len(known.bytes).map_err(error)?;
         Ok(Self {
             path: path.to_owned(),
             file,
+            bytes: known.bytes,
+            hash,
         })
     }
 
@@ -231,12 +230,70 @@ impl RunLog {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Io`] if the file cannot be written.
-    pub fn append(&mut self, record: &Record) -> Result<(), TrainError> {
-        self.file
-            .write_all(line(record).as_bytes())
-            .map_err(|source| TrainError::io("write", &self.path, source))
+    /// [`RunError::Altered`] if the file at its place is no longer the one that was opened;
+    /// [`TrainError::Io`] if it cannot be written.
+    pub(crate) fn append(&mut self, record: &Record) -> Result<(), TrainError> {
+        self.check()?;
+        let line = line(record);
+        let written = self.file.write_all(line.as_bytes());
+        written.map_err(|source| TrainError::io("write", &self.path, source))?;
+        self.bytes += line.len() as u64;
+        self.hash.update(line.as_bytes());
+        Ok(())
     }
+
+    /// Length and checksum of what was written.
+    pub(crate) fn sum(&self) -> FileSum {
+        FileSum::new(self.bytes, self.hash.digest())
+    }
+
+    /// That the file at its place is the one that was opened, and nobody else has written to it.
+    fn check(&self) -> Result<(), TrainError> {
+        let error = |source| TrainError::io("read", &self.path, source);
+        let there = match std::fs::metadata(&self.path) {
+            Err(source) if source.kind() == ErrorKind::NotFound => {
+                return Err(altered(&self.path, "it was removed or moved during training"));
+            }
+            other => other.map_err(error)?,
+        };
+        let ours = self.file.metadata().map_err(error)?;
+        match same_file(&there, &ours) && there.len() == self.bytes {
+            true => Ok(()),
+            false => Err(altered(&self.path, "it was replaced or written to during training")),
+        }
+    }
+}
+
+struct Hashing<'a>(&'a mut Xxh3);
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+fn same_file(a: &Metadata, b: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+#[cfg(not(unix))]
+fn same_file(_: &Metadata, _: &Metadata) -> bool {
+    true
+}
+
+fn altered(path: &Path, how: &'static str) -> TrainError {
+    RunError::Altered {
+        path: path.to_owned(),
+        how,
+    }
+    .into()
 }
 
 fn line(record: &Record) -> String {
@@ -368,27 +425,62 @@ mod tests {
         })
     }
 
+    fn steps(path: &Path) -> Vec<usize> {
+        let records = read_records(path).unwrap();
+        records.iter().filter_map(Record::as_step).map(|step| step.step).collect()
+    }
+
     #[test]
     fn a_reopened_log_forgets_what_the_checkpoint_does_not_know_and_half_lines() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        let mut log = RunLog::open(&path, 0).unwrap();
-        for n in 1..=4 {
+        let mut log = RunLog::open(&path, &FileSum::default()).unwrap();
+        for n in 1..=2 {
+            log.append(&step(n)).unwrap();
+        }
+        let known = log.sum();
+        for n in 3..=4 {
             log.append(&step(n)).unwrap();
         }
         let mut bytes = std::fs::read(&path).unwrap();
         bytes.truncate(bytes.len() - 10);
         std::fs::write(&path, bytes).unwrap();
-        assert_eq!(read_records(&path).unwrap().len(), 3);
+        assert_eq!(steps(&path), [1, 2, 3]);
 
-        let mut log = RunLog::open(&path, 2).unwrap();
+        let mut log = RunLog::open(&path, &known).unwrap();
         log.append(&step(3)).unwrap();
-        let steps: Vec<usize> = read_records(&path)
-            .unwrap()
-            .iter()
-            .map(Record::step)
-            .collect();
-        assert_eq!(steps, [1, 2, 3]);
+        assert_eq!(steps(&path), [1, 2, 3]);
+        assert_eq!(log.sum(), FileSum::of(&std::fs::read(&path).unwrap()));
+    }
+
+    #[test]
+    fn a_log_that_was_emptied_cut_edited_or_removed_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = RunLog::open(&path, &FileSum::default()).unwrap();
+        (1..=3).for_each(|n| log.append(&step(n)).unwrap());
+        let known = log.sum();
+        let whole = std::fs::read(&path).unwrap();
+        let refused = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            RunLog::open(&path, &known).err().unwrap().to_string()
+        };
+        assert!(refused(b"").contains("it has become shorter"));
+        assert!(refused(&whole[..whole.len() - 5]).contains("it has become shorter"));
+        let edited = String::from_utf8(whole.clone()).unwrap().replace("1.5", "2.5");
+        assert!(refused(edited.as_bytes()).contains("checksum"));
+        std::fs::remove_file(&path).unwrap();
+        let message = RunLog::open(&path, &known).err().unwrap().to_string();
+        assert!(message.contains("it is missing"), "{message}");
+
+        // And while it is open.
+        std::fs::write(&path, &whole).unwrap();
+        let mut log = RunLog::open(&path, &known).unwrap();
+        std::fs::rename(&path, folder.path().join("moved")).unwrap();
+        let mut next = || log.append(&step(4)).unwrap_err().to_string();
+        assert!(next().contains("removed or moved"));
+        std::fs::write(&path, &whole).unwrap();
+        assert!(cfg!(not(unix)) || next().contains("replaced"));
     }
 
     #[test]

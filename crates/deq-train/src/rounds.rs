@@ -1,11 +1,13 @@
 //! Training in rounds: burn-train's events and checkpoints around steps that may carry a memory.
 
-use crate::checkpoint::{CheckpointStore, Position};
-use crate::dashboard::{Gauge, LineRenderer, StatusText};
+use crate::checkpoint::{CheckpointStore, Position, RunSums};
+use crate::dashboard::{self, Gauge, LineRenderer, StatusText};
 use crate::error::{Stopped, TrainError};
 use crate::evaluate::{EvalPlan, evaluate};
+use crate::files::FileSum;
 use crate::recipe::Recipe;
 use crate::records::{Record, RunLog};
+use crate::run_folder::RunFolder;
 use crate::step::{InputOf, LearnerOf, OutputOf};
 use crate::task::{Memory, MemoryOf, Task};
 use burn::data::dataloader::DataLoader;
@@ -15,12 +17,12 @@ use burn::train::checkpoint::{CheckpointingAction, CheckpointingStrategy};
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::metric::store::EventStoreClient;
 use burn::train::{
-    EventProcessorTraining, Interrupter, Learner, LearnerEvent, LearningCheckpointer,
-    SupervisedLearningStrategy, SupervisedTraining, SupervisedTrainingEventProcessor, TrainLoader,
+    EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy, SupervisedTraining, SupervisedTrainingEventProcessor, TrainLoader,
     TrainingComponents, TrainingItem, TrainingStrategy, ValidLoader,
 };
 use deq_jacreg::{Observation, PenaltyPolicy};
-use std::path::PathBuf;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -37,7 +39,11 @@ pub(crate) struct RoundStrategy<T: Task> {
     pub(crate) start: (Position, MemoryOf<T>),
     /// The step after which training is interrupted.
     pub(crate) stop_after: Option<usize>,
-    pub(crate) run: PathBuf,
+    /// Interrupts training when it is set.
+    pub(crate) stop: Option<Arc<AtomicBool>>,
+    pub(crate) folder: RunFolder,
+    /// The recipe as it was written.
+    pub(crate) recipe_sum: FileSum,
     pub(crate) state: Mutex<StrategyState>,
 }
 
@@ -81,7 +87,7 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
         learner: Learner<LearnerOf<T>>,
         train: TrainLoader<LearnerOf<T>>,
         valid: ValidLoader<LearnerOf<T>>,
-        starting_epoch: usize,
+        _starting_epoch: usize,
     ) -> (LearnerOf<T>, Events<T>) {
         let train = train.to_device(&self.device);
         let valid = valid.to_device(&self.device.clone().inner());
@@ -97,34 +103,40 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
         session.learner.fork(&self.device);
         let mut checkpointer = components.checkpointer;
         let started = Instant::now();
-        let save = |session: &Session<T>, checkpointer: &mut Option<LearningCheckpointer<_>>| {
-            if let Some(checkpointer) = checkpointer {
-                let position = Position {
-                    step: session.step,
-                    seconds: position.seconds + started.elapsed().as_secs_f64(),
-                    penalty: session.policy.as_ref().map(PenaltyPolicy::state),
-                };
-                self.lock().checkpoint = session.step;
-                self.store.begin(position, session.memory.to_bytes());
+        let mut save = |session: &Session<T>, evaluated: bool| {
+            let known = std::slice::from_ref(&self.recipe_sum);
+            self.folder.check_recipe(known)?;
+            let position = Position {
+                step: session.step,
+                evaluated,
+                seconds: position.seconds + started.elapsed().as_secs_f64(),
+                penalty: session.policy.as_ref().map(PenaltyPolicy::state),
+            };
+            let mut state = self.lock();
+            state.checkpoint = session.step;
+            let run = RunSums {
+                log: state.log.sum(),
+                recipe: known.to_vec(),
+            };
+            self.store.begin(position, session.memory.to_bytes(), run);
+            if let Some(checkpointer) = &mut checkpointer {
                 checkpointer.checkpoint(&session.learner, session.step, &components.event_store);
             }
+            Ok(())
         };
 
-        for round in starting_epoch..=components.num_epochs {
+        for round in self.recipe.round_at(&position)..=self.recipe.rounds {
             let end = self.recipe.steps_after(round);
             let slice = train.slice(session.step.min(end), end);
-            let result = self.train_round(round, &mut session, slice).and_then(|()| {
-                match session.interrupter.should_stop() {
-                    true => Ok(()),
-                    false => self.validate(round, &mut session, &valid),
-                }
-            });
+            let result = self
+                .train_round(round, &mut session, slice)
+                .and_then(|()| self.validate(round, &mut session, &valid))
+                .and_then(|evaluated| save(&session, evaluated));
             if let Err(error) = result {
                 session.interrupter.stop(Some(&error.to_string()));
                 self.lock().error = Some(error);
                 break;
             }
-            save(&session, &mut checkpointer);
             if session.interrupter.should_stop() {
                 break;
             }
@@ -151,7 +163,7 @@ impl<T: Task> RoundStrategy<T> {
     }
 
     fn non_finite(&self, step: usize, loss: f64) -> TrainError {
-        let (run, checkpoint) = (self.run.clone(), self.lock().checkpoint);
+        let (run, checkpoint) = (self.folder.path().to_owned(), self.lock().checkpoint);
         let stopped = Stopped::NonFiniteLoss {
             step,
             loss,
@@ -213,7 +225,7 @@ impl<T: Task> RoundStrategy<T> {
             if enough && session.step < self.recipe.steps {
                 session.interrupter.stop(None);
             }
-            if session.interrupter.should_stop() {
+            if self.should_stop(&session.interrupter) {
                 return Ok(());
             }
         }
@@ -221,12 +233,25 @@ impl<T: Task> RoundStrategy<T> {
         Ok(())
     }
 
+    /// Whether training is to stop, by this library's means or burn-train's.
+    fn should_stop(&self, interrupter: &Interrupter) -> bool {
+        let asked = self.stop.as_ref();
+        if asked.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            interrupter.stop(None);
+        }
+        interrupter.should_stop()
+    }
+
+    /// The evaluation at the end of a round; `false` if it was interrupted.
     fn validate(
         &self,
         round: usize,
         session: &mut Session<T>,
         loader: &ValidLoader<LearnerOf<T>>,
-    ) -> Result<(), TrainError> {
+    ) -> Result<bool, TrainError> {
+        if self.should_stop(&session.interrupter) {
+            return Ok(false);
+        }
         session.valid_event(LearnerEvent::StartSplit {
             epoch_number: round,
             total_items: loader.num_items(),
@@ -238,14 +263,21 @@ impl<T: Task> RoundStrategy<T> {
             let iteration = progress.items_processed;
             let item = TrainingItem::new(out, progress, Some(iteration), None);
             session.valid_event(LearnerEvent::ProcessedItem(item));
+            match self.should_stop(&session.interrupter) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
         })?;
+        let Some(record) = record else {
+            return Ok(false);
+        };
         if !record.loss.is_finite() {
             return Err(self.non_finite(record.step, record.loss));
         }
         self.lock().log.append(&Record::Eval(record))?;
         session.valid_event(LearnerEvent::EndSplit(round));
         session.train_event(LearnerEvent::EndEpoch(round));
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -270,7 +302,7 @@ pub(crate) fn launch<T: Task>(
 ) -> Result<LearnerOf<T>, TrainError> {
     let (store, recipe) = (&strategy.store, &strategy.recipe);
     let position = strategy.start.0;
-    let mut training = SupervisedTraining::new(&strategy.run, train, valid)
+    let mut training = SupervisedTraining::new(strategy.folder.path(), train, valid)
         .metrics((
             Gauge::loss(),
             Gauge::quality(&recipe.task.measure()),
@@ -288,13 +320,14 @@ pub(crate) fn launch<T: Task>(
         )
         .with_training_strategy(TrainingStrategy::Custom(strategy.clone()))
         .num_epochs(recipe.rounds);
-    if position.step > 0 {
-        training = training.checkpoint(recipe.rounds_before(position.step));
+    let done = (position.step > 0).then(|| recipe.round_at(&position) - 1);
+    if let Some(done) = done {
+        training = training.checkpoint(done);
     }
-    let terminal = cfg!(feature = "dashboard") && std::io::IsTerminal::is_terminal(&std::io::stdout());
-    if plain || !terminal {
-        training = training.renderer(Box::new(LineRenderer::new()));
-    }
+    training = match dashboard::renderer(plain, &training.interrupter(), done) {
+        Some(renderer) => training.renderer(renderer),
+        None => training.renderer(Box::new(LineRenderer::new())),
+    };
     let result = training.launch(learner);
     let mut state = strategy.lock();
     if let Some(error) = state.error.take() {
@@ -308,7 +341,7 @@ pub(crate) fn launch<T: Task>(
         None => Ok(result.model),
         Some(_) => Err(Stopped::Interrupted {
             step: state.checkpoint,
-            run: strategy.run.clone(),
+            run: strategy.folder.path().to_owned(),
         }
         .into()),
     }

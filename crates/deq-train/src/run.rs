@@ -5,7 +5,7 @@ use crate::device::device;
 use crate::error::{RunError, TrainError};
 use crate::evaluate::{EvalPlan, evaluate as pass};
 use crate::exchange::with_weights_of;
-use crate::files;
+use crate::files::{self, FileSum};
 use crate::loader::BatchLoader;
 use crate::recipe::{Network, Recipe};
 use crate::records::{EvalRecord, Record, RunLog, read_records};
@@ -19,6 +19,8 @@ use burn::tensor::Device;
 use deq_core::Depth;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::ops::ControlFlow;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 /// Whether a training begins or goes on.
@@ -52,6 +54,8 @@ pub struct TrainOptions {
     /// The training step after which to stop as if interrupted, with a checkpoint; for budgets of
     /// time on shared machines. Default: none.
     pub stop_after: Option<usize>,
+    /// Interrupts training when it is set, with a checkpoint. Default: nothing does.
+    pub stop: Option<Arc<AtomicBool>>,
     /// Called with progress while large data are read; ignored by default.
     pub progress: Option<OnProgress>,
 }
@@ -66,6 +70,7 @@ impl TrainOptions {
             plain: false,
             workers: 1,
             stop_after: None,
+            stop: None,
             progress: None,
         }
     }
@@ -184,9 +189,9 @@ impl<T: Task> Trained<T> {
     fn open_as(recipe: Recipe<T>, run: &Path, device_name: &str) -> Result<Self, TrainError> {
         let device = device(device_name)?;
         recipe.validate()?;
-        let (checkpoint, position) = RunFolder::new(run.to_owned()).newest()?;
-        let learner = load_model(Learner::fresh(&recipe, &device)?, &checkpoint)?;
-        Ok(Self::new((recipe, learner), run, position, device))
+        let newest = RunFolder::new(run.to_owned()).newest()?;
+        let learner = load_model(Learner::fresh(&recipe, &device)?, &newest.folder)?;
+        Ok(Self::new((recipe, learner), run, newest.position, device))
     }
 
     /// How deep the model is in evaluation.
@@ -218,7 +223,9 @@ impl<T: Task> Trained<T> {
         let mut plan = EvalPlan::new(&self.recipe, split.name(), self.step);
         plan.probe = plan.probe.filter(|_| probe);
         let loader = BatchLoader::<T>::held_out(batches, None, &self.device);
-        pass(&self.recipe.task, &self.learner, &loader, &plan, &mut |_, _| ())
+        let mut on_item = |_, _| ControlFlow::Continue(());
+        let record = pass(&self.recipe.task, &self.learner, &loader, &plan, &mut on_item)?;
+        Ok(record.expect("nothing stops the evaluation"))
     }
 
     fn summary(&self, data: &T::Data, split: Split, eval: EvalRecord) -> Summary {
@@ -317,30 +324,37 @@ fn run_rounds<T: Task>(
     if let (Some(path), false) = (&recipe.init, resume) {
         learner.model = with_weights_of(&recipe.task, learner.model, path)?;
     }
+    files::create_folder(folder.path())?;
+    let _lock = folder.lock()?;
     let store = CheckpointStore::open(&folder.checkpoints(), KEEP)?;
     store.clear_partial()?;
     let mut start = (Position::default(), MemoryOf::<T>::default());
-    if let (Some((checkpoint, position)), true) = (store.newest()?, resume) {
-        learner = load_model(learner, &checkpoint)?;
-        if is_trainable(&checkpoint) {
-            start = (position, load_memory::<T>(&checkpoint, &plain)?);
+    let newest = match resume {
+        true => store.newest()?,
+        false => None,
+    };
+    if let Some(newest) = &newest {
+        folder.check_recipe(&newest.run.recipe)?;
+        learner = load_model(learner, &newest.folder)?;
+        if is_trainable(&newest.folder) {
+            start = (newest.position, load_memory::<T>(&newest.folder, &plain)?);
         }
     }
     let step = start.0.step;
     let changes = match resume {
-        true => folder.go_on(&recipe, step)?,
-        false => {
-            folder.begin(&recipe)?;
-            Vec::new()
-        }
+        true => folder.changes(&recipe, step)?,
+        false => Vec::new(),
     };
+    let known = newest.as_ref().map_or(FileSum::default(), |newest| newest.run.log.clone());
+    let mut log = RunLog::open(&folder.metrics(), &known)?;
+    let kept = newest.as_ref().map(|newest| (&store, newest));
+    let recipe_sum = folder.write_recipe(&recipe, kept)?;
     recipe.task.keep(&data, folder.path())?;
-    let mut log = RunLog::open(&folder.metrics(), step)?;
     for change in changes {
         log.append(&Record::Change(change))?;
     }
 
-    if step < recipe.steps {
+    if step < recipe.steps || !start.0.evaluated {
         let most = recipe.valid_batches;
         let loaders: Loaders<T> = [
             Arc::new(BatchLoader::<T>::training(batches, recipe.steps, &tracked)),
@@ -355,7 +369,9 @@ fn run_rounds<T: Task>(
             store,
             start,
             stop_after: options.stop_after,
-            run: options.run.clone(),
+            stop: options.stop.clone(),
+            folder: folder.clone(),
+            recipe_sum,
             state: Mutex::new(StrategyState {
                 log,
                 checkpoint: step,
@@ -364,7 +380,7 @@ fn run_rounds<T: Task>(
         };
         learner = launch(learner_and_optimizer, loaders, &Arc::new(strategy), options.plain)?;
     }
-    let (_, position) = folder.newest()?;
+    let position = folder.newest()?.position;
     Ok(Rounds {
         trained: Trained::new((recipe, learner), folder.path(), position, plain),
         data,

@@ -1,13 +1,14 @@
 //! The files of a run.
 
-use crate::checkpoint::{CheckpointStore, Position, model_bytes};
+use crate::checkpoint::{CheckpointStore, RunSums, Verified, model_bytes};
 use crate::error::{RunError, TrainError};
-use crate::files;
+use crate::files::{self, FileSum};
 use crate::recipe::{FIXED, Recipe, differences};
 use crate::records::ChangeRecord;
 use crate::task::Task;
 use burn::module::Module;
 use burn::store::{ModuleRecord, RecordError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// Checkpoints kept: the newest, and the one before it in case the newest is damaged.
@@ -97,22 +98,55 @@ impl RunFolder {
             TrainError::io("write", &self.path, std::io::Error::other(error.to_string()))
         })?;
         let store = CheckpointStore::open(&self.checkpoints(), 1)?;
-        store.write_model(Position::default(), bytes.to_vec())?;
+        let run = RunSums {
+            log: FileSum::default(),
+            recipe: vec![self.recipe_sum(recipe)?],
+        };
+        store.write_model(bytes.to_vec(), run)?;
         files::write_json(&self.config(), recipe)
     }
 
-    /// Begins a run with the recipe.
-    pub(crate) fn begin<T: Task>(&self, recipe: &Recipe<T>) -> Result<(), TrainError> {
-        if self.exists() {
-            let path = self.path.clone();
-            return Err(RunError::Exists { path }.into());
+    /// Length and checksum of the recipe as it is written.
+    fn recipe_sum<T: Task>(&self, recipe: &Recipe<T>) -> Result<FileSum, TrainError> {
+        Ok(FileSum::of(&files::json_bytes(&self.config(), recipe)?))
+    }
+
+    /// That the recipe in the folder is one of those a checkpoint belongs to.
+    pub(crate) fn check_recipe(&self, known: &[FileSum]) -> Result<(), TrainError> {
+        let path = self.config();
+        let altered = |how| RunError::Altered {
+            path: path.clone(),
+            how,
+        };
+        if !path.is_file() {
+            return Err(altered("it is missing").into());
         }
-        files::create_folder(&self.path)?;
-        files::write_json(&self.config(), recipe)
+        match known.contains(&FileSum::of(&files::read(&path)?)) {
+            true => Ok(()),
+            false => Err(altered("it was edited; a resumed run takes its changes as options").into()),
+        }
     }
 
-    /// Goes on with a run, with what the recipe changes. Data, model and draws must stay the same.
-    pub(crate) fn go_on<T: Task>(
+    /// Keeps other trainings out of the folder until the file is dropped, or the process ends.
+    pub(crate) fn lock(&self) -> Result<File, TrainError> {
+        let path = self.path.join("lock");
+        let error = |source| TrainError::io("lock", &path, source);
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false);
+        let file = options.open(&path).map_err(error)?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                let path = self.path.clone();
+                Err(RunError::Busy { path }.into())
+            }
+            Err(TryLockError::Error(source)) => Err(error(source)),
+        }
+    }
+
+    /// What a recipe changes in a run that is resumed at `step`. Data, model and draws must stay the
+    /// same.
+    pub(crate) fn changes<T: Task>(
         &self,
         recipe: &Recipe<T>,
         step: usize,
@@ -151,14 +185,28 @@ impl RunFolder {
                 });
             }
         }
-        if !changes.is_empty() {
-            files::write_json(&self.config(), recipe)?;
-        }
         Ok(changes)
     }
 
+    /// Writes the recipe, and returns its length and checksum.
+    pub(crate) fn write_recipe<T: Task>(
+        &self,
+        recipe: &Recipe<T>,
+        resumed: Option<(&CheckpointStore, &Verified)>,
+    ) -> Result<FileSum, TrainError> {
+        let sum = self.recipe_sum(recipe)?;
+        if let Some((store, newest)) = resumed
+            && !newest.run.recipe.contains(&sum)
+        {
+            // Before the recipe, so that a kill between the two leaves a run that can be resumed.
+            store.add_recipe(newest, sum.clone())?;
+        }
+        files::write_json(&self.config(), recipe)?;
+        Ok(sum)
+    }
+
     /// The newest checkpoint with its position.
-    pub(crate) fn newest(&self) -> Result<(PathBuf, Position), TrainError> {
+    pub(crate) fn newest(&self) -> Result<Verified, TrainError> {
         let none = || {
             TrainError::from(RunError::NoCheckpoint {
                 path: self.path.clone(),
