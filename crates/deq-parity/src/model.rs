@@ -1,13 +1,12 @@
 //! What the checks of whole models share: precision, recorded weights, recorded gradients.
 
-use super::Check;
-use crate::golden::Golden;
-use crate::{f64_device, relative_error, values};
+use crate::Check;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use deq_core::solvers::{BroydenConfig, SolverConfig, StopConfig};
 use deq_core::{Deq, DeqConfig, GradientConfig, ImplicitConfig};
 use deq_models::checkpoint::{OriginalNames, Source, StateDict, load};
+use deq_testkit::{Golden, f64_device, relative_error, values};
 use std::collections::BTreeMap;
 
 /// In which type a recorded case is computed, and how close it must come.
@@ -49,17 +48,18 @@ impl Precision {
     }
 
     /// Whether this is double precision.
-    pub(super) fn is_double(&self) -> bool {
+    pub(crate) fn is_double(&self) -> bool {
         self.rel_tol < 1e-8
     }
 
     /// A layer whose solves, forward and backward, end below the tolerance.
-    pub(super) fn deq(&self) -> Deq {
+    pub(crate) fn deq(&self) -> Deq {
         let budget = 400;
         let stop = StopConfig::new()
             .with_rel_tol(self.rel_tol)
             .with_max_steps(budget);
-        // As in the original, nothing is forgotten: some of the recorded cells expand, and need hundreds of steps.
+        // As in the original, nothing is forgotten: some of the recorded cells expand, and need
+        // hundreds of steps.
         let solver = SolverConfig::Broyden(BroydenConfig::new().with_history(budget));
         let adjoint = ImplicitConfig::new()
             .with_solver(solver.clone().into())
@@ -74,13 +74,13 @@ impl Precision {
 }
 
 /// The checks of one case as they come.
-pub(super) struct Checks {
-    pub(super) list: Vec<Check>,
-    pub(super) precision: Precision,
+pub(crate) struct Checks {
+    pub(crate) list: Vec<Check>,
+    pub(crate) precision: Precision,
 }
 
 impl Checks {
-    pub(super) fn new(precision: &Precision) -> Self {
+    pub(crate) fn new(precision: &Precision) -> Self {
         Self {
             list: Vec::new(),
             precision: precision.clone(),
@@ -88,7 +88,7 @@ impl Checks {
     }
 
     /// A quantity that no solve stands behind.
-    pub(super) fn direct<const D: usize>(
+    pub(crate) fn direct<const D: usize>(
         &mut self,
         quantity: impl Into<String>,
         actual: &Tensor<D>,
@@ -99,7 +99,7 @@ impl Checks {
     }
 
     /// A quantity behind a solve.
-    pub(super) fn solved<const D: usize>(
+    pub(crate) fn solved<const D: usize>(
         &mut self,
         quantity: impl Into<String>,
         actual: &Tensor<D>,
@@ -110,7 +110,7 @@ impl Checks {
     }
 
     /// A quantity with a tolerance of its own.
-    pub(super) fn push(
+    pub(crate) fn push(
         &mut self,
         quantity: impl Into<String>,
         actual: &[f64],
@@ -124,9 +124,10 @@ impl Checks {
         self.list.push(Check::new(quantity, error, tolerance));
     }
 
-    /// Every recorded gradient under `prefix`, for every parameter of the model. A parameter with several names, each with a gradient of
-    /// its own, must have their sum; one without a recorded gradient must have none, or zero.
-    pub(super) fn gradients<M: Module + OriginalNames>(
+    /// Every recorded gradient under `prefix`, for every parameter of the model. A parameter with
+    /// several names, each with a gradient of its own, must have their sum; one without a recorded
+    /// gradient must have none, or zero.
+    pub(crate) fn gradients<M: Module + OriginalNames>(
         &mut self,
         case: &Golden,
         model: &M,
@@ -182,9 +183,11 @@ impl Checks {
             let quantity = format!("{prefix} {path}");
             let tolerance = self.precision.solved;
             let error = relative_error(gradient, expected);
-            // A sum over the whole backward pass carries rounding of some units of its largest terms. Gradients that vanish by cancellation
-            // consist of nothing else: exactly, those of a bias in front of a batch norm; almost, those in front of a batch norm over two
-            // values, which makes -1 and 1 of any two. They are measured against the whole gradient.
+            // A sum over the whole backward pass carries rounding of some units of its largest
+            // terms. Gradients that vanish by cancellation consist of nothing else: exactly, those
+            // of a bias in front of a batch norm; almost, those in front of a batch norm over two
+            // values, which makes -1 and 1 of any two. They are measured against the whole
+            // gradient.
             let rounding = 10.0 * self.precision.epsilon;
             let difference = gradient.iter().zip(expected).map(|(a, b)| a - b);
             let share = norm(&difference.collect::<Vec<f64>>()) / whole;
@@ -208,7 +211,7 @@ fn norm<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
 /// # Panics
 ///
 /// If a weight is missing, has another shape, or is not used.
-pub(super) fn recorded_weights<M: Module + OriginalNames>(model: M, case: &Golden) -> M {
+pub(crate) fn recorded_weights<M: Module + OriginalNames>(model: M, case: &Golden) -> M {
     let file = state_dict(case);
     let (model, report) = load(model, &file).unwrap_or_else(|error| panic!("{error}"));
     assert!(
@@ -220,7 +223,7 @@ pub(super) fn recorded_weights<M: Module + OriginalNames>(model: M, case: &Golde
 }
 
 /// The recorded weights under the original's names.
-pub(super) fn state_dict(case: &Golden) -> StateDict {
+pub(crate) fn state_dict(case: &Golden) -> StateDict {
     StateDict::from_tensors(case.names().filter_map(|name| {
         let (shape, values) = case.get(name)?;
         let data = TensorData::new(values.to_vec(), shape.to_vec());

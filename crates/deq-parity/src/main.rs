@@ -1,7 +1,8 @@
-//! Checks every recorded case of a folder and prints a table: case, quantity, error, tolerance, pass.
+//! Checks every recorded case of a folder and prints a table: case, quantity, error, tolerance,
+//! pass.
 
+use deq_parity::{Outcome, Precision, check_in};
 use deq_testkit::cases;
-use deq_testkit::parity::{Outcome, Precision, check_in};
 use std::path::PathBuf;
 use std::process::ExitCode;
 

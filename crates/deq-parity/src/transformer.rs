@@ -1,16 +1,16 @@
-//! The DEQ-Transformer: cell, equilibrium, memory, likelihoods, penalty, gradients of every parameter.
+//! The DEQ-Transformer: cell, equilibrium, memory, likelihoods, penalty, gradients of every
+//! parameter.
 
-use super::Check;
-use super::model::{Checks, Precision, recorded_weights, state_dict};
-use crate::golden::Golden;
-use crate::values;
+use crate::Check;
+use crate::model::{Checks, Precision, recorded_weights, state_dict};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use deq_core::EquilibriumCell;
 use deq_jacreg::JacobianPenaltyConfig;
 use deq_models::{Depth, DeqTransformerLm, DeqTransformerLmConfig, LmMemory, LmOutput};
+use deq_testkit::{Golden, values};
 
 /// Kind `deq_transformer`.
-pub(super) fn language_model(case: &Golden, precision: &Precision) -> Vec<Check> {
+pub(crate) fn language_model(case: &Golden, precision: &Precision) -> Vec<Check> {
     let mut checks = Checks::new(precision);
     let config = config(case);
     let described = DeqTransformerLmConfig::from_state_dict(&state_dict(case), &config);
@@ -86,11 +86,9 @@ fn memory(case: &Golden, index: usize, device: &Device) -> LmMemory {
     LmMemory::new(vec![read("seg0.eval.mem_z"), read("seg0.eval.mem_u")])
 }
 
-/// Recorded `[batch, channels, time]` as the flattened state `[batch, time * channels]`.
-fn state(case: &Golden, name: &str, device: &Device) -> Tensor<2> {
-    let z = case.tensor::<3>(name, device).swap_dims(1, 2);
-    let [batch, time, channels] = z.dims();
-    z.reshape([batch, time * channels])
+/// Recorded `[batch, channels, time]` as the state `[batch, time, channels]`.
+fn state(case: &Golden, name: &str, device: &Device) -> Tensor<3> {
+    case.tensor::<3>(name, device).swap_dims(1, 2)
 }
 
 fn evaluate(case: &Golden, index: usize, config: &DeqTransformerLmConfig, checks: &mut Checks) {
@@ -110,13 +108,13 @@ fn evaluate(case: &Golden, index: usize, config: &DeqTransformerLmConfig, checks
     checks.direct(name("injection"), &injection, &values(&new));
 
     let out = model.forward(tokens, &memory, Depth::Equilibrium(&checks.precision.deq()));
-    let image = |z: Tensor<2>| model.cell.forward(z, &out.context);
+    let f = |z| model.cell.forward(z, &out.context);
     let expected = values(&state(case, &name("cell.out"), &device));
     let z = state(case, &name("cell.z"), &device);
-    checks.direct(name("cell.out"), &image(z), &expected);
+    checks.direct(name("cell.out"), &f(z), &expected);
     let z_star = state(case, &name("z_star"), &device);
-    checks.direct(name("f(z_star)"), &image(z_star.clone()), &values(&z_star));
-    checks.solved(name("z_star"), &out.equilibrium.z, &values(&z_star));
+    checks.direct(name("f(z_star)"), &f(z_star.clone()), &values(&z_star));
+    checks.solved(name("z_star"), &out.equilibrium.output, &values(&z_star));
 
     let [batch, time, _] = out.hidden.dims();
     let nll = model.nll(out.hidden, &targets).reshape([batch, time]);
@@ -131,7 +129,8 @@ fn evaluate(case: &Golden, index: usize, config: &DeqTransformerLmConfig, checks
     checks.direct(name("mem_u"), &kept(1), recorded("eval.mem_u"));
 }
 
-/// Likelihoods `[time, batch]` in the original's order: cluster after cluster, each in order of time and stream.
+/// Likelihoods `[time, batch]` in the original's order: cluster after cluster, each in order of
+/// time and stream.
 fn by_cluster(nll: &[f64], case: &Golden, index: usize, cutoffs: &[usize]) -> Vec<f64> {
     let targets = &case.values("target")[index * nll.len()..(index + 1) * nll.len()];
     let cluster = |target: f64| cutoffs.iter().filter(|&&cut| cut as f64 <= target).count();
@@ -163,7 +162,7 @@ fn train(case: &Golden, index: usize, config: &DeqTransformerLmConfig, checks: &
     // The penalty with the recorded vector, by the cell's own tangent.
     let z_star = state(case, &format!("seg{index}.z_star"), &plain);
     let v = case.tensor::<4>(&format!("seg{index}.implicit.jac_v"), &plain);
-    let v = v.squeeze_dim::<3>(0).swap_dims(1, 2).reshape(z_star.dims());
+    let v = v.squeeze_dim::<3>(0).swap_dims(1, 2);
     let out = run(Depth::Equilibrium(&deq));
     let penalty = JacobianPenaltyConfig::new()
         .build()

@@ -1,7 +1,7 @@
 //! The recorded models in f32. A process has one float type, so this is a binary of its own.
 
+use deq_parity::{MODELS, Outcome, Precision, check_in};
 use deq_testkit::fixtures_of_kind;
-use deq_testkit::parity::{MODELS, Outcome, Precision, check_in};
 
 #[test]
 fn every_recorded_model_is_reproduced_in_f32() {

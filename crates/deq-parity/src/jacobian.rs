@@ -1,20 +1,20 @@
-//! The Jacobian penalty, its gradients by double backward, dense Jacobians and their spectral radii.
+//! The Jacobian penalty, its gradients by double backward, dense Jacobians and their spectral
+//! radii.
 
-use super::Check;
-use super::gradient::{Cell, Inputs};
-use crate::golden::Golden;
-use crate::{f64_device, relative_error, values};
+use crate::Check;
+use crate::gradient::{Cell, Inputs};
 use burn::tensor::Tensor;
 use deq_core::FrozenCell;
 use deq_jacreg::{
     Estimator, JacobianPenaltyConfig, Penalty, dense_jacobian, frobenius_norm_sq, spectrum,
 };
+use deq_testkit::{Golden, f64_device, relative_error, values};
 
 /// No solve is involved, and the cell's own tangent has no difference error.
 const TOLERANCE: f64 = 1e-8;
 
 /// Kind `jacobian`.
-pub(super) fn tanh(case: &Golden) -> Vec<Check> {
+pub(crate) fn tanh(case: &Golden) -> Vec<Check> {
     let device = f64_device().autodiff();
     let cell = Cell::recorded(case, &device);
     let z = case.tensor::<2>("z", &f64_device());
@@ -99,7 +99,7 @@ pub(super) fn tanh(case: &Golden) -> Vec<Check> {
         );
     }
 
-    let frozen = FrozenCell::new(&cell, &inputs);
+    let frozen = FrozenCell::new(&cell, &inputs, &z);
     let dense = values(&dense_jacobian(&frozen, z.clone()));
     check("jacobian".to_owned(), &dense, case.values("jacobian"));
     let norm = frobenius_norm_sq(&frozen, z.clone()).sum() * (1.0 / (batch * dim) as f64);

@@ -1,21 +1,21 @@
 //! MDEQ: injection, cell, equilibrium, logits, penalty, gradients of every parameter.
 
-use super::Check;
-use super::model::{Checks, Precision, recorded_weights};
-use crate::golden::Golden;
+use crate::Check;
+use crate::model::{Checks, Precision, recorded_weights};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
-use deq_core::EquilibriumCell;
-use deq_core::solvers::{BroydenConfig, Scope, Solve, StopConfig, TraceLevel};
+use deq_core::solvers::{BroydenConfig, FixedPointMap, Scope, Solve, StopConfig, TraceLevel};
+use deq_core::{EquilibriumCell, StateLayout};
 use deq_jacreg::JacobianPenaltyConfig;
 use deq_models::checkpoint::OriginalNames;
 use deq_models::{
-    Depth, Mdeq, MdeqCell, MdeqClassifier, MdeqClassifierConfig, MdeqConfig, MdeqContext,
-    MdeqOutput, MdeqSegmenter, MdeqSegmenterConfig,
+    Depth, Mdeq, MdeqClassifier, MdeqClassifierConfig, MdeqConfig, MdeqOutput, MdeqSegmenter,
+    MdeqSegmenterConfig,
 };
+use deq_testkit::Golden;
 
 /// Kind `mdeq_classification`.
-pub(super) fn classification(case: &Golden, precision: &Precision) -> Vec<Check> {
+pub(crate) fn classification(case: &Golden, precision: &Precision) -> Vec<Check> {
     run(case, precision, &|device| {
         let stage = &case.info["config"]["EXTRA"]["FULL_STAGE"];
         let config = MdeqClassifierConfig::new(
@@ -31,7 +31,7 @@ pub(super) fn classification(case: &Golden, precision: &Precision) -> Vec<Check>
 }
 
 /// Kind `mdeq_segmentation`.
-pub(super) fn segmentation(case: &Golden, precision: &Precision) -> Vec<Check> {
+pub(crate) fn segmentation(case: &Golden, precision: &Precision) -> Vec<Check> {
     run(case, precision, &|device| {
         let config = &case.info["config"];
         MdeqSegmenterConfig::new(number(&config["NUM_CLASSES"]), backbone(case))
@@ -121,21 +121,26 @@ fn evaluate<const D: usize, M: Model<D>>(case: &Golden, model: &M, checks: &mut 
     checks.direct("eval.injection", &injection, case.values("eval.injection"));
     let deq = checks.precision.deq();
     let out = model.forward(images, Depth::Equilibrium(&deq));
+    let layout = StateLayout::of(&out.equilibrium.z);
     let cell = |name: &str| {
         let z = case.tensor::<2>(name, &device);
-        model.backbone().cell.forward(z, &out.context)
+        layout.apply(z, |z| model.backbone().cell.forward(z, &out.context))
     };
     checks.direct("cell.out", &cell("cell.z"), case.values("cell.out"));
     if checks.precision.is_double() {
-        broyden_trace(case, &model.backbone().cell, &out.context, checks);
+        let z0 = layout.flatten(out.equilibrium.z.clone()).zeros_like();
+        let mut f = |z| layout.apply(z, |z| model.backbone().cell.forward(z, &out.context));
+        broyden_trace(case, &mut f, z0, checks);
     }
     checks.direct("f(z_star)", &cell("z_star"), case.values("z_star"));
-    checks.solved("z_star", &out.equilibrium.z, case.values("z_star"));
+    let z_star = layout.flatten(out.equilibrium.output);
+    checks.solved("z_star", &z_star, case.values("z_star"));
     checks.solved("eval.output", &out.logits, case.values("eval.output"));
 }
 
-/// The residuals of the original's Broyden, norms over the whole batch, as long as they do not depend on rounding: in f64.
-fn broyden_trace(case: &Golden, cell: &MdeqCell, context: &MdeqContext, checks: &mut Checks) {
+/// The residuals of the original's Broyden, norms over the whole batch, as long as they do not
+/// depend on rounding: in f64.
+fn broyden_trace(case: &Golden, f: &mut dyn FixedPointMap, z0: Tensor<2>, checks: &mut Checks) {
     let recorded = case.values("broyden18.rel_trace");
     let stop = StopConfig::new()
         .with_max_steps(recorded.len())
@@ -148,10 +153,9 @@ fn broyden_trace(case: &Golden, cell: &MdeqCell, context: &MdeqContext, checks: 
     let (solver, stop) = solver
         .and_then(|solver| Ok((solver, stop.build()?)))
         .unwrap_or_else(|error| panic!("constant settings: {error}"));
-    let [batch, ..] = case.tensor::<4>("image", &checks.precision.device).dims();
-    let z0 = Tensor::zeros([batch, context.layout().dim()], &checks.precision.device);
-    let solution = solver.solve(&mut |z| cell.forward(z, context), z0, &stop);
-    // The recording leaves the start out, and repeats the lowest residual behind the end of the solve.
+    let solution = solver.solve(f, z0, &stop);
+    // The recording leaves the start out, and repeats the lowest residual behind the end of the
+    // solve.
     let steps = solution.trace.iter().flat_map(|trace| &trace.steps).skip(1);
     let ours: Vec<f64> = steps.filter_map(|step| step.rel.first().copied()).collect();
     let count = ours.len().min(recorded.len());
@@ -191,7 +195,7 @@ fn train<const D: usize, M: Model<D>>(case: &Golden, init: &dyn Fn() -> M, check
     let probes: Vec<Tensor<2>> = (0..vectors.dims()[0])
         .map(|index| vectors.clone().narrow(0, index, 1).squeeze_dim(0))
         .collect();
-    let (cell, z_star) = (&model.backbone().cell, out.equilibrium.z_star.clone());
+    let (cell, z_star) = (&model.backbone().cell, out.equilibrium.z.clone());
     let penalty = JacobianPenaltyConfig::new()
         .build()
         .and_then(|penalty| penalty.estimate_exact_with_probes(cell, &out.context, z_star, &probes))

@@ -7,7 +7,7 @@ mod model;
 mod solver;
 mod transformer;
 
-use crate::golden::Golden;
+use deq_testkit::Golden;
 
 pub use model::Precision;
 
@@ -61,7 +61,7 @@ pub const MODELS: [&str; 3] = [
     "mdeq_segmentation",
 ];
 
-/// Checks one case in f64, on the device of [`f64_device`](crate::f64_device).
+/// Checks one case in f64, on the device of [`f64_device`](deq_testkit::f64_device).
 pub fn check(case: &Golden) -> Outcome {
     check_in(case, &Precision::f64())
 }
@@ -89,15 +89,16 @@ pub fn check_in(case: &Golden, precision: &Precision) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use deq_testkit::{f64_device, fixtures_of_kind};
 
     #[test]
     fn every_recorded_case_of_these_kinds_passes() {
-        let _ = crate::f64_device();
+        let _ = f64_device();
         for kind in ["solver", "torchdeq_solver", "gradient", "jacobian"]
             .into_iter()
             .chain(MODELS)
         {
-            for case in crate::fixtures_of_kind(kind) {
+            for case in fixtures_of_kind(kind) {
                 let Outcome::Checked(checks) = check(&case) else {
                     panic!("{kind} must be covered");
                 };

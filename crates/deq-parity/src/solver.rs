@@ -1,18 +1,18 @@
 //! Traces of the original solvers and of TorchDEQ, step by step.
 //!
-//! Rounding grows along a solve, faster the more a method extrapolates, so two correct programs part at some step. Where, is not guessed: the
-//! solve is repeated from a start that differs by a few units in the last place, and steps whose residual moves by less than 1e-10 by that are
-//! determined, as long as the residual stands far enough above the rounding of the values whose difference it is. Those must agree with the
-//! recorded ones to 1e-8.
+//! Rounding grows along a solve, faster the more a method extrapolates, so two correct programs
+//! part at some step. Where, is not guessed: the solve is repeated from a start that differs by a
+//! few units in the last place, and steps whose residual moves by less than 1e-10 by that are
+//! determined, as long as the residual stands far enough above the rounding of the values whose
+//! difference it is. Those must agree with the recorded ones to 1e-8.
 
-use super::Check;
-use crate::golden::Golden;
-use crate::{f64_device, relative_error, values};
+use crate::Check;
 use burn::tensor::Tensor;
 use deq_core::solvers::{
     AndersonConfig, ArmijoConfig, BroydenConfig, Ridge, Scope, Solution, SolverConfig, StopConfig,
     TraceLevel,
 };
+use deq_testkit::{Golden, f64_device, relative_error, values};
 
 const DETERMINED: f64 = 1e-10;
 const TRACE: f64 = 1e-8;
@@ -60,8 +60,8 @@ fn trace(solution: &Solution, sample: usize, relative: bool) -> Vec<f64> {
         .collect()
 }
 
-/// How many leading steps a disturbance of the start leaves alone, before the residual comes so near to rounding that its own
-/// relative error exceeds a tenth of what is compared.
+/// How many leading steps a disturbance of the start leaves alone, before the residual comes so
+/// near to rounding that its own relative error exceeds a tenth of what is compared.
 fn determined(ours: &Solution, disturbed: &Solution, sample: usize) -> usize {
     let [a, b] = [ours, disturbed].map(|solution| trace(solution, sample, false));
     a.iter()
@@ -90,7 +90,8 @@ fn unknown(run: &str, solver: &str) -> Check {
     Check::new(format!("{run}: solver {solver} unknown"), f64::NAN, 0.0)
 }
 
-/// The steps of `ours` that the recording keeps: those of the recorded values in their order. The rest are trials of a line search.
+/// The steps of `ours` that the recording keeps: those of the recorded values in their order. The
+/// rest are trials of a line search.
 fn accepted(ours: &[f64], recorded: &[f64]) -> Vec<usize> {
     let mut kept = Vec::new();
     let mut from = 0;
@@ -110,7 +111,7 @@ fn text(values: &serde_json::Value, key: &str) -> String {
 }
 
 /// Kind `solver`: `locuslab/deq`, norms over the whole batch.
-pub(super) fn original(case: &Golden) -> Vec<Check> {
+pub(crate) fn original(case: &Golden) -> Vec<Check> {
     let device = f64_device();
     let [w, u] = ["W", "U"].map(|name| case.tensor::<2>(name, &device).unsqueeze::<3>());
     let bias = case.tensor::<1>("b", &device).unsqueeze_dims::<3>(&[0, 2]);
@@ -187,8 +188,9 @@ pub(super) fn original(case: &Golden) -> Vec<Check> {
     checks
 }
 
-/// Kind `torchdeq_solver`: norms per sample; a sample goes on when it has converged, until all have.
-pub(super) fn torchdeq(case: &Golden) -> Vec<Check> {
+/// Kind `torchdeq_solver`: norms per sample; a sample goes on when it has converged, until all
+/// have.
+pub(crate) fn torchdeq(case: &Golden) -> Vec<Check> {
     let device = f64_device();
     let [w, u] = ["W", "U"].map(|name| case.tensor::<2>(name, &device).transpose());
     let bias = case.tensor::<1>("b", &device).unsqueeze::<2>();
@@ -241,7 +243,8 @@ pub(super) fn torchdeq(case: &Golden) -> Vec<Check> {
         checks.push(Check::new(format!("{name} abs trace"), error, TRACE).noted(note));
         let recorded = case.values(&format!("{name}.result"));
         let lowest = case.values(&format!("{name}.abs_lowest"));
-        // Both are at their lowest residual; where that is not the same step they differ by no more than residual over 1 - L.
+        // Both are at their lowest residual; where that is not the same step they differ by no more
+        // than residual over 1 - L.
         let error = relative_error(&values(&ours.z), recorded);
         let bound = lowest.iter().copied().fold(RESULT, f64::max);
         checks.push(Check::new(format!("{name} result"), error, bound));
