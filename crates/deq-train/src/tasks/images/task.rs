@@ -53,7 +53,6 @@ impl Task for ImagesTask {
         if self.class_weights.is_none() {
             self.class_weights = Some(splits.train.class_weights());
         }
-        self.fingerprint = Some(splits.fingerprint()?);
         if let Some(run) = from.run {
             self.require_data_of(run, from.training)?;
         }
@@ -268,7 +267,6 @@ mod tests {
         assert_eq!(shapes.classes, data.splits.train.classes());
         assert_eq!(*shapes.model.classes(), shapes.classes.len());
         assert_eq!(shapes.class_weights, Some(Vec::new()));
-        assert!(shapes.fingerprint.is_some());
         let again = shapes.clone();
         shapes.open(&Opening::default()).unwrap();
         assert_eq!(shapes, again);
