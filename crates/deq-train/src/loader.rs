@@ -1,6 +1,7 @@
 //! Batches of a task as a burn data loader.
 
 use crate::step::{InputOf, input};
+use crate::error::BoxError;
 use crate::task::{BatchOf, Batches, Task};
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::data::dataset::DatasetError;
@@ -83,6 +84,11 @@ struct BatchIterator<'a, T: Task> {
     done: usize,
 }
 
+/// Why there is no batch, for Burn.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct Cause(BoxError);
+
 impl<T: Task> Iterator for BatchIterator<'_, T> {
     type Item = Result<InputOf<T>, DatasetError>;
 
@@ -92,7 +98,7 @@ impl<T: Task> Iterator for BatchIterator<'_, T> {
         self.done += 1;
         Some(match batch {
             Ok(batch) => Ok(input::<T>(batch, step)),
-            Err(error) => Err(DatasetError::new(error)),
+            Err(error) => Err(DatasetError::new(Cause(error))),
         })
     }
 }

@@ -317,7 +317,7 @@ fn run_rounds<T: Task>(
         workers: options.workers,
     };
     let batches = recipe.task.training(&data, &plan)?;
-    let held_out: Arc<_> = recipe.task.held_out(&data, Split::Valid, &plan)?.into();
+    let held_out: Arc<dyn Batches<BatchOf<T>>> = recipe.task.held_out(&data, Split::Valid, &plan)?.into();
 
     let tracked = plain.clone().autodiff();
     let mut learner = Learner::fresh(&recipe, &tracked)?;

@@ -5,7 +5,7 @@ use crate::measure::{Measure, Quality};
 use crate::presets::Preset;
 use crate::recipe::Network;
 use crate::run::Trained;
-use burn::module::Module;
+use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor, TensorData};
 use deq_core::{Depth, Equilibrium, EquilibriumCell};
 use deq_models::checkpoint::{LoadReport, StateDict};
@@ -197,7 +197,7 @@ pub type MemoryOf<T> = <<T as Task>::Model as TaskModel>::Memory;
 pub type TallyOf<T> = <<T as Task>::Model as TaskModel>::Tally;
 
 /// A model built around an equilibrium, or an explicit network to compare it with.
-pub trait TaskModel: Module + Debug + std::fmt::Display + Send + Sync + 'static {
+pub trait TaskModel: Module + ModuleDisplay + Debug + Send + Sync + 'static {
     /// What it reads in a step.
     type Batch: Clone + Send + Sync + 'static;
     /// What it carries from step to step; `()` for nothing.
