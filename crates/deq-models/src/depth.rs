@@ -1,6 +1,5 @@
 //! How often the cell is applied.
 
-use burn::tensor::Tensor;
 use deq_core::{Deq, Equilibrium, EquilibriumCell, unroll};
 
 /// How deep a model is.
@@ -18,8 +17,8 @@ impl Depth<'_> {
         self,
         cell: &C,
         context: &C::Context,
-        z0: Tensor<2>,
-    ) -> Equilibrium {
+        z0: C::State,
+    ) -> Equilibrium<C::State> {
         match self {
             Depth::Equilibrium(deq) => deq.forward(cell, context, z0),
             Depth::Unrolled(steps) => unroll(cell, context, z0, steps),
