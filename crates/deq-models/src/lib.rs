@@ -39,14 +39,13 @@
 //! through to Burn.
 
 pub mod checkpoint;
-mod depth;
 mod error;
 mod layers;
 mod mdeq;
 mod resnet;
 mod transformer;
 
-pub use depth::Depth;
+pub use deq_core::Depth;
 pub use error::ModelError;
 pub use layers::{ConvNorm, PlainBatchNorm};
 pub use mdeq::{

@@ -4,11 +4,10 @@ use super::cell::{MdeqCell, MdeqContext};
 use super::head::{ClassificationHead, SegmentationHead};
 use super::stem::MdeqStem;
 use crate::checkpoint::{LoadReport, StateDict, load, state_dict};
-use crate::depth::Depth;
 use crate::error::ModelError;
 use burn::module::Module;
 use burn::tensor::Tensor;
-use deq_core::Equilibrium;
+use deq_core::{Depth, Equilibrium};
 
 /// The part that classifier and segmenter share: stem and cell.
 #[derive(Module, Debug)]

@@ -4,14 +4,13 @@ use super::cell::{CellShape, DropoutRates, TransformerCell, TransformerContext};
 use super::embedding::{Clusters, TokenEmbedding};
 use super::memory::LmMemory;
 use super::softmax::{OutputLayer, Ties};
-use crate::depth::Depth;
 use crate::error::ModelError;
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Int, Tensor};
-use deq_core::Equilibrium;
 use deq_core::dropout::DropoutMask;
+use deq_core::{Depth, Equilibrium};
 
 /// Configuration of [`DeqTransformerLm`].
 #[derive(Config, Debug, PartialEq)]
