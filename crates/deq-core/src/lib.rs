@@ -48,7 +48,8 @@
 //! - [`EquilibriumCell`], [`State`], [`CellContext`]: what a user writes. A state is a tensor of
 //!   any shape, or several.
 //! - [`Deq`], [`DeqConfig`], [`GradientConfig`]: the layer, also with
-//!   [a solver of your own](Deq::with_solver); [`unroll`]: its explicit counterpart.
+//!   [a solver of your own](Deq::with_solver); [`unroll`]: its explicit counterpart;
+//!   [`Depth`]: either.
 //! - [`FrozenCell`], [`StateLayout`]: a cell as a map of the rows `[batch, dim]` of the solvers,
 //!   its evaluations and vector-Jacobian products without a tape; [`recomputed`]: a number whose
 //!   gradient is recorded in the backward pass only.
@@ -66,6 +67,7 @@ mod cell;
 pub mod check;
 mod config;
 mod context;
+mod depth;
 mod deq;
 pub mod dropout;
 mod equilibrium;
@@ -84,9 +86,10 @@ pub mod gradients {}
 #[doc = include_str!("../docs/tutorial.md")]
 pub mod tutorial {}
 
-pub use cell::{EquilibriumCell, FrozenCell, Pullback, TangentCell};
+pub use cell::{EquilibriumCell, FrozenCell, Pullback};
 pub use config::DeqConfig;
 pub use context::{CellContext, TensorMap};
+pub use depth::Depth;
 pub use deq::Deq;
 pub use deq_solvers as solvers;
 pub use equilibrium::{Correction, Equilibrium, unroll};

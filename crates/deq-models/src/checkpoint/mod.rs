@@ -1,7 +1,9 @@
-//! Checkpoints of the original programs: PyTorch files and safetensors in, safetensors with the same names out.
+//! Checkpoints of the original programs: PyTorch files and safetensors in, safetensors with the
+//! same names out.
 //!
-//! A model says which tensor of the original's state dict is which of its parameters ([`OriginalNames`]); [`load`] and [`save`] do
-//! the rest. What did not fit is told, tensor by tensor, in a [`LoadReport`].
+//! A model says which tensor of the original's state dict is which of its parameters
+//! ([`OriginalNames`]); [`load`] and [`save`] do the rest. What did not fit is told, tensor by
+//! tensor, in a [`LoadReport`].
 //!
 //! ```
 //! use burn::tensor::Device;

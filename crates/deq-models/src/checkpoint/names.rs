@@ -7,12 +7,14 @@ use burn::tensor::TensorData;
 pub enum Layout {
     /// The same shape, the same order.
     Same,
-    /// A matrix: `[output, input]` there, followed by so many axes of size 1 if it is a convolution of width 1; `[input, output]` here.
+    /// A matrix: `[output, input]` there, followed by so many axes of size 1 if it is a convolution
+    /// of width 1; `[input, output]` here.
     Matrix {
         /// Axes of size 1 behind the matrix.
         trailing: usize,
     },
-    /// Lengths of weight-normalised rows: `[output, 1, ...]` with so many further axes of size 1 there; `[1, output]` here.
+    /// Lengths of weight-normalised rows: `[output, 1, ...]` with so many further axes of size 1
+    /// there; `[1, output]` here.
     Gains {
         /// Axes of size 1 behind the first.
         trailing: usize,
@@ -90,7 +92,8 @@ pub enum Source {
         path: String,
         /// How it lies there.
         layout: Layout,
-        /// Whether the original stores the same parameter under another name too, from which it is read.
+        /// Whether the original stores the same parameter under another name too, from which it is
+        /// read.
         alias: bool,
     },
     /// A constant that we compute where it is needed.

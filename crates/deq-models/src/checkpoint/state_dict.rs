@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
-/// Prefixes that programs put before every name: a data-parallel wrapper, or a dictionary that holds more than the model.
+/// Prefixes that programs put before every name: a data-parallel wrapper, or a dictionary that
+/// holds more than the model.
 const WRAPPERS: [&str; 4] = ["module.", "state_dict.", "model_state_dict.", "model."];
 
 /// The tensors of a checkpoint by name, read from the file when they are asked for.
@@ -29,8 +30,8 @@ pub struct TensorInfo {
 }
 
 impl StateDict {
-    /// Opens a file of PyTorch (`.pth`, `.pt`, `.pkl`: a state dict, a dictionary with one, or a whole module) or a safetensors file;
-    /// the content decides, not the name.
+    /// Opens a file of PyTorch (`.pth`, `.pt`, `.pkl`: a state dict, a dictionary with one, or a
+    /// whole module) or a safetensors file; the content decides, not the name.
     ///
     /// A prefix that all names share because the model was wrapped, such as `module.`, is dropped.
     ///

@@ -25,7 +25,8 @@ pub struct LoadReport {
     pub unused: Vec<String>,
     /// Tensors of another shape than the model's.
     pub mismatched: Vec<ShapeMismatch>,
-    /// Names whose tensor must equal that of the second name, since the model has one parameter for both, but does not.
+    /// Names whose tensor must equal that of the second name, since the model has one parameter for
+    /// both, but does not.
     pub untied: Vec<(String, String)>,
 }
 
@@ -41,7 +42,8 @@ pub struct ShapeMismatch {
 }
 
 impl LoadReport {
-    /// Whether every parameter was loaded and nothing contradicts the model; tensors without a use do no harm.
+    /// Whether every parameter was loaded and nothing contradicts the model; tensors without a use
+    /// do no harm.
     pub fn is_complete(&self) -> bool {
         self.missing.is_empty() && self.mismatched.is_empty() && self.untied.is_empty()
     }
@@ -77,7 +79,8 @@ impl fmt::Display for LoadReport {
 ///
 /// # Errors
 ///
-/// [`ModelError::UnreadableTensor`] if the file does not hold what its index promises. What does not fit is in the report.
+/// [`ModelError::UnreadableTensor`] if the file does not hold what its index promises. What does
+/// not fit is in the report.
 pub fn load<M: Module + OriginalNames>(
     mut model: M,
     file: &StateDict,
@@ -175,7 +178,8 @@ pub fn state_dict<M: Module + OriginalNames>(
     tensors.collect()
 }
 
-/// Writes a model as a safetensors file with the original's names, whole or not at all, so that the original program can load it.
+/// Writes a model as a safetensors file with the original's names, whole or not at all, so that the
+/// original program can load it.
 ///
 /// # Errors
 ///
@@ -184,7 +188,8 @@ pub fn save<M: Module + OriginalNames>(model: &M, path: &Path) -> Result<(), Mod
     write(&state_dict(model)?, path)
 }
 
-/// Writes tensors as a safetensors file, whole or not at all, so that PyTorch's loaders can read it.
+/// Writes tensors as a safetensors file, whole or not at all, so that PyTorch's loaders can read
+/// it.
 ///
 /// # Errors
 ///

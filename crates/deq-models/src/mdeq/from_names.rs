@@ -5,7 +5,8 @@ use crate::checkpoint::StateDict;
 use crate::error::ModelError;
 
 impl MdeqConfig {
-    /// Everything that names and shapes can say. The rest is taken from `rest`: groups, halvings of the stem, dropout.
+    /// Everything that names and shapes can say. The rest is taken from `rest`: groups, halvings of
+    /// the stem, dropout.
     fn from_state_dict(file: &StateDict, rest: &Self) -> Result<Self, ModelError> {
         let block = |branch: usize, block: usize, part: &str| {
             format!("fullstage.branches.{branch}.blocks.{block}.{part}")
@@ -40,8 +41,9 @@ impl MdeqConfig {
 }
 
 impl MdeqClassifierConfig {
-    /// The configuration that a state dict of the original's classifier reveals, for everything that names and shapes can say. The rest is
-    /// taken from `rest`: groups, halvings of the stem, dropout.
+    /// The configuration that a state dict of the original's classifier reveals, for everything
+    /// that names and shapes can say. The rest is taken from `rest`: groups, halvings of the stem,
+    /// dropout.
     ///
     /// # Errors
     ///

@@ -145,13 +145,15 @@ fn normed(layer: &NormedLinear, name: &str, path: &str, trailing: usize) -> Vec<
 const MODEL: &str = "a DEQ-Transformer";
 
 impl DeqTransformerLmConfig {
-    /// The configuration that a state dict of the original program reveals, for everything that shapes can say: vocabulary, widths,
-    /// heads, clusters, ties, weight normalisation. The rest is taken from `rest`: where layer norms stand, memory, window, dropout.
+    /// The configuration that a state dict of the original program reveals, for everything that
+    /// shapes can say: vocabulary, widths, heads, clusters, ties, weight normalisation. The rest is
+    /// taken from `rest`: where layer norms stand, memory, window, dropout.
     ///
     /// # Errors
     ///
-    /// [`ModelError::OtherModel`] if a tensor that every such model has is missing. Where clusters share one table (`div_val` 1), their
-    /// borders are not in the file: those of `rest` are taken, and must be as many as the file has clusters.
+    /// [`ModelError::OtherModel`] if a tensor that every such model has is missing. Where clusters
+    /// share one table (`div_val` 1), their borders are not in the file: those of `rest` are taken,
+    /// and must be as many as the file has clusters.
     pub fn from_state_dict(file: &StateDict, rest: &Self) -> Result<Self, ModelError> {
         let shape = |name: &str, rank: usize| match file.shape(name) {
             Some(shape) if shape.len() == rank => Ok(shape),

@@ -115,7 +115,8 @@ fn the_names_and_shapes_are_those_of_the_original() {
     }
 }
 
-/// Writes a state dict as `torch.save` does: a zip archive with a pickle of the index and one file for each storage.
+/// Writes a state dict as `torch.save` does: a zip archive with a pickle of the index and one file
+/// for each storage.
 fn torch_save(path: &Path, tensors: &[(String, TensorData)]) {
     let mut archive = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
     let stored =
@@ -134,7 +135,8 @@ fn torch_save(path: &Path, tensors: &[(String, TensorData)]) {
     archive.finish().unwrap();
 }
 
-/// Protocol 2: `OrderedDict` items of `torch._utils._rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())`.
+/// Protocol 2: `OrderedDict` items of `torch._utils._rebuild_tensor_v2(storage, 0, shape, strides,
+/// False, OrderedDict())`.
 fn pickle(tensors: &[(String, TensorData)]) -> Vec<u8> {
     let mut out = vec![0x80, 2];
     let text = |out: &mut Vec<u8>, text: &str| {
