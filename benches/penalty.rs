@@ -159,12 +159,7 @@ fn estimate(kind: Kind, model: &DeqTransformerLm, out: &LmOutput) -> Option<Pena
 
 /// The gradient of the penalty alone with respect to the weight of queries, keys and values, with
 /// the same probe every time.
-fn gradient(
-    kind: Kind,
-    model: &DeqTransformerLm,
-    tokens: &Tensor<2, Int>,
-    deq: &Deq,
-) -> Vec<f32> {
+fn gradient(kind: Kind, model: &DeqTransformerLm, tokens: &Tensor<2, Int>, deq: &Deq) -> Vec<f32> {
     let out = model.forward(tokens.clone(), &LmMemory::empty(), Depth::Equilibrium(deq));
     tokens.device().seed(11);
     let value = estimate(kind, model, &out).expect("a penalty").value;

@@ -84,7 +84,7 @@ impl RitzValues {
 /// Approximates the dominant eigenvalues of `J = df/dz` at `z` for every sample.
 ///
 /// ```text
-/// J^T Q_m = Q_m H_m + h e_m^T           Q_m: orthonormal basis of span{v, J^T v, ..., (J^T)^(m-1) v}
+/// J^T Q_m = Q_m H_m + h e_m^T      Q_m: orthonormal basis of span{v, J^T v, ..., (J^T)^(m-1) v}
 /// ```
 ///
 /// The eigenvalues of the small `H_m` (Ritz values) approximate those of `J` at the rim of its

@@ -5,7 +5,7 @@ macro_rules! setters {
     ($config:ident { $($setter:ident($field:ident: $type:ty)),+ $(,)? }) => {
         impl $config {
             $(
-                #[doc = concat!("Sets [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+                #[doc = concat!("Sets [`Self::", stringify!($field), "`].")]
                 #[must_use]
                 pub fn $setter(mut self, $field: $type) -> Self {
                     self.$field = $field;

@@ -61,12 +61,7 @@ impl EquilibriumCell for Cell {
         self.inner(z, &inputs.x) + inputs.e.clone()
     }
 
-    fn tangent(
-        &self,
-        z: Tensor<2>,
-        direction: Tensor<2>,
-        inputs: &Inputs,
-    ) -> Option<Tensor<2>> {
+    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, inputs: &Inputs) -> Option<Tensor<2>> {
         let slope = self.inner(z, &inputs.x).square().neg() + 1.0;
         Some(direction.matmul(self.w.val().transpose()) * slope)
     }

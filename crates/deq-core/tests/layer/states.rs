@@ -4,8 +4,7 @@ use crate::support::*;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use deq_core::{
-    EquilibriumCell, FrozenCell, GradientConfig, Pullback, State, check, impl_state,
-    unroll,
+    EquilibriumCell, FrozenCell, GradientConfig, Pullback, State, check, impl_state, unroll,
 };
 use deq_testkit::{assert_close, values};
 
