@@ -299,7 +299,7 @@ pub fn evaluate_run(run: &Path, options: &EvalOptions) -> Result<LmSummary, Trai
     recipe.validate()?;
     let (model, position) = newest_model(&folder, &recipe, &plain)?;
     let (split, tokens) = match options.test {
-        true => ("test", &corpus.test),
+        true => ("test", corpus.require_test()?),
         false => ("valid", &corpus.valid),
     };
     let plan = EvalPlan {
