@@ -168,8 +168,8 @@ pub enum FetchEvent {
 /// download goes on where it stopped, a few times by itself and then whenever this is called again.
 /// The files come into the folder when they have been compared with their checksums, or, where
 /// there is none, with the number of tokens and words; then the archive is removed. A folder that
-/// already has the files, or those of the same split under another name that [`Corpus::open`]
-/// knows, is left alone.
+/// already has the files, or those of the same split under another name that
+/// [`Corpus::open`](crate::Corpus::open) knows, is left alone.
 ///
 /// # Errors
 ///

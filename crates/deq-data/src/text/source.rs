@@ -66,7 +66,12 @@ fn divide(mut whole: Source) -> Result<[Source; 3], DataError> {
     if len == 0 {
         return Err(DataError::Empty { path });
     }
-    let (first, second) = (cut(&whole.bytes, 90), cut(&whole.bytes, 95));
+    let second = cut(&whole.bytes, 95);
+    let mut first = cut(&whole.bytes, 90);
+    if first >= second {
+        // The same long word is at both places: valid is the one before it.
+        first = word_start(&whole.bytes[..second.saturating_sub(1)]).unwrap_or(second);
+    }
     if first == 0 || first >= second || second >= len {
         return Err(DataError::TooSmallToDivide { path, bytes: len });
     }
@@ -86,18 +91,21 @@ fn cut(bytes: &[u8], percent: usize) -> usize {
     // Bytes 10xxxxxx continue a character of UTF-8.
     let inside = bytes[at..].iter().take_while(|&&byte| byte & 0xC0 == 0x80);
     let at = at + inside.count();
-    let ahead = &bytes[at..bytes.len().min(at + LONGEST_WORD)];
-    // A place at the very end would leave nothing for the rest.
-    let after = spaces(ahead).map(|end| at + end);
-    if let Some(place) = after
-        .map(|end| whole_line_end(bytes, end))
-        .find(|&end| end < bytes.len())
-    {
-        return place;
+    let before = word_start(&bytes[..at]).map(|place| whole_line_end(bytes, place));
+    if before == Some(at) {
+        return at;
     }
-    let start = at.saturating_sub(LONGEST_WORD);
-    let before = spaces(&bytes[start..at]).last();
-    before.map_or(at, |end| whole_line_end(bytes, start + end))
+    let ahead = &bytes[at..bytes.len().min(at + LONGEST_WORD)];
+    let mut after = spaces(ahead).map(|end| whole_line_end(bytes, at + end));
+    // A place at the very end would leave nothing for the rest.
+    let after = after.find(|&place| place < bytes.len());
+    after.or(before).unwrap_or(at)
+}
+
+/// Where the last word of a text begins, if it is no longer than words are.
+fn word_start(bytes: &[u8]) -> Option<usize> {
+    let start = bytes.len().saturating_sub(LONGEST_WORD);
+    spaces(&bytes[start..]).last().map(|end| start + end)
 }
 
 /// The places after each white space character; bytes that are not UTF-8 are no white space.
