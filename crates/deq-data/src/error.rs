@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 pub enum DataError {
     /// The path does not exist.
     #[error(
-        "there is no {path}: give a folder with train.txt, valid.txt and perhaps test.txt, a folder of .txt files, or one text file"
+        "there is no {path}: give a folder with train.txt, valid.txt and perhaps test.txt, a folder of \
+         .txt files, or one text file"
     )]
     NotFound {
         /// The path given.
@@ -158,7 +159,8 @@ pub enum DataError {
     },
     /// A single file is too small to be cut into three splits.
     #[error(
-        "{path} has {bytes} bytes, too few to cut into train, valid and test: give a longer text, or a folder with the three files"
+        "{path} has {bytes} bytes, too few to cut into train, valid and test: give a longer text, or a \
+         folder with train.txt and valid.txt"
     )]
     TooSmallToDivide {
         /// The file.
@@ -185,7 +187,8 @@ pub enum DataError {
     NoTest,
     /// A split is not what it was.
     #[error(
-        "the {split} split has fingerprint {found:016x} instead of {expected:016x}: its text has changed; bring back the text that was used before, or start anew with this one"
+        "the {split} split has fingerprint {found:016x} instead of {expected:016x}: its text has \
+         changed; bring back the text that was used before, or start anew with this one"
     )]
     OtherText {
         /// `train`, `valid` or `test`.
@@ -205,7 +208,8 @@ pub enum DataError {
     },
     /// A word of a corpus is not in the vocabulary, and the vocabulary has no `<unk>`.
     #[error(
-        "{path} holds {word:?}, which the vocabulary does not, and there is no <unk> for it: mark rare words of train as <unk>, or add {word:?} to vocab.txt"
+        "{path} holds {word:?}, which the vocabulary lacks, and there is no <unk> for it: use a \
+         vocabulary with <unk>, or the words of this text"
     )]
     UnknownWord {
         /// The file.

@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
-use deq_data::{CachePlace, Corpus, CorpusEvent, CorpusReader, Level, Vocabulary, survey};
+use deq_data::{CachePlace, Corpus, CorpusEvent, CorpusReader, Level, survey};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use std::fs::{read, write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -174,11 +174,14 @@ fn mutated_token_files_are_never_used() {
 #[cfg(feature = "tokenizers")]
 mod tokenizers {
     use super::*;
+    use deq_data::Vocabulary;
+    use std::path::Path;
 
     const SAMPLES: [&str; 4] = [
         r#"{"version": "1.0", "added_tokens": [{"id": 7, "content": "<end>", "single_word": false,
         "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
-        "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+        "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst",
+        "stride": 0},
         "padding": {"strategy": {"Fixed": 4}, "direction": "Right", "pad_to_multiple_of": 8,
         "pad_id": 7, "pad_type_id": 0, "pad_token": "<end>"},
         "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"},

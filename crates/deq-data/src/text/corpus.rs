@@ -82,8 +82,9 @@ impl Corpus {
 
     /// Reads like [`open`](Self::open), at the level of a given vocabulary and with its ids.
     ///
-    /// A trained model must read any text with the ids that it was trained with. A `vocab.txt` or `tokenizer.json` in the folder is not read; pass
-    /// what [`Vocabulary::load`] makes of it to keep its ids.
+    /// A trained model must read any text with the ids that it was trained with. A `vocab.txt` or
+    /// `tokenizer.json` in the folder is not read; pass what [`Vocabulary::load`] makes of it to
+    /// keep its ids.
     ///
     /// # Errors
     ///
