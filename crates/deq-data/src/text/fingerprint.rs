@@ -29,7 +29,7 @@ impl Corpus {
     /// The fingerprint of the splits: the XXH3 hash of their ids as little-endian `u32`, with the
     /// [fingerprint of the vocabulary](super::Vocabulary::fingerprint) as its seed.
     ///
-    /// It reads all ids once, at about a gigabyte a second.
+    /// It reads all ids once.
     ///
     /// # Examples
     ///

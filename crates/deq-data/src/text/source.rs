@@ -15,8 +15,8 @@ pub(crate) struct Source {
     /// The file or folder to name in errors.
     pub(crate) path: PathBuf,
     pub(crate) bytes: Vec<u8>,
-    /// Where each file begins, if several were joined.
-    parts: Vec<(usize, PathBuf)>,
+    /// Where each file begins: before 0 if a byte-order mark or an earlier split has its beginning.
+    parts: Vec<(isize, PathBuf)>,
 }
 
 /// Reads train, valid and test if there is one, none of them empty, with the checksum of each of
@@ -41,20 +41,22 @@ pub(crate) fn read(layout: &Layout) -> Result<(Vec<Source>, Vec<u64>), DataError
 fn join(split: &Split, checksums: &mut Vec<u64>) -> Result<Source, DataError> {
     let mut source = Source::new(split.path.clone(), Vec::new());
     for file in &split.files {
-        let bytes = files::read(file)?;
-        checksums.push(xxh3_64(&bytes));
-        let bytes = files::unmarked(file, bytes)?;
-        if split.files.len() == 1 {
-            source.bytes = bytes;
-            return Ok(source);
-        }
+        let content = files::read(file)?;
+        checksums.push(xxh3_64(&content));
+        let len = content.len();
+        let bytes = files::unmarked(file, content)?;
         // After a carriage return, too: the two are one line end, whatever the next file begins
         // with.
         if source.bytes.last().is_some_and(|&byte| byte != b'\n') {
             source.bytes.push(b'\n');
         }
-        source.parts.push((source.bytes.len(), file.clone()));
-        source.bytes.extend(bytes);
+        let mark = len - bytes.len();
+        let start = source.bytes.len() as isize - mark as isize;
+        source.parts.push((start, file.clone()));
+        match source.bytes.is_empty() {
+            true => source.bytes = bytes,
+            false => source.bytes.extend(bytes),
+        }
     }
     Ok(source)
 }
@@ -137,16 +139,14 @@ impl Source {
     /// Keeps what is before `at`, and returns the rest.
     fn split_off(&mut self, at: usize) -> Self {
         let bytes = self.bytes.split_off(at);
+        let at = at as isize;
         let first = self.parts.partition_point(|(start, _)| *start < at);
-        let mut parts: Vec<_> = self.parts.split_off(first);
-        parts.iter_mut().for_each(|(start, _)| *start -= at);
-        // The file that goes on across the cut; its place before it would be negative, so places
-        // in it count from the cut.
-        if let Some((_, file)) = self.parts.last()
-            && parts.first().is_none_or(|(start, _)| *start > 0)
-        {
-            parts.insert(0, (0, file.clone()));
-        }
+        // The file before the cut goes on after it.
+        let rest = self.parts[first.saturating_sub(1)..].iter();
+        let parts = rest
+            .map(|(start, file)| (start - at, file.clone()))
+            .collect();
+        self.parts.truncate(first);
         let path = self.path.clone();
         Self { path, bytes, parts }
     }
@@ -154,15 +154,12 @@ impl Source {
     /// The text, at all levels but that of bytes.
     pub(crate) fn text(&self) -> Result<&str, DataError> {
         std::str::from_utf8(&self.bytes).map_err(|error| {
-            let at = error.valid_up_to();
-            let part = self.parts.partition_point(|(start, _)| *start <= at);
-            let (start, path) = match part {
-                0 => (0, &self.path),
-                _ => (self.parts[part - 1].0, &self.parts[part - 1].1),
-            };
+            let at = error.valid_up_to() as isize;
+            let before = self.parts.iter().rev().find(|(start, _)| *start <= at);
+            let (start, path) = before.map_or((0, &self.path), |(start, path)| (*start, path));
             DataError::NotUtf8 {
                 path: path.clone(),
-                position: at - start,
+                position: (at - start) as usize,
             }
         })
     }

@@ -167,7 +167,7 @@ pub(crate) fn all(path: &Path, place: &CachePlace) -> Vec<PathBuf> {
         let begin = format!("{stem}.");
         found.extend(entries.flatten().map(|entry| entry.path()).filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(&begin) && name.ends_with(EXTENSION)
+            name.starts_with(&begin) && name.ends_with(EXTENSION) && path.is_file()
         }));
     }
     found.sort();

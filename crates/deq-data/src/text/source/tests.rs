@@ -120,13 +120,31 @@ fn text_that_is_not_utf_8_is_found_in_its_own_file() {
     let folder = folder(&[
         ("train/a.txt", b"fine\n"),
         ("train/b.txt", b"ab\xff"),
-        ("valid.txt", b"a"),
-        ("test.txt", b"a"),
+        ("valid.txt", b"\xEF\xBB\xBFab\xff"),
     ]);
-    let train = sources(folder.path()).unwrap().remove(0);
-    let message = train.text().unwrap_err().to_string();
+    let sources = sources(folder.path()).unwrap();
+    let message = sources[0].text().unwrap_err().to_string();
     assert!(
         message.contains("b.txt is not UTF-8 text (byte 2)"),
+        "{message}"
+    );
+    let message = sources[1].text().unwrap_err().to_string();
+    assert!(
+        message.contains("valid.txt is not UTF-8 text (byte 5)"),
+        "{message}"
+    );
+}
+
+#[test]
+fn places_count_from_the_beginning_of_the_file_in_every_split() {
+    let mut lines = "0123456789\n".repeat(100).into_bytes();
+    lines[1005] = 0xFF;
+    let folder = folder(&[("a.txt", b"first\n"), ("b.txt", &lines)]);
+    let sources = sources(folder.path()).unwrap();
+    assert!(sources[0].text().is_ok());
+    let message = sources[1].text().unwrap_err().to_string();
+    assert!(
+        message.contains("b.txt is not UTF-8 text (byte 1005)"),
         "{message}"
     );
 }
