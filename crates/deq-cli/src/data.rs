@@ -130,6 +130,7 @@ fn info(args: &DataInfoArgs) -> Result<()> {
         train,
         valid,
         test,
+        ..
     } = &corpus;
     let unit = match vocabulary.level() {
         Level::Byte => "bytes",
@@ -137,7 +138,13 @@ fn info(args: &DataInfoArgs) -> Result<()> {
         Level::Tokenizer => "tokens of the tokenizer",
     };
     println!("read as:      {unit}");
-    for (name, split) in [("train", train), ("valid", valid), ("test", test)] {
+    let splits = [
+        ("train", Some(train)),
+        ("valid", Some(valid)),
+        ("test", test.as_ref()),
+    ];
+    for (name, split) in splits {
+        let Some(split) = split else { continue };
         println!(
             "{:<14}{:>13} tokens",
             format!("{name}:"),

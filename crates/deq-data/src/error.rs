@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 pub enum DataError {
     /// The path does not exist.
     #[error(
-        "there is no {path}: give a folder with train.txt, valid.txt and test.txt, a folder of .txt files, or one text file"
+        "there is no {path}: give a folder with train.txt, valid.txt and perhaps test.txt, a folder of \
+         .txt files, or one text file"
     )]
     NotFound {
         /// The path given.
@@ -158,13 +159,44 @@ pub enum DataError {
     },
     /// A single file is too small to be cut into three splits.
     #[error(
-        "{path} has {bytes} bytes, too few to cut into train, valid and test: give a longer text, or a folder with the three files"
+        "{path} has {bytes} bytes, too few to cut into train, valid and test: give a longer text, or a \
+         folder with train.txt and valid.txt"
     )]
     TooSmallToDivide {
         /// The file.
         path: PathBuf,
         /// Its size.
         bytes: usize,
+    },
+    /// A text file is in another encoding.
+    #[error("{path} is UTF-16 text: convert it to UTF-8")]
+    Utf16 {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is larger than any of its kind.
+    #[error("{path} has more than {most} bytes: it is not a vocabulary or tokenizer")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most bytes that are read.
+        most: u64,
+    },
+    /// A text has no test split where one is needed.
+    #[error("the text has no test split: add test.txt, or use the valid split")]
+    NoTest,
+    /// A split is not what it was.
+    #[error(
+        "the {split} split has fingerprint {found:016x} instead of {expected:016x}: its text has \
+         changed; bring back the text that was used before, or start anew with this one"
+    )]
+    OtherText {
+        /// `train`, `valid` or `test`.
+        split: &'static str,
+        /// The fingerprint that it had.
+        expected: u64,
+        /// The fingerprint that it has.
+        found: u64,
     },
     /// A word-level file is not text.
     #[error("{path} is not UTF-8 text (byte {position}): convert it, or read it at the byte level")]
@@ -176,7 +208,8 @@ pub enum DataError {
     },
     /// A word of a corpus is not in the vocabulary, and the vocabulary has no `<unk>`.
     #[error(
-        "{path} holds {word:?}, which the vocabulary does not, and there is no <unk> for it: mark rare words of train as <unk>, or add {word:?} to vocab.txt"
+        "{path} holds {word:?}, which the vocabulary lacks, and there is no <unk> for it: use a \
+         vocabulary with <unk>, or the words of this text"
     )]
     UnknownWord {
         /// The file.
@@ -367,6 +400,23 @@ pub enum DataError {
         /// The name given.
         name: String,
     },
+}
+
+/// A text from outside as it can be printed: cut where it is long, with its control characters
+/// escaped.
+pub(crate) fn excerpt(text: &str) -> String {
+    const MOST: usize = 200;
+    let mut excerpt = String::new();
+    for character in text.chars().take(MOST) {
+        match character.is_control() {
+            true => excerpt.extend(character.escape_default()),
+            false => excerpt.push(character),
+        }
+    }
+    if text.chars().nth(MOST).is_some() {
+        excerpt.push_str("...");
+    }
+    excerpt
 }
 
 impl DataError {
