@@ -1,4 +1,5 @@
-//! Data for deep equilibrium models: text in batches of contiguous streams, and pictures in batches made by several threads.
+//! Data for deep equilibrium models: text in batches of contiguous streams, and images in batches
+//! made by several threads.
 //!
 //! A [`Corpus`] holds three splits as token ids with their [`Vocabulary`]; a [`StreamBatcher`] cuts a split into parallel streams and
 //! these into segments, so that a model can carry its memory from one segment to the next. Ids are plain numbers, in memory or in a mapped
@@ -32,11 +33,16 @@
 //! - [`StreamBatcher`]: segments by index, in a pass, or by training step over any number of passes.
 //! - [`unigram_perplexity`]: the yardstick that any language model must beat.
 //!
-//! And of pictures:
+//! And of images:
 //!
-//! - [`ImageSource::open`]: data sets by name; [`Cifar10`], [`ImageFolder`], [`SegmentationFolder`], and [`Shapes`], which are generated.
-//! - [`Transform`], [`Normalization`]: the augmentations of CIFAR-10, ImageNet and segmentation, and what evaluation does in their place.
-//! - [`Loader`]: batches by number, made by several threads ahead of time, the same whatever their number.
+//! - [`ImageSource::open`]: data sets by name; [`Cifar10`], [`ImageFolder`], [`SegmentationFolder`],
+//!   and [`Shapes`], which are generated.
+//! - [`LabelSurvey`]: which ids the label maps of a segmentation hold, before it is trained on;
+//!   [`VisionSplits::fingerprint`]: whether images are what they were.
+//! - [`Transform`], [`Normalization`]: the augmentations of CIFAR-10, ImageNet and segmentation, and
+//!   what evaluation does in their place.
+//! - [`Loader`]: batches by number, made by several threads ahead of time, the same whatever their
+//!   number.
 //!
 //! # Features
 //!
@@ -51,6 +57,7 @@ mod error;
 mod fetch;
 mod files;
 mod image;
+mod splits;
 mod text;
 
 pub use error::DataError;
@@ -58,8 +65,9 @@ pub use error::DataError;
 pub use fetch::{FetchEvent, RemoteFile, RemoteText, fetch};
 pub use image::{
     Batches, Cifar10, Example, IGNORE_LABEL, ImageBatch, ImageDataset, ImageFolder, ImageSource,
-    LabelMap, Loader, LoaderConfig, Normalization, Picture, Raster, SegmentationFolder, Shapes,
-    Skipped, Spread, Target, Transform, VisionSplits, VisionTask, Window,
+    LabelMap, LabelMeaning, LabelShare, LabelSurvey, Loader, LoaderConfig, Normalization, Picture,
+    Raster, SegmentationFolder, Shapes, Skipped, Spread, Target, Transform, VisionSplits,
+    VisionTask, Window,
 };
 pub use text::{
     Arrangement, CachePlace, CacheProblem, CachedText, Corpus, CorpusEvent, CorpusReader, Level,

@@ -2,6 +2,7 @@
 
 use crate::error::DataError;
 use crate::files;
+use crate::splits::aliases;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -49,15 +50,6 @@ pub(crate) struct Split {
     pub(crate) path: PathBuf,
     /// The files, in order; never none.
     pub(crate) files: Vec<PathBuf>,
-}
-
-/// The names of a split's folder: the first one is ours, the others are common for `valid`.
-fn aliases(split: &str) -> &'static [&'static str] {
-    match split {
-        "valid" => &["valid", "validation", "val", "dev"],
-        "test" => &["test"],
-        _ => &["train"],
-    }
 }
 
 /// The file names of a split: plain, as in the authors' scripts; WikiText as published, by words and raw; Penn Treebank.

@@ -189,10 +189,7 @@ pub(super) fn answer(trained: &Trained, picture: &Picture) -> Answer {
 
 /// The picture as the model sees it.
 pub(super) fn shown(recipe: &VisionRecipe, picture: &Picture) -> Picture {
-    let example = Example {
-        picture: picture.clone(),
-        target: Target::Class(0),
-    };
+    let example = Example::new(picture.clone(), Target::Class(0));
     recipe.eval_transform.apply(example, 0, 0, 0).picture
 }
 
