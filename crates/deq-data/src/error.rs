@@ -49,21 +49,37 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
-    /// A folder of pictures does not exist.
+    /// A folder of images does not exist.
     #[error("there is no folder {path}: give the folder that holds the data set")]
     NoFolder {
         /// The path given.
         path: PathBuf,
     },
-    /// A folder holds no picture where some are expected.
-    #[error("no picture in {path}: {expected}")]
+    /// A part of a folder of images is missing.
+    #[error(
+        "{folder} has no folder of {split} images: it must be called {accepted}, but there is {found}"
+    )]
+    MissingImageSplit {
+        /// The folder.
+        folder: PathBuf,
+        /// `training` or `held-out`.
+        split: &'static str,
+        /// The names looked for, separated by commas.
+        accepted: String,
+        /// What the folder holds.
+        found: String,
+    },
+    /// A folder holds no image where some are expected.
+    #[error("no image in {path}: {expected}, but there is {found}")]
     NoImages {
         /// The folder.
         path: PathBuf,
         /// What would be right.
         expected: &'static str,
+        /// What the folder holds.
+        found: String,
     },
-    /// A picture or label map is damaged or in a form that is not read.
+    /// An image, a label map or a list of classes is damaged or in a form that is not read.
     #[error("{path} cannot be used: {reason}")]
     BadImage {
         /// The file.
@@ -71,19 +87,20 @@ pub enum DataError {
         /// Why.
         reason: String,
     },
-    /// Not one picture of a batch can be used.
-    #[error("none of the {count} pictures of a batch can be used; the first is {path}: {reason}")]
+    /// Not one image of a batch can be used.
+    #[error("none of the {count} images of a batch can be used; the first is {path}: {reason}")]
     NothingReadable {
-        /// The pictures of the batch.
+        /// The images of the batch.
         count: usize,
         /// The first file.
         path: PathBuf,
         /// Why it cannot be used.
         reason: String,
     },
-    /// Pictures of a batch have different sizes.
+    /// Images of a batch have different sizes.
     #[error(
-        "pictures of {} x {} and {} x {} pixels cannot share a batch: choose a transform that gives one size", first.0, first.1, other.0, other.1
+        "images of {} x {} and {} x {} pixels cannot share a batch: choose a transform that gives \
+         one size", first.0, first.1, other.0, other.1
     )]
     MixedSizes {
         /// Width and height of the first.
@@ -93,7 +110,8 @@ pub enum DataError {
     },
     /// A binary file is not in the layout of CIFAR-10.
     #[error(
-        "{path} has {bytes} bytes, but CIFAR-10 files are whole records of 3073, a label and 3 x 1024 colours: fetch it again"
+        "{path} has {bytes} bytes, but CIFAR-10 files are whole records of 3073, a label and \
+         3 x 1024 colours: fetch it again"
     )]
     NotCifar {
         /// The file.
@@ -111,14 +129,14 @@ pub enum DataError {
         /// The number of classes.
         classes: usize,
     },
-    /// The name of a picture has no label.
+    /// The name of an image has no label.
     #[error("{path} has no label in its name, which must be INDEX_LABEL.jpg, as in 00000_6.jpg")]
     NoLabelInName {
         /// The file.
         path: PathBuf,
     },
     /// A class folder has no counterpart in the training part.
-    #[error("{path} is no class of the training pictures: remove it, or add it there")]
+    #[error("{path} is no class of the training images: remove it, or add it there")]
     UnknownClassFolder {
         /// The folder.
         path: PathBuf,
@@ -131,17 +149,45 @@ pub enum DataError {
         /// The classes.
         classes: usize,
     },
-    /// A picture has no label map.
-    #[error("{picture} has no label map: there is no {labels}")]
+    /// An image has no label map.
+    #[error("{image} has no label map: there is no {labels}")]
     MissingLabels {
-        /// The picture.
-        picture: PathBuf,
+        /// The image.
+        image: PathBuf,
         /// Where its labels should be.
         labels: PathBuf,
     },
-    /// There is no such source of pictures.
+    /// Classes occur in no label map.
     #[error(
-        "there is no data set {name:?}: choose shapes, shapes-segmentation, cifar10:PATH, imagefolder:PATH or segmentation:PATH"
+        "no label map in {folder} has a pixel of these classes: {absent}. There are the ids {found}: \
+         correct the maps, or say in classes.txt what each id is, in lines ID: NAME"
+    )]
+    AbsentClasses {
+        /// The folder of the label maps.
+        folder: PathBuf,
+        /// The classes, separated by commas.
+        absent: String,
+        /// The ids there are, with their shares.
+        found: String,
+    },
+    /// Label maps hold ids that are neither a class nor declared to be none.
+    #[error(
+        "the label maps in {folder} hold ids that are no class: {unknown}. There are the ids \
+         {found}: correct the maps, or say in classes.txt what each id is, in lines ID: NAME, with \
+         the name ignore for what is no class"
+    )]
+    UnknownLabels {
+        /// The folder of the label maps.
+        folder: PathBuf,
+        /// The ids, separated by commas.
+        unknown: String,
+        /// The ids there are, with their shares.
+        found: String,
+    },
+    /// There is no such source of images.
+    #[error(
+        "there is no data set {name:?}: choose shapes, shapes-segmentation, cifar10:PATH, \
+         imagefolder:PATH or segmentation:PATH"
     )]
     UnknownImageSource {
         /// The name given.

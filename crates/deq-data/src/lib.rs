@@ -39,12 +39,14 @@
 //!   passes.
 //! - [`unigram_perplexity`]: the yardstick that any language model must beat.
 //!
-//! And of pictures:
+//! And of images:
 //!
-//! - [`ImageSource::open`]: data sets by name; [`Cifar10`], [`ImageFolder`],
-//!   [`SegmentationFolder`], and [`Shapes`], which are generated.
-//! - [`Transform`], [`Normalization`]: the augmentations of CIFAR-10, ImageNet and segmentation,
-//!   and what evaluation does in their place.
+//! - [`ImageSource::open`]: data sets by name; [`Cifar10`], [`ImageFolder`], [`SegmentationFolder`],
+//!   and [`Shapes`], which are generated.
+//! - [`LabelSurvey`]: which ids the label maps of a segmentation hold, before it is trained on;
+//!   [`VisionSplits::fingerprint`]: whether images are what they were.
+//! - [`Transform`], [`Normalization`]: the augmentations of CIFAR-10, ImageNet and segmentation, and
+//!   what evaluation does in their place.
 //! - [`Loader`]: batches by number, made by several threads ahead of time, the same whatever their
 //!   number.
 //!
@@ -62,6 +64,7 @@ mod error;
 mod fetch;
 mod files;
 mod image;
+mod splits;
 mod text;
 
 pub use error::DataError;
@@ -69,8 +72,9 @@ pub use error::DataError;
 pub use fetch::{FetchEvent, RemoteFile, RemoteText, fetch};
 pub use image::{
     Batches, Cifar10, Example, IGNORE_LABEL, ImageBatch, ImageDataset, ImageFolder, ImageSource,
-    LabelMap, Loader, LoaderConfig, Normalization, Picture, Raster, SegmentationFolder, Shapes,
-    Skipped, Spread, Target, Transform, VisionSplits, VisionTask, Window,
+    LabelMap, LabelMeaning, LabelShare, LabelSurvey, Loader, LoaderConfig, Normalization, Picture,
+    Raster, SegmentationFolder, Shapes, Skipped, Spread, Target, Transform, VisionSplits,
+    VisionTask, Window,
 };
 pub use text::{
     Arrangement, CachePlace, CacheProblem, CachedText, Corpus, CorpusEvent, CorpusFingerprint,

@@ -1,4 +1,4 @@
-//! Real corpora and pictures, in the folder that `DEQ_DATA` names.
+//! Real corpora and images, in the folder that `DEQ_DATA` names.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
@@ -110,7 +110,7 @@ fn cifar_10_has_the_statistics_that_it_is_normalised_with() {
         assert_eq!(target, Target::Class(u16::from(*label)));
     }
     let loader = whole(train, Transform::Whole, 500);
-    // The mean of all pixels, and the mean of the deviations of single pictures.
+    // The mean of all pixels, and the mean of the deviations of single images.
     let (mut mean, mut deviation) = ([0.0; 3], [0.0; 3]);
     for batch in loader.batches(0..10) {
         let batch = batch.unwrap();
@@ -124,7 +124,7 @@ fn cifar_10_has_the_statistics_that_it_is_normalised_with() {
         }
     }
     for channel in 0..3 {
-        // A tenth of the pictures: their means spread by about 0.5, so the mean of 5,000 by 0.007;
+        // A tenth of the images: their means spread by about 0.5, so the mean of 5,000 by 0.007;
         // three times that. Their deviations spread by less.
         assert!(mean[channel].abs() < 0.02, "{mean:?}");
         assert!((deviation[channel] - 1.0).abs() < 0.02, "{deviation:?}");
@@ -149,6 +149,7 @@ fn imagenette_is_read_whole() {
     for batch in loader.batches(0..loader.batches_per_epoch()) {
         let batch = batch.unwrap();
         assert_eq!((batch.len, batch.skipped.len()), (50, 0));
+        assert!(batch.cut_short.is_empty());
         batch
             .targets
             .iter()
@@ -164,6 +165,9 @@ fn camvid_is_segmented_into_its_11_classes() {
     };
     let splits = ImageSource::Segmentation(folder).open().unwrap();
     assert_eq!((splits.train.len(), splits.test.len()), (36, 12));
+    let survey = splits.train.label_survey().unwrap().unwrap();
+    survey.require_complete().unwrap();
+    assert_eq!((survey.counted, survey.present_classes().len()), (36, 11));
     let loader = Loader::new(
         splits.train,
         Transform::Whole,

@@ -2,6 +2,7 @@
 
 use super::vocabulary::{TOKENIZER_FILE, WORDS_FILE};
 use crate::error::DataError;
+use crate::splits::aliases;
 use std::path::{Path, PathBuf};
 
 /// The splits in the order of every list of splits. The last one is optional.
@@ -47,15 +48,6 @@ pub(crate) struct Split {
     pub(crate) path: PathBuf,
     /// The files in order, at least one.
     pub(crate) files: Vec<PathBuf>,
-}
-
-/// The names of a split's folder: first our own, then those in common use.
-fn aliases(split: &str) -> &'static [&'static str] {
-    match split {
-        "valid" => &["valid", "validation", "val", "dev"],
-        "test" => &["test"],
-        _ => &["train"],
-    }
 }
 
 /// The file names of a split: plain, as in the authors' scripts; WikiText as published, by words

@@ -186,10 +186,7 @@ pub(super) fn answer(trained: &Trained<ImagesTask>, image: &Picture) -> Answer {
 
 /// The image as the model sees it.
 pub(super) fn shown(task: &ImagesTask, image: &Picture) -> Picture {
-    let example = Example {
-        picture: image.clone(),
-        target: Target::Class(0),
-    };
+    let example = Example::new(image.clone(), Target::Class(0));
     task.eval_transform.apply(example, 0, 0, 0).picture
 }
 
