@@ -4,6 +4,7 @@ use crate::dense::{identity, solve_general, solve_positive_definite};
 use crate::error::{InvalidConfig, require};
 use crate::history::{History, pad};
 use crate::map::Iterate;
+use crate::rows::{largest, squares};
 use crate::solver::FixedPointSolver;
 use burn::config::Config;
 use burn::tensor::Tensor;
@@ -143,12 +144,15 @@ pub struct Anderson {
 /// The window of [`Anderson`].
 #[derive(Debug)]
 pub struct AndersonState {
-    /// Type II: residuals. Type I: differences of residuals.
+    /// Type II: residuals, each divided by its size. Type I: differences of residuals, divided by
+    /// the size of the move.
     residuals: History,
-    /// Type II: points with their mixed residual. Type I: differences of points.
+    /// Type II: points with their mixed residual. Type I: differences of points, divided likewise.
     points: History,
-    /// Inner products, `[batch, m, m]`: `g_i . g_j`, or `dz_i . dg_j`.
+    /// Inner products of residuals or of points with residuals as they are kept, `[batch, m, m]`.
     products: Tensor<3>,
+    /// Type II: the sizes of the residuals, `[batch, m, 1]`.
+    sizes: Tensor<3>,
     /// 1 for the slots that a sample may use, `[batch, m, 1]`.
     valid: Tensor<3>,
     /// The slot that the next entry overwrites.
@@ -177,6 +181,7 @@ impl FixedPointSolver for Anderson {
             points: History::new(first.z(), m),
             residuals: History::new(first.z(), m),
             products: Tensor::zeros([batch, m, m], options),
+            sizes: Tensor::ones([batch, m, 1], options),
             valid: Tensor::zeros([batch, m, 1], options),
             next: 0,
             previous: None,
@@ -205,33 +210,38 @@ impl Anderson {
         let m = self.config.history;
         let slot = state.next;
         state.next = (slot + 1) % m;
-        state.residuals.set(slot, at.residual().clone());
+        // Squares of residuals that are kept by their direction stay within the range of the type.
+        let size = largest(at.residual());
+        let direction = at.residual().clone() / size.clone();
+        state.residuals.set(slot, direction.clone());
         state.points.set(slot, self.mixed(at));
-        let row = pad(state.residuals.dot(at.residual()), m);
+        let row = pad(state.residuals.dot(&direction), m);
+        drop(direction);
         state.write_products(slot, row.clone(), row);
-        state.validate(slot);
+        state.sizes = write(&state.sizes, slot, size);
+        let plain = state.unit(slot);
+        state.validate(&plain);
 
         let eye = identity(m, &state.products);
         // Scaled to a unit diagonal, the system does not notice that residuals shrink by orders of magnitude. Slots that a sample must
         // not use get a zero row and a zero right side.
         let squares = (state.products.clone() * eye.clone()).sum_dim(2);
-        let inverse = inverse_norms(&squares) * state.valid.clone();
+        // The largest entry of a direction is 1.
+        let inverse = squares.clamp_min(1.0).sqrt().recip() * state.valid.clone();
         let matrix = state.products.clone() * inverse.clone() * inverse.clone().swap_dims(1, 2);
+        let inverse = inverse / state.sizes.clone();
         let ridge = match self.config.ridge {
             Ridge::Relative => eye.mul_scalar(self.config.regularization),
-            // Never 0 on the diagonal of an unused slot.
+            // Never 0 on the diagonal of an unused slot, and a finite number for a residual of 0.
             Ridge::Absolute => {
-                eye * (inverse
-                    .clone()
-                    .square()
-                    .mul_scalar(self.config.regularization)
+                let inverse_squares = inverse.clone().clamp_max(1e18).square();
+                eye * (inverse_squares.mul_scalar(self.config.regularization)
                     - state.valid.clone().sub_scalar(1.0))
             }
         };
         let scale = inverse.clone() / inverse.max_dim(1);
         let solution = solve_positive_definite(matrix + ridge, scale.clone()) * scale;
         let weights = solution.clone() / solution.sum_dim(1);
-        let plain = state.unit(slot);
         let weights = state.safeguard(weights, &plain, self.config.max_weight);
         state
             .points
@@ -248,24 +258,23 @@ impl Anderson {
         state.next = (slot + 1) % m;
         let dz = at.z().clone() - previous.z().clone();
         let dg = at.residual().clone() - previous.residual().clone();
-        let [batch, _] = at.z().dims();
+        drop(previous);
+        let length = largest(&dz);
+        let (dz, dg) = (dz / length.clone(), dg / length);
         let mut norms = state
             .norms
             .take()
             .unwrap_or_else(|| [state.valid.zeros_like(), state.valid.zeros_like()]);
         for (norms, difference) in norms.iter_mut().zip([&dz, &dg]) {
-            let square: Tensor<3> = difference.clone().square().sum_dim(1).unsqueeze_dim(2);
-            *norms = norms
-                .clone()
-                .slice_assign([0..batch, slot..slot + 1, 0..1], square);
+            *norms = write(norms, slot, squares(difference));
         }
         state.points.set(slot, dz.clone());
         state.residuals.set(slot, dg.clone());
         let row = pad(state.residuals.dot(&dz), m);
         let column = pad(state.points.dot(&dg), m);
-        drop((dz, dg, previous));
+        drop((dz, dg));
         state.write_products(slot, row, column);
-        state.validate(slot);
+        state.validate(&state.unit(slot));
         let left = inverse_norms(&norms[0]) * state.valid.clone();
         let right = inverse_norms(&norms[1]) * state.valid.clone();
         state.norms = Some(norms);
@@ -285,8 +294,9 @@ impl Anderson {
                 .mul_scalar(self.config.mixing);
         // Differences have no common scale, so the move that they add is compared with the plain one. False for a NaN.
         let limit = self.config.max_weight;
-        let size = added.clone().square().sum_dim(1);
-        let bound = at.residual().clone().square().sum_dim(1);
+        let unit = largest(at.residual());
+        let size = squares(&(added.clone() / unit.clone()));
+        let bound = squares(&(at.residual().clone() / unit));
         let trusted = size.lower_equal(bound.mul_scalar(limit * limit));
         state.forget(trusted.clone().unsqueeze_dim::<3>(2));
         let trusted = trusted.expand(plain.shape());
@@ -304,17 +314,16 @@ impl AndersonState {
             .slice_assign([0..batch, 0..m, slot..slot + 1], column);
     }
 
-    fn validate(&mut self, slot: usize) {
-        self.valid = self.valid.clone().max_pair(self.unit(slot));
+    /// Lets every sample use the slot that `unit` chooses.
+    fn validate(&mut self, unit: &Tensor<3>) {
+        self.valid = self.valid.clone().max_pair(unit.clone());
     }
 
     /// The weights that choose the newest point alone.
     fn unit(&self, slot: usize) -> Tensor<3> {
         let [batch, _, _] = self.valid.dims();
-        let one = self.valid.clone().narrow(1, slot, 1).ones_like();
-        self.valid
-            .zeros_like()
-            .slice_assign([0..batch, slot..slot + 1, 0..1], one)
+        let one = Tensor::ones([batch, 1], (&self.valid.device(), self.valid.dtype()));
+        write(&self.valid.zeros_like(), slot, one)
     }
 
     /// Replaces weights that cannot be trusted by the plain step, and empties the window of that sample.
@@ -336,6 +345,15 @@ impl AndersonState {
             .zeros_like()
             .mask_where(trusted, self.valid.clone());
     }
+}
+
+/// `[batch, m, 1]` with `[batch, 1]` written into a slot.
+fn write(slots: &Tensor<3>, slot: usize, column: Tensor<2>) -> Tensor<3> {
+    let [batch, _, _] = slots.dims();
+    slots.clone().slice_assign(
+        [0..batch, slot..slot + 1, 0..1],
+        column.unsqueeze_dim::<3>(2),
+    )
 }
 
 /// `1 / sqrt(squares)`, bounded where a vector is 0.

@@ -4,7 +4,7 @@ use crate::error::{InvalidConfig, require};
 use crate::history::History;
 use crate::line_search::{Armijo, ArmijoConfig};
 use crate::map::Iterate;
-use crate::rows::{column, dot, merge_rows};
+use crate::rows::{column, dot, largest, merge_rows};
 use crate::solver::FixedPointSolver;
 use burn::config::Config;
 use burn::tensor::Tensor;
@@ -190,8 +190,12 @@ impl InverseJacobian {
 
     /// Learns from the move between two points.
     fn update(&mut self, from: &Iterate, to: &Iterate, config: &BroydenConfig) {
-        let dz = &(to.z().clone() - from.z().clone());
-        let dg = &(to.residual().clone() - from.residual().clone());
+        let dz = to.z().clone() - from.z().clone();
+        let dg = to.residual().clone() - from.residual().clone();
+        // The terms depend on the direction of the move and not on its length, and products of
+        // directions keep within the range of the type.
+        let length = largest(&dz);
+        let (dz, dg) = (&(dz / length.clone()), &(dg / length));
         let full = self.rank() == config.history;
         match config.when_full {
             FullHistory::Restart if full => self.clear(),
@@ -279,7 +283,10 @@ impl FixedPointSolver for Broyden {
     }
 
     fn reads(&self, state: &Self::State) -> usize {
-        usize::from(state.search.is_some())
+        state
+            .search
+            .as_ref()
+            .map_or(0, |search| search.lines.reads())
     }
 }
 

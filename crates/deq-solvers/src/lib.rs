@@ -46,6 +46,8 @@
 //!
 //! - One sample's answer never depends on its batch mates. (A whole-batch mode, [`Scope::Batch`], exists for comparisons with codes that work that way.)
 //! - Samples that have ended are held, and not evaluated at all if the map can do without them ([`ByRows`]).
+//! - A problem in other units takes the same steps: products of small or large states neither vanish
+//!   nor overflow before the states themselves do.
 //! - A finite start gives a finite answer: the start is the first candidate for the best iterate, and a NaN ends the sample
 //!   that met it with [`SolveStatus::NonFinite`].
 //! - Failure to converge is a status in the result, a wrong configuration an [`InvalidConfig`] error, a map that changes
@@ -61,7 +63,54 @@
 //!
 //! # Write your own
 //!
-//! Implement [`FixedPointSolver`]: propose the next point from the present one, its image and your state. The loop does the rest.
+//! A method of your own needs only public items of this crate, and then takes the place of any other,
+//! also behind `Arc<dyn Solve>` or `Arc<dyn LinearSolve>`:
+//!
+//! - [`FixedPointSolver`]: propose the next point from the present one, its `f(z)` and your state. The
+//!   loop does the rest.
+//! - [`LinearSolve`]: with [`LinearSystem`], if the method knows its residual by a recurrence; with
+//!   [`Affine`], any fixed-point solver is one.
+//! - [`Monitor`] for methods that need a loop of their own, and [`History`] for those that remember
+//!   vectors.
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use deq_solvers::{FixedPointSolver, Iterate, Solve, StopConfig};
+//! use std::sync::Arc;
+//!
+//! /// Barzilai and Borwein's method: `z - w g`, where `w` is the inverse slope of `g` along the last step.
+//! #[derive(Debug)]
+//! struct BarzilaiBorwein;
+//!
+//! impl FixedPointSolver for BarzilaiBorwein {
+//!     type State = Option<Iterate>;
+//!
+//!     fn name(&self) -> &'static str {
+//!         "barzilai-borwein"
+//!     }
+//!
+//!     fn init(&self, _first: &Iterate) -> Self::State {
+//!         None
+//!     }
+//!
+//!     fn step(&self, at: &Iterate, last: &mut Self::State) -> Tensor<2> {
+//!         let Some(last) = last.replace(at.clone()) else {
+//!             return at.fz().clone();
+//!         };
+//!         let dz = at.z().clone() - last.z().clone();
+//!         let dg = at.residual().clone() - last.residual().clone();
+//!         let weight = dz.clone().square().sum_dim(1) / (dz * dg).sum_dim(1);
+//!         at.z().clone() - at.residual().clone() * weight
+//!     }
+//! }
+//!
+//! let solver: Arc<dyn Solve> = Arc::new(BarzilaiBorwein);
+//! let z0 = Tensor::<2>::zeros([3, 2], &Device::flex());
+//! let stop = StopConfig::new().with_rel_tol(1e-5).build()?;
+//! let solution = solver.solve(&mut |z: Tensor<2>| z.cos(), z0, &stop).into_result()?;
+//! assert!(solution.stats.nfe < 8);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
 //! # Feature flags
 //!
@@ -84,6 +133,7 @@ mod monotone;
 mod picard;
 mod reversible;
 mod rows;
+mod sample;
 mod solution;
 mod solver;
 mod status;
@@ -95,12 +145,14 @@ pub use broyden::{
 };
 pub use config::SolverConfig;
 pub use error::InvalidConfig;
+pub use history::History;
 pub use line_search::ArmijoConfig;
 pub use linear::{
-    BiCgStab, BiCgStabConfig, Gmres, GmresConfig, LinearMap, LinearSolve, LinearSolverConfig,
-    Neumann, NeumannConfig,
+    Affine, BiCgStab, BiCgStabConfig, Gmres, GmresConfig, LinearMap, LinearSolve,
+    LinearSolverConfig, LinearSystem, Neumann, NeumannConfig,
 };
 pub use map::{ByRows, FixedPointMap, Iterate, RowMap};
+pub use monitor::Monitor;
 pub use monotone::{MonotoneLayer, Splitting, SplittingConfig, SplittingMethod};
 pub use picard::{Picard, PicardConfig};
 pub use reversible::{Reversible, ReversibleConfig, ReversiblePair, ReversibleState};

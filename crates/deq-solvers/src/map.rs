@@ -104,6 +104,12 @@ impl Iterate {
         Self { z, fz, residual }
     }
 
+    /// A point `z` whose residual `f(z) - z` is known by other means than an evaluation.
+    pub fn with_residual(z: Tensor<2>, residual: Tensor<2>) -> Self {
+        let fz = z.clone() + residual.clone();
+        Self { z, fz, residual }
+    }
+
     /// The point.
     pub fn z(&self) -> &Tensor<2> {
         &self.z

@@ -155,7 +155,7 @@ impl Splitting {
     pub fn solve(&self, layer: &MonotoneLayer, z0: Tensor<2>, stop: &StopRule) -> Solution {
         let alpha = self.config.step;
         let [batch, _] = z0.dims();
-        let mut monitor = Monitor::new(stop.config(), batch, z0.device());
+        let mut monitor = Monitor::new(stop, &z0);
         let resolvent = match self.config.method {
             SplittingMethod::ForwardBackward => None,
             SplittingMethod::PeacemanRachford => Some(layer.resolvent(alpha)),

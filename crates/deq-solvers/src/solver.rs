@@ -174,11 +174,10 @@ struct Drive<'a, S: FixedPointSolver> {
 
 impl<'a, S: FixedPointSolver> Drive<'a, S> {
     fn new(solver: &'a S, z0: Tensor<2>, stop: &StopRule) -> Self {
-        let [batch, _] = z0.dims();
         Self {
             solver,
             state: None,
-            monitor: Monitor::new(stop.config(), batch, z0.device()),
+            monitor: Monitor::new(stop, &z0),
             precision: Precision::of(&z0),
             point: z0,
         }

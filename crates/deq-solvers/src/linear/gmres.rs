@@ -1,9 +1,9 @@
 //! GMRES with restarts.
 
-use super::{LinearMap, LinearSolve, System, ratio};
+use super::{LinearMap, LinearSolve, LinearSystem, ratio};
 use crate::error::{InvalidConfig, require};
 use crate::history::{History, pad};
-use crate::rows::dot;
+use crate::rows::{largest, squares};
 use crate::solution::Solution;
 use crate::stop::StopRule;
 use burn::config::Config;
@@ -51,7 +51,7 @@ impl GmresConfig {
 /// The best choice for the adjoint equation when products are dear: no method that uses as many products has a smaller residual, and the residual never grows.
 /// Prefer BiCGStab when memory is tight, Anderson when the map is not linear.
 ///
-/// Cost per step `k` since the restart: one product, about `5 k` inner products or updates of length `dim`. Memory: `2 restart + 3` vectors; while it
+/// Cost per step `k` since the restart: one product, about `5 k` inner products or updates of length `dim`. Memory: `2 restart + 4` vectors; while it
 /// grows, half as much again.
 ///
 /// # References
@@ -83,7 +83,7 @@ struct Cycle {
 
 impl Cycle {
     fn new(residual: &Tensor<2>, restart: usize) -> Self {
-        let norm = dot(residual, residual);
+        let norm = squares(residual);
         let mut cycle = Self {
             basis: History::new(residual, restart + 1),
             directions: History::new(residual, restart),
@@ -97,26 +97,28 @@ impl Cycle {
 
     /// Starts a space from the residual, in the memory of the last one.
     fn begin(&mut self, residual: &Tensor<2>) {
-        let norm = dot(residual, residual).sqrt();
-        self.newest = residual.clone() * ratio(norm.ones_like(), &norm);
+        let size = largest(residual);
+        let scaled = residual.clone() / size.clone();
+        let norm = squares(&scaled).sqrt();
+        self.newest = scaled * ratio(norm.ones_like(), &norm);
         self.basis.clear();
         self.directions.clear();
         self.basis.set(0, self.newest.clone());
         self.rotations = norm.ones_like().unsqueeze_dim(2);
-        self.rest = norm;
+        self.rest = norm * size;
     }
 
     /// Takes `w = M v_k` and returns the changes of the iterate and the new residual.
     fn step(&mut self, w: Tensor<2>, residual: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
         let k = self.basis.len();
-        let size = dot(&w, &w).sqrt();
+        let size = squares(&w).sqrt();
         // Once more, since one pass of Gram-Schmidt loses orthogonality where w nearly lies in the space.
         let first = self.basis.dot(&w);
         let w = w - self.basis.combine(&first);
         let second = self.basis.dot(&w);
         let w = w - self.basis.combine(&second);
         let coefficients = (first + second).narrow(1, 0, k);
-        let below = dot(&w, &w).sqrt();
+        let below = squares(&w).sqrt();
         // What is left of a vector that lay in the space is rounding, not a direction.
         let exhausted = below.clone().lower_equal(size.mul_scalar(epsilon(&w)));
         let below = below.mask_fill(exhausted, 0.0);
@@ -182,22 +184,20 @@ impl LinearSolve for Gmres {
     }
 
     fn solve(&self, a: &mut dyn LinearMap, g: Tensor<2>, stop: &StopRule) -> Solution {
-        let (mut system, start) = System::start(a, g, stop);
-        let Some((mut u, mut residual)) = start else {
-            return system.finish();
-        };
-        let mut cycle = Cycle::new(&residual, self.restart);
-        loop {
-            if cycle.directions.len() == self.restart {
-                cycle.begin(&residual);
+        LinearSystem::solve(a, g, stop, |system, mut u, mut residual| {
+            let mut cycle = Cycle::new(&residual, self.restart);
+            loop {
+                if cycle.directions.len() == self.restart {
+                    cycle.begin(&residual);
+                }
+                let w = cycle.newest.clone() - system.apply(&cycle.newest);
+                let (change, next) = cycle.step(w, residual);
+                u = u + change;
+                residual = next;
+                if !system.observe(&u, &residual) {
+                    return;
+                }
             }
-            let w = cycle.newest.clone() - system.apply(&cycle.newest);
-            let (change, next) = cycle.step(w, residual);
-            u = u + change;
-            residual = next;
-            if !system.observe(&u, &residual) {
-                return system.finish();
-            }
-        }
+        })
     }
 }

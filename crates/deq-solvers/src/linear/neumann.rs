@@ -1,6 +1,6 @@
 //! The Neumann series.
 
-use super::{LinearMap, LinearSolve, System};
+use super::{LinearMap, LinearSolve, LinearSystem};
 use crate::error::InvalidConfig;
 use crate::solution::Solution;
 use crate::stop::StopRule;
@@ -31,7 +31,7 @@ impl NeumannConfig {
 /// After `k` products the sum is what plain iteration of `u -> A u + g` reaches from `g`. Use it for a gradient of fixed, small cost
 /// (a truncated series), or where the spectral radius of `A` is far below 1. It diverges when that is above 1.
 ///
-/// Cost per step: one product. Memory: two vectors.
+/// Cost per step: one product. Memory: three vectors.
 ///
 /// # References
 ///
@@ -49,16 +49,14 @@ impl LinearSolve for Neumann {
     }
 
     fn solve(&self, a: &mut dyn LinearMap, g: Tensor<2>, stop: &StopRule) -> Solution {
-        let (mut system, start) = System::start(a, g, stop);
-        if let Some((mut sum, mut term)) = start {
+        LinearSystem::solve(a, g, stop, |system, mut sum, mut term| {
             loop {
                 sum = sum + term.clone();
                 term = system.apply(&term);
                 if !system.observe(&sum, &term) {
-                    break;
+                    return;
                 }
             }
-        }
-        system.finish()
+        })
     }
 }

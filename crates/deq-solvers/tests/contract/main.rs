@@ -6,6 +6,7 @@ mod behaviour;
 mod linear;
 mod monotone;
 mod properties;
+mod scale;
 
 use burn::config::Config;
 use burn::tensor::{DType, Device, Tensor};

@@ -5,7 +5,7 @@ use deq_solvers::{MonotoneLayer, PicardConfig, Solve, SplittingConfig, StopConfi
 use deq_testkit::{f64_device, values};
 
 /// `W = (1 - m) I - A^T A + S - S^T`, strongly monotone with constant m, with a spectral radius above 1.
-fn layer(m: f64) -> (MonotoneLayer, Tensor<2>) {
+pub(crate) fn weights(m: f64) -> (Tensor<2>, Tensor<2>) {
     let device = f64_device();
     device.seed(3);
     let n = 24;
@@ -14,8 +14,13 @@ fn layer(m: f64) -> (MonotoneLayer, Tensor<2>) {
     let eye = Tensor::<2>::eye(n, &device);
     let w = eye * (1.0 - m) - a.clone().transpose().matmul(a) + s.clone() - s.transpose();
     let bias = Tensor::<2>::random([5, n], Distribution::Normal(0.0, 1.0), &device);
+    (w, bias)
+}
+
+fn layer(m: f64) -> (MonotoneLayer, Tensor<2>) {
+    let (weight, bias) = weights(m);
     let z0 = bias.zeros_like();
-    (MonotoneLayer::new(w, bias), z0)
+    (MonotoneLayer::new(weight, bias), z0)
 }
 
 #[test]
