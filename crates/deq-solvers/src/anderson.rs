@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 /// Which small problem [`Anderson`] solves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AndersonType {
-    /// The multisecant form of Broyden's good method: the combination satisfies the secant conditions of the Jacobian.
+    /// The multisecant form of Broyden's good method: the combination satisfies the secant
+    /// conditions of the Jacobian.
     #[serde(rename = "type_i")]
     TypeI,
-    /// The multisecant form of Broyden's bad method: the combination minimises the residual. The usual one.
+    /// The multisecant form of Broyden's bad method: the combination minimises the residual. The
+    /// usual one.
     #[default]
     #[serde(rename = "type_ii")]
     TypeII,
@@ -26,25 +28,29 @@ pub enum AndersonType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ridge {
-    /// The squared norms of the residuals, so that the iteration does not depend on the scale of the state.
+    /// The squared norms of the residuals, so that the iteration does not depend on the scale of
+    /// the state.
     #[default]
     Relative,
-    /// The units of the state squared, as in `locuslab/deq` and TorchDEQ. For comparisons with recorded runs.
+    /// The units of the state squared, as in `locuslab/deq` and TorchDEQ. For comparisons with
+    /// recorded runs.
     Absolute,
 }
 
 /// Configuration of [`Anderson`].
 #[derive(Config, Debug, PartialEq)]
 pub struct AndersonConfig {
-    /// The number `m` of past points that are combined. Memory is `2 m batch dim` numbers. Default 6, as in the original code
-    /// and TorchDEQ.
+    /// The number `m` of past points that are combined. Memory is `2 m batch dim` numbers. Default
+    /// 6, as in the original code and TorchDEQ.
     #[config(default = 6)]
     pub history: usize,
-    /// Tikhonov term on the Gram matrix of the residuals, relative to its diagonal, dimensionless. Default 1e-4,
-    /// which bounds the condition number of the small system by `m / 1e-4`, safe in f32.
+    /// Tikhonov term on the Gram matrix of the residuals, relative to its diagonal, dimensionless.
+    /// Default 1e-4, which bounds the condition number of the small system by `m / 1e-4`, safe in
+    /// f32.
     #[config(default = 1e-4)]
     pub regularization: f64,
-    /// Weight `beta` of the images against the points in the combination, in (0, 1]. Default 1, as in the original code.
+    /// Weight `beta` of `f(z)` against `z` in the combination, in (0, 1]. Default 1, as in the
+    /// original code.
     #[config(default = 1.0)]
     pub mixing: f64,
     /// The small problem. Default type II.
@@ -53,9 +59,10 @@ pub struct AndersonConfig {
     /// What `regularization` is relative to. Default the residuals.
     #[config(default = "Ridge::Relative")]
     pub ridge: Ridge,
-    /// The largest sum of `|alpha_i|` that is trusted: errors of `f` reach the next point multiplied by it. Beyond it, as when
-    /// residuals are parallel to rounding, that sample takes a plain step and its window starts afresh. Type I has no such weights; there it limits what is added to the plain step, in
-    /// units of the residual. Default 1e4.
+    /// The largest sum of `|alpha_i|` that is trusted: errors of `f` reach the next point
+    /// multiplied by it. Beyond it, for instance when residuals are parallel up to rounding, the
+    /// sample takes a plain step and its window starts afresh. Type I has no such weights; there it
+    /// limits what is added to the plain step, in units of the residual. Default 1e4.
     #[config(default = 1e4)]
     pub max_weight: f64,
 }
@@ -106,35 +113,43 @@ impl AndersonConfig {
 /// z    <- sum_i alpha_i (z_i + mixing g_i)
 /// ```
 ///
-/// with the minimiser `alpha ~ (G + regularization diag(G))^-1 1`, `G_ij = g_i . g_j`. Type I takes, with the differences `dz_i`, `dg_i`
-/// of successive points and residuals and the present `z`, `g`,
+/// with the minimiser `alpha ~ (G + regularization diag(G))^-1 1`, `G_ij = g_i . g_j`. Type I
+/// takes, with the differences `dz_i`, `dg_i` of successive points and residuals and the present
+/// `z`, `g`,
 ///
 /// ```text
 /// gamma = (dZ^T dG)^-1 dZ^T g
 /// z    <- z + mixing g - sum_i gamma_i (dz_i + mixing dg_i)
 /// ```
 ///
-/// Type II is the first choice for DEQs: on linear maps it behaves like GMRES restarted in a sliding window, it needs 1.2 to
-/// 17 times fewer evaluations than plain iteration on the contractions of the test suite, and its cost does not grow with the number of steps.
-/// Type I goes straighter where the residual is a poor measure of the error; its small system is not symmetric and may be
-/// singular, so it costs twice the small operations and leans on its safeguard. Prefer Broyden where the map expands strongly in some direction.
+/// Type II is the first choice for DEQs: on linear maps it behaves like GMRES restarted in a
+/// sliding window, it needs 1.2 to 17 times fewer evaluations than plain iteration on the
+/// contractions of the test suite, and the cost of a step does not grow with their number. Type I
+/// goes straighter where the residual is a poor measure of the error; its small system is not
+/// symmetric and may be singular, so it costs twice the small operations and leans on its
+/// safeguard. Prefer Broyden where the map expands strongly in some direction.
 ///
-/// Cost per step: one evaluation of `f`, `m` inner products of length `dim` (type I: `2 m`), a combination of `m` states
-/// (type I: `2 m`), and a solve of an `m x m` system on the device. Memory: `2 m` states (type I: `2 m + 3`).
+/// Cost per step: one evaluation of `f`, `m` inner products of length `dim` (type I: `2 m`), a
+/// combination of `m` states (type I: `2 m`), and a solve of an `m x m` system on the device.
+/// Memory: `2 m` states (type I: `2 m + 3`).
 ///
 /// # References
 ///
 /// - Anderson, "Iterative procedures for nonlinear integral equations", J. ACM 1965.
-/// - Fang and Saad, "Two classes of multisecant methods for nonlinear acceleration", Numer. Linear Algebra Appl. 2009 (the types).
+/// - Fang and Saad, "Two classes of multisecant methods for nonlinear acceleration", Numer. Linear
+///   Algebra Appl. 2009 (the types).
 /// - Walker and Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 2011.
-/// - Zhang, O'Donoghue, Boyd, "Globally convergent type-I Anderson acceleration", SIAM J. Optim. 2020 (why type I needs a safeguard).
+/// - Zhang, O'Donoghue, Boyd, "Globally convergent type-I Anderson acceleration", SIAM J. Optim.
+///   2020 (why type I needs a safeguard).
 ///
 /// # Differences from the reference code
 ///
-/// - `locuslab/deq` and TorchDEQ add `regularization` as an absolute term. Once residuals are small it dominates the Gram matrix and
-///   the method degenerates to averaging. Here it is relative to the diagonal unless [`Ridge::Absolute`] is chosen.
+/// - `locuslab/deq` and TorchDEQ add `regularization` as an absolute term. Once residuals are small
+///   it dominates the Gram matrix and the method degenerates to averaging. Here it is relative to
+///   the diagonal unless [`Ridge::Absolute`] is chosen.
 /// - They evaluate `f` twice before the first test; here every evaluation is tested.
-/// - The small system is solved by elimination on the scaled, regularised matrix, so the device never waits for the host.
+/// - The small system is solved by elimination on the scaled, regularised matrix, so the device
+///   never waits for the host.
 /// - They have no safeguard; `torch.linalg.solve` raises an error on a singular system.
 #[derive(Clone, Debug)]
 pub struct Anderson {
@@ -223,8 +238,8 @@ impl Anderson {
         state.validate(&plain);
 
         let eye = identity(m, &state.products);
-        // Scaled to a unit diagonal, the system does not notice that residuals shrink by orders of magnitude. Slots that a sample must
-        // not use get a zero row and a zero right side.
+        // Scaled to a unit diagonal, the system does not notice that residuals shrink by orders of
+        // magnitude. Slots that a sample must not use get a zero row and a zero right side.
         let squares = (state.products.clone() * eye.clone()).sum_dim(2);
         // The largest entry of a direction is 1.
         let inverse = squares.clamp_min(1.0).sqrt().recip() * state.valid.clone();
@@ -279,7 +294,8 @@ impl Anderson {
         let right = inverse_norms(&norms[1]) * state.valid.clone();
         state.norms = Some(norms);
 
-        // -dZ^T dG has a positive definite symmetric part where f does not expand, so the ridge goes with that sign.
+        // -dZ^T dG has a positive definite symmetric part where f does not expand, so the ridge
+        // goes with that sign.
         let eye = identity(m, &state.products);
         let matrix = state.products.clone().neg() * left.clone() * right.clone().swap_dims(1, 2);
         let unused = eye.clone() * (state.valid.clone().neg().add_scalar(1.0));
@@ -292,7 +308,8 @@ impl Anderson {
                 .residuals
                 .combine(&gamma)
                 .mul_scalar(self.config.mixing);
-        // Differences have no common scale, so the move that they add is compared with the plain one. False for a NaN.
+        // Differences have no common scale, so the move that they add is compared with the plain
+        // one. False for a NaN.
         let limit = self.config.max_weight;
         let unit = largest(at.residual());
         let size = squares(&(added.clone() / unit.clone()));
@@ -326,7 +343,8 @@ impl AndersonState {
         write(&self.valid.zeros_like(), slot, one)
     }
 
-    /// Replaces weights that cannot be trusted by the plain step, and empties the window of that sample.
+    /// Replaces weights that cannot be trusted by the plain step, and empties the window of that
+    /// sample.
     fn safeguard(&mut self, weights: Tensor<3>, plain: &Tensor<3>, limit: f64) -> Tensor<3> {
         // A comparison with NaN is false.
         let trusted = weights.clone().abs().sum_dim(1).lower_equal_elem(limit);

@@ -5,8 +5,8 @@ use burn::tensor::Tensor;
 /// Up to so many vectors per sample, side by side, so that products with all of them are one
 /// operation: `[batch, slots, dim]`.
 ///
-/// Slots not yet used are zero and take part in products without effect. Up to eight are allocated at
-/// once; a longer history grows by doubling.
+/// Slots not yet used are zero and take part in products without effect. Up to eight are allocated
+/// at once; a longer history grows by doubling.
 #[derive(Clone, Debug)]
 pub struct History {
     /// `None` only while [`update`](Self::update) works on it.
@@ -118,7 +118,8 @@ impl History {
     }
 }
 
-/// `[batch, slots, 1]`, such as inner products with the slots of a history, completed by zeros to `[batch, len, 1]`.
+/// `[batch, slots, 1]`, such as inner products with the slots of a history, completed by zeros to
+/// `[batch, len, 1]`.
 pub(crate) fn pad(column: Tensor<3>, len: usize) -> Tensor<3> {
     let [batch, slots, _] = column.dims();
     if slots == len {

@@ -9,13 +9,16 @@ use burn::tensor::Tensor;
 /// Configuration of the line search along a [`Broyden`](crate::Broyden) step.
 #[derive(Config, Debug, PartialEq)]
 pub struct ArmijoConfig {
-    /// The decrease asked for: `phi(s) <= (1 - decrease s) phi(0)` with `phi(s) = |g(z + s p)|^2`, in (0, 1). Default 1e-4, as in the original.
+    /// The decrease asked for: `phi(s) <= (1 - decrease s) phi(0)` with `phi(s) = |g(z + s p)|^2`,
+    /// in (0, 1). Default 1e-4, as in the original.
     #[config(default = 1e-4)]
     pub decrease: f64,
-    /// Below this length the search gives up and takes the full step, in (0, 1). Default 0.01, as in the original.
+    /// Below this length the search gives up and takes the full step, in (0, 1). Default 0.01, as
+    /// in the original.
     #[config(default = 1e-2)]
     pub shortest: f64,
-    /// Whether every sample searches for itself. Default so. The original searches for the batch as a whole.
+    /// Whether every sample searches for itself. Default so. The original searches for the batch as
+    /// a whole.
     #[config(default = "Scope::Sample")]
     pub scope: Scope,
 }
@@ -38,12 +41,14 @@ impl ArmijoConfig {
     }
 }
 
-/// Where every sample is on its line. Each trial costs an evaluation of `f` and a read of the residual norms.
+/// Where every sample is on its line. Each trial costs an evaluation of `f` and a read of the
+/// residual norms.
 ///
 /// Only the ratio `phi(s) / phi(0)` matters, so `phi(0)` is 1.
 ///
-/// Tried in turn, as in `locuslab/deq`: the full step; the minimiser of the quadratic through `phi(0)`, `phi'(0) = -phi(0)` and `phi(1)`, which
-/// only serves the interpolation; then minimisers of cubics, at ever shorter lengths, until one decreases `phi` enough.
+/// Tried in turn, as in `locuslab/deq`: the full step; the minimiser of the quadratic through
+/// `phi(0)`, `phi'(0) = -phi(0)` and `phi(1)`, which only serves the interpolation; then minimisers
+/// of cubics, at ever shorter lengths, until one decreases `phi` enough.
 #[derive(Debug)]
 pub(crate) struct Armijo {
     config: ArmijoConfig,
@@ -138,7 +143,8 @@ impl Armijo {
         }
     }
 
-    /// Judges the residuals at the present trials and returns which samples accept theirs; those begin a new line.
+    /// Judges the residuals at the present trials and returns which samples accept theirs; those
+    /// begin a new line.
     pub(crate) fn judge(&mut self, residual: &Tensor<2>) -> Vec<bool> {
         let (norms, reads) = merit(residual, self.config.scope);
         self.reads = reads;

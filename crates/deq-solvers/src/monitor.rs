@@ -1,7 +1,7 @@
 //! The bookkeeping of a solve: residuals, best iterates, statuses.
 //!
-//! Norms are taken on the device and judged on the host, in f64. Between two reads the iterates wait in a window, so that the answers do
-//! not depend on how often the device is read.
+//! Norms are taken on the device and judged on the host, in f64. Between two reads the iterates
+//! wait in a window, so that the answers do not depend on how often the device is read.
 
 use crate::map::Iterate;
 use crate::rows::{host_values, merge_rows, norms, squares};
@@ -53,7 +53,7 @@ pub struct Monitor {
     stop: StopConfig,
     samples: Vec<Sample>,
     window: Vec<Pending>,
-    /// The best point of every sample with its image.
+    /// The best `z` of every sample with its `f(z)`.
     best: Option<[Tensor<2>; 2]>,
     /// The rows that have not ended; `None` while that is all of them.
     active: Option<Tensor<1, Int>>,
@@ -263,7 +263,8 @@ impl Monitor {
         }
     }
 
-    /// Tells points that the solver itself spoiled from images that the map spoiled, and gives a spoiled start an answer.
+    /// Tells a point that the solver itself spoiled from an `f(z)` that the map spoiled, and gives
+    /// a spoiled start an answer.
     fn explain_failures(&mut self, pending: &Pending, ended_at: &[usize]) {
         let z = pending.at.z();
         let (point, reads) = norms(z, &host_values(squares(z)), |_| true);
@@ -278,7 +279,7 @@ impl Monitor {
             }
             start[s] = failed && pending.step == 0;
         }
-        // An image that is not finite must not be handed out; the start then stands for it.
+        // An `f(z)` that is not finite must not be handed out; the start then stands for it.
         if let Some([z, fz]) = self.best.as_mut().filter(|_| start.contains(&true)) {
             *fz = merge_rows(z, fz, &start);
         }
@@ -345,7 +346,8 @@ impl Monitor {
         }
     }
 
-    /// The rows that have not ended, if some have and their number is known to be smaller than the batch.
+    /// The rows that have not ended, if some have and their number is known to be smaller than the
+    /// batch.
     pub fn active_rows(&self) -> Option<&Tensor<1, Int>> {
         self.active.as_ref()
     }
@@ -414,7 +416,7 @@ impl Monitor {
         }
         let [z, fz] = self
             .best
-            .expect("a solve must be given the image of its start before it can finish");
+            .expect("a solve must be given f(z) of its start before it can finish");
         for &step in &self.stop.keep {
             if step >= self.nfe {
                 self.states.push(KeptState {

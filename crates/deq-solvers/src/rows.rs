@@ -1,4 +1,5 @@
-//! Operations on the rows of a batch: moves between host and device, norms, inner products, choices.
+//! Operations on the rows of a batch: moves between host and device, norms, inner products,
+//! choices.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
@@ -86,7 +87,8 @@ impl Float {
 
 /// The rows of `then` where `chosen`, else those of `otherwise`, `[batch, dim]` each.
 ///
-/// A gather, so that a NaN in the row not taken cannot leak, and cheaper than a mask of the full size.
+/// A gather, so that a NaN in the row not taken cannot leak, and cheaper than a mask of the full
+/// size.
 pub(crate) fn merge_rows(then: &Tensor<2>, otherwise: &Tensor<2>, chosen: &[bool]) -> Tensor<2> {
     if chosen.iter().all(|&c| c) {
         return then.clone();

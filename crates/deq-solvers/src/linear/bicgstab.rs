@@ -26,13 +26,14 @@ impl BiCgStabConfig {
 /// BiCGStab for `M u = g` with `M = I - A`, two products per round.
 ///
 /// ```text
-/// alpha = rho / (r^ . M p)         s = r - alpha M p              u <- u + alpha p          (tested)
-/// omega = (M s . s) / |M s|^2      r = s - omega M s              u <- u + omega s          (tested)
-/// beta  = (rho' / rho) (alpha / omega)                            p <- r + beta (p - omega M p)
+/// alpha = rho / (r^ . M p)        s = r - alpha M p        u <- u + alpha p        (tested)
+/// omega = (M s . s) / |M s|^2     r = s - omega M s        u <- u + omega s        (tested)
+/// beta  = (rho' / rho) (alpha / omega)                     p <- r + beta (p - omega M p)
 /// ```
 ///
-/// Use it when GMRES would need a long history: its memory does not grow. Its residual is not monotone, and it can break down when
-/// `rho` vanishes; that sample then starts afresh from where it is.
+/// Use it when GMRES would need a long history: its memory does not grow. Its residual is not
+/// monotone, and it can break down when `rho` vanishes; that sample then starts afresh from where
+/// it is.
 ///
 /// Cost per step: one product and about four vector updates. Memory: eight vectors.
 ///
@@ -42,7 +43,8 @@ impl BiCgStabConfig {
 ///
 /// # Differences from the reference code
 ///
-/// The half step is tested too, since it has cost a product; no reference code of this field has the method.
+/// The half step is tested too, since it has cost a product; no reference code of this field has
+/// the method.
 #[derive(Clone, Debug)]
 pub struct BiCgStab;
 
@@ -60,7 +62,8 @@ impl LinearSolve for BiCgStab {
 }
 
 fn run(system: &mut LinearSystem<'_>, mut u: Tensor<2>, mut residual: Tensor<2>) {
-    // One factor of every inner product is divided by its size, so that none leaves the range of the type.
+    // One factor of every inner product is divided by its size, so that none leaves the range of
+    // the type.
     let mut shadow = residual.clone() / largest(&residual);
     let mut direction = residual.clone();
     loop {

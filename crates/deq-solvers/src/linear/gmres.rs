@@ -12,8 +12,9 @@ use burn::tensor::{DType, Tensor};
 /// Configuration of [`Gmres`].
 #[derive(Config, Debug, PartialEq)]
 pub struct GmresConfig {
-    /// Products between restarts. Memory is about `2 restart batch dim` numbers, allocated as they are needed. Default 20, above the steps that a backward solve of a
-    /// regularised model takes, so that none happens.
+    /// Products between restarts. Memory is about `2 restart batch dim` numbers, allocated as they
+    /// are needed. Default 20, above the steps that a backward solve of a regularised model takes,
+    /// so that none happens.
     #[config(default = 20)]
     pub restart: usize,
 }
@@ -37,7 +38,8 @@ impl GmresConfig {
     }
 }
 
-/// GMRES(restart) for `M u = g` with `M = I - A`: the smallest residual over the space spanned by `r, M r, M^2 r, ...`, one system per sample.
+/// GMRES(restart) for `M u = g` with `M = I - A`: the smallest residual over the space spanned by
+/// `r, M r, M^2 r, ...`, one system per sample.
 ///
 /// ```text
 /// w = M v_k       h = V^T w, w <- w - V h (twice)       v_{k+1} = w / |w|
@@ -45,14 +47,16 @@ impl GmresConfig {
 /// u <- u + c_k t_k p_k              r <- s_k^2 r - s_k c_k t_k v_{k+1}          t_{k+1} = -s_k t_k
 /// ```
 ///
-/// with Givens rotations `G_k = [[c_k, s_k], [-s_k, c_k]]` that make the Hessenberg matrix triangular. The directions `p_k` give the
-/// iterate and its residual at every step, without a triangular solve and without a product.
+/// with Givens rotations `G_k = [[c_k, s_k], [-s_k, c_k]]` that make the Hessenberg matrix
+/// triangular. The directions `p_k` give the iterate and its residual at every step, without a
+/// triangular solve and without a product.
 ///
-/// The best choice for the adjoint equation when products are dear: no method that uses as many products has a smaller residual, and the residual never grows.
-/// Prefer BiCGStab when memory is tight, Anderson when the map is not linear.
+/// The best choice for the adjoint equation when products are dear: no method that uses as many
+/// products has a smaller residual, and the residual never grows. Prefer BiCGStab when memory is
+/// tight, Anderson when the map is not linear.
 ///
-/// Cost per step `k` since the restart: one product, about `5 k` inner products or updates of length `dim`. Memory: `2 restart + 4` vectors; while it
-/// grows, half as much again.
+/// Cost per step `k` since the restart: one product, about `5 k` inner products or updates of
+/// length `dim`. Memory: `2 restart + 4` vectors; while it grows, half as much again.
 ///
 /// # References
 ///
@@ -61,8 +65,9 @@ impl GmresConfig {
 ///
 /// # Differences from the reference code
 ///
-/// Textbook codes form the iterate at the end of a cycle; here every step has one, so that each sample can end at its own. Restarts use the
-/// residual of the recurrence instead of spending a product on it.
+/// Textbook codes form the iterate at the end of a cycle; here every step has one, so that each
+/// sample can end at its own. Restarts use the residual of the recurrence instead of spending a
+/// product on it.
 #[derive(Clone, Debug)]
 pub struct Gmres {
     restart: usize,
@@ -76,7 +81,8 @@ struct Cycle {
     directions: History,
     /// The product of all rotations so far, `[batch, k + 1, k + 1]`.
     rotations: Tensor<3>,
-    /// The part of the right side not yet used, `[batch, 1]`; its absolute value is the residual norm.
+    /// The part of the right side not yet used, `[batch, 1]`; its absolute value is the residual
+    /// norm.
     rest: Tensor<2>,
     newest: Tensor<2>,
 }
@@ -112,7 +118,8 @@ impl Cycle {
     fn step(&mut self, w: Tensor<2>, residual: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
         let k = self.basis.len();
         let size = squares(&w).sqrt();
-        // Once more, since one pass of Gram-Schmidt loses orthogonality where w nearly lies in the space.
+        // Once more, since one pass of Gram-Schmidt loses orthogonality where w nearly lies in the
+        // space.
         let first = self.basis.dot(&w);
         let w = w - self.basis.combine(&first);
         let second = self.basis.dot(&w);
@@ -137,7 +144,8 @@ impl Cycle {
         }
         let direction = direction * ratio(radius.ones_like(), &radius);
         let change = direction.clone() * (cos.clone() * self.rest.clone());
-        // A singular matrix that has used up its space: the residual stays, and so does the iterate.
+        // A singular matrix that has used up its space: the residual stays, and so does the
+        // iterate.
         let stuck = radius.equal_elem(0.0);
         let sin = sin.mask_fill(stuck, 1.0);
         let along = sin.clone() * cos.clone() * self.rest.clone();

@@ -1,4 +1,5 @@
-//! Linear systems `u = A u + g`, as the backward pass of an equilibrium layer poses them with `A = J^T`.
+//! Linear systems `u = A u + g`, as the backward pass of an equilibrium layer poses them with
+//! `A = J^T`.
 
 mod bicgstab;
 mod gmres;
@@ -45,16 +46,18 @@ pub trait LinearSolve: std::fmt::Debug + Send + Sync {
 
     /// Solves `u = A u + g` for every row, starting from `u = g`.
     ///
-    /// A step is one product with `A`, counted in [`SolveStats::nfe`](crate::SolveStats). The residual is `A u + g - u`, relative to
-    /// `A u + g`, as for any other map, so that all solvers stop by the same rule.
+    /// A step is one product with `A`, counted in [`SolveStats::nfe`](crate::SolveStats). The
+    /// residual is `A u + g - u`, relative to `A u + g`, as for any other map, so that all solvers
+    /// stop by the same rule.
     ///
     /// GMRES, BiCGStab and the Neumann series know it from their recurrences. That is an estimate,
     /// and at tight tolerances floating point makes it too small. So when samples have converged by
-    /// it, one product more checks their answers, whose residuals are then the true ones. A sample that
-    /// fails goes on from there, within [`StopConfig::max_steps`](crate::StopConfig) steps of its own,
-    /// until its true residual converges too or no longer halves from one check to the next, which is
-    /// [`Stalled`](crate::SolveStatus::Stalled). The product of a check is a step, but may be one
-    /// beyond the budget. The residual of a sample that has not converged remains an estimate.
+    /// it, one product more checks their answers, whose residuals are then the true ones. A sample
+    /// that fails goes on from there, within [`StopConfig::max_steps`](crate::StopConfig) steps of
+    /// its own, until its true residual converges too or no longer halves from one check to the
+    /// next, which is [`Stalled`](crate::SolveStatus::Stalled). The product of a check is a step,
+    /// but may be one beyond the budget. The residual of a sample that has not converged remains an
+    /// estimate.
     ///
     /// # Shapes
     ///

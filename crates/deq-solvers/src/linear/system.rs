@@ -66,7 +66,8 @@ impl<'a> LinearSystem<'a> {
     ///
     /// `recurrence` is given the system, a point `u` and its true residual `A u + g - u`. It makes
     /// steps, [observes](Self::observe) each, and returns when that says so. It is called again, to
-    /// begin anew from another point, for samples whose true residual turns out not to have converged.
+    /// begin anew from another point, for samples whose true residual turns out not to have
+    /// converged.
     ///
     /// # Shapes
     ///

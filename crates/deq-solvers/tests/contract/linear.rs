@@ -31,7 +31,8 @@ fn stop() -> StopConfig {
         .with_max_steps(3000)
 }
 
-/// A matrix of the given size and norm per sample, `[batch, n, n]`, a right side, and the solution by elimination.
+/// A matrix of the given size and norm per sample, `[batch, n, n]`, a right side, and the solution
+/// by elimination.
 pub(crate) fn systems(n: usize, norm: f64, batch: usize) -> (Tensor<3>, Tensor<2>, Vec<f64>) {
     let device = f64_device();
     device.seed(11);
@@ -180,8 +181,8 @@ fn a_recurrence_that_promised_too_much_goes_on_or_stalls() {
             let name = format!("{config}, {tolerance:e}");
             let residuals = relative_residuals(&a, &g, &solution.z);
             let stats = &solution.stats;
-            for row in 0..3 {
-                let (seen, reported) = (residuals[row], stats.rel_residual[row]);
+            for (row, &seen) in residuals.iter().enumerate() {
+                let reported = stats.rel_residual[row];
                 assert!((seen - reported).abs() <= 1e-6 * seen, "{name}: {stats:?}");
                 let expected = match seen <= tolerance {
                     true => SolveStatus::Converged,
@@ -323,7 +324,8 @@ fn the_work_of_each_linear_solver_is_what_it_was() {
             .collect();
         table += &format!("{}: {}\n", problem.name, counts.join(" "));
     }
-    // Products, those of the start and of the check included, for GMRES(20), GMRES(5), BiCGStab, Neumann, Anderson, Broyden.
+    // Products, those of the start and of the check included, for GMRES(20), GMRES(5), BiCGStab,
+    // Neumann, Anderson, Broyden.
     assert_eq!(table, include_str!("linear_work_counters.txt"));
 }
 

@@ -4,7 +4,8 @@ use burn::tensor::{Distribution, Tensor};
 use deq_solvers::{MonotoneLayer, PicardConfig, Solve, SplittingConfig, StopConfig, TraceLevel};
 use deq_testkit::{f64_device, values};
 
-/// `W = (1 - m) I - A^T A + S - S^T`, strongly monotone with constant m, with a spectral radius above 1.
+/// `W = (1 - m) I - A^T A + S - S^T`, strongly monotone with constant m, with a spectral radius
+/// above 1.
 pub(crate) fn weights(m: f64) -> (Tensor<2>, Tensor<2>) {
     let device = f64_device();
     device.seed(3);
@@ -59,7 +60,8 @@ fn splittings_find_the_equilibrium_where_plain_iteration_runs_away() {
         answers.push(values(&solution.z));
         steps.push(solution.stats.nfe);
     }
-    // Strong monotonicity with m = 0.5: the distance to the equilibrium is at most |I - W| / m < 40 residuals.
+    // Strong monotonicity with m = 0.5: the distance to the equilibrium is at most |I - W| / m < 40
+    // residuals.
     for answer in &answers[1..] {
         let distance: f64 = answer
             .iter()

@@ -1,5 +1,5 @@
-//! A problem in other units takes the same steps: nothing in a solver over- or underflows before the
-//! state itself does.
+//! A problem in other units takes the same steps: nothing in a solver over- or underflows before
+//! the state itself does.
 
 use crate::linear::{product, systems};
 use crate::{solvers, type_i};
