@@ -74,15 +74,20 @@ fn a_problem_in_other_units_takes_the_same_steps() {
     let mut solvers = solvers();
     solvers.push(AndersonConfig::new().with_regularization(1e-10).into());
     solvers.push(type_i().with_regularization(1e-4).into());
-    for problem in problems(&device) {
+    for (i, problem) in problems(&device).iter().enumerate() {
+        // Norms of the batch are norms of norms, the same for every problem.
+        let scopes = match i {
+            0 => vec![Scope::Sample, Scope::Batch],
+            _ => vec![Scope::Sample],
+        };
         for config in &solvers {
             for (dtype, powers, rel_tol) in UNITS {
-                for scope in [Scope::Sample, Scope::Batch] {
+                for &scope in &scopes {
                     let stop = stop(rel_tol).with_scope(scope).with_max_steps(60);
-                    let plain = course(config, &problem, (dtype, 0), &stop);
+                    let plain = course(config, problem, (dtype, 0), &stop);
                     let name = format!("{} with {config} in {dtype:?}", problem.name);
                     for power in powers {
-                        let scaled = course(config, &problem, (dtype, power), &stop);
+                        let scaled = course(config, problem, (dtype, power), &stop);
                         assert_same_course(&plain, &scaled, power, &name);
                     }
                 }
@@ -94,7 +99,8 @@ fn a_problem_in_other_units_takes_the_same_steps() {
 #[test]
 fn every_solver_converges_far_from_ordinary_units() {
     let device = f64_device();
-    for problem in problems(&device) {
+    // An affine problem and a curved one.
+    for problem in problems(&device).into_iter().step_by(3) {
         for config in solvers() {
             for (dtype, powers, rel_tol) in UNITS {
                 for power in [powers[0], powers[3]] {
