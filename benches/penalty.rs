@@ -2,7 +2,7 @@
 //! vector-Jacobian products, recorded evaluations, time and peak memory; and how far each estimate
 //! of one probe is from the exact gradient of that probe.
 
-use burn::module::Module;
+use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Distribution, Gradients, Int, Tensor};
 use deq_benches::{distance, median};
 use deq_core::solvers::StopConfig;
@@ -39,7 +39,7 @@ struct WithoutTangent<C: Module> {
     cell: C,
 }
 
-impl<C: EquilibriumCell> EquilibriumCell for WithoutTangent<C> {
+impl<C: EquilibriumCell + ModuleDisplay> EquilibriumCell for WithoutTangent<C> {
     type State = C::State;
     type Context = C::Context;
 
@@ -159,12 +159,7 @@ fn estimate(kind: Kind, model: &DeqTransformerLm, out: &LmOutput) -> Option<Pena
 
 /// The gradient of the penalty alone with respect to the weight of queries, keys and values, with
 /// the same probe every time.
-fn gradient(
-    kind: Kind,
-    model: &DeqTransformerLm,
-    tokens: &Tensor<2, Int>,
-    deq: &Deq,
-) -> Vec<f32> {
+fn gradient(kind: Kind, model: &DeqTransformerLm, tokens: &Tensor<2, Int>, deq: &Deq) -> Vec<f32> {
     let out = model.forward(tokens.clone(), &LmMemory::empty(), Depth::Equilibrium(deq));
     tokens.device().seed(11);
     let value = estimate(kind, model, &out).expect("a penalty").value;

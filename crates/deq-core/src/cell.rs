@@ -47,18 +47,14 @@ pub trait EquilibriumCell: Module + Sync + 'static {
     fn pullback(&self, _z: Self::State, _context: &Self::Context) -> Option<Pullback<Self::State>> {
         None
     }
-}
 
-/// A hand-written vector-Jacobian product at a fixed point of linearisation: `u -> J^T u`.
-pub type Pullback<S> = Box<dyn Fn(S) -> S + Send + Sync>;
-
-/// A cell that multiplies directions by its Jacobian by hand.
-///
-/// The Jacobian penalty needs it for an exact gradient where `f` has kinks (ReLU, max pooling).
-/// [`check::tangent_error`](crate::check::tangent_error) compares it with automatic
-/// differentiation.
-pub trait TangentCell: EquilibriumCell {
-    /// `J(z) d`, computed by tensor operations that record the parameters and the context.
+    /// `J(z) d`, by tensor operations that record the parameters and the context, if the cell knows
+    /// how.
+    ///
+    /// The Jacobian penalty takes its gradient of it. The default, `None`, leaves it to differences,
+    /// which are no good in f32 where `f` has kinks (ReLU, max pooling). A cell has a tangent for
+    /// every input or for none. [`check::tangent_error`](crate::check::tangent_error) compares it
+    /// with automatic differentiation.
     ///
     /// Where `f` applies an activation `a` to `g(z)`, the tangent is `a'(g(z)) * (tangent of g)`;
     /// at a ReLU the factor is a mask, through which no gradient flows.
@@ -68,11 +64,16 @@ pub trait TangentCell: EquilibriumCell {
     /// - z, direction, output: the same shapes
     fn tangent(
         &self,
-        z: Self::State,
-        direction: Self::State,
-        context: &Self::Context,
-    ) -> Self::State;
+        _z: Self::State,
+        _direction: Self::State,
+        _context: &Self::Context,
+    ) -> Option<Self::State> {
+        None
+    }
 }
+
+/// A hand-written vector-Jacobian product at a fixed point of linearisation: `u -> J^T u`.
+pub type Pullback<S> = Box<dyn Fn(S) -> S + Send + Sync>;
 
 /// A cell and its context detached from every tape, as a map of rows: what solvers iterate and
 /// products differentiate.

@@ -86,7 +86,7 @@ pub mod gradients {}
 #[doc = include_str!("../docs/tutorial.md")]
 pub mod tutorial {}
 
-pub use cell::{EquilibriumCell, FrozenCell, Pullback, TangentCell};
+pub use cell::{EquilibriumCell, FrozenCell, Pullback};
 pub use config::DeqConfig;
 pub use context::{CellContext, TensorMap};
 pub use depth::Depth;

@@ -192,13 +192,14 @@ fn train<const D: usize, M: Model<D>>(case: &Golden, init: &dyn Fn() -> M, check
     let model = init();
     let out = model.forward(images, Depth::Equilibrium(&deq));
     let vectors = case.tensor::<3>("implicit.jac_v", &plain);
-    let probes: Vec<Tensor<2>> = (0..vectors.dims()[0])
-        .map(|index| vectors.clone().narrow(0, index, 1).squeeze_dim(0))
+    let (cell, z) = (&model.backbone().cell, &out.equilibrium.z);
+    let layout = StateLayout::of(z);
+    let probes: Vec<Vec<Tensor<4>>> = (0..vectors.dims()[0])
+        .map(|index| layout.unflatten(vectors.clone().narrow(0, index, 1).squeeze_dim(0)))
         .collect();
-    let (cell, z_star) = (&model.backbone().cell, out.equilibrium.z.clone());
     let penalty = JacobianPenaltyConfig::new()
         .build()
-        .and_then(|penalty| penalty.estimate_exact_with_probes(cell, &out.context, z_star, &probes))
+        .and_then(|penalty| penalty.at_with_probes(cell, &out.context, z, &probes))
         .unwrap_or_else(|error| panic!("the default settings: {error}"));
     let recorded = case.values("implicit.jac_loss");
     checks.solved("implicit.jac_loss", &penalty.value, recorded);

@@ -166,9 +166,7 @@ fn train(case: &Golden, index: usize, config: &DeqTransformerLmConfig, checks: &
     let out = run(Depth::Equilibrium(&deq));
     let penalty = JacobianPenaltyConfig::new()
         .build()
-        .and_then(|penalty| {
-            penalty.estimate_exact_with_probes(&model.cell, &out.context, z_star, &[v])
-        })
+        .and_then(|penalty| penalty.at_with_probes(&model.cell, &out.context, &z_star, &[v]))
         .unwrap_or_else(|error| panic!("the default settings: {error}"));
     let name = format!("seg{index}.implicit.jac_loss");
     checks.solved(&name, &penalty.value, case.values(&name));

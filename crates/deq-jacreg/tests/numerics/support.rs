@@ -1,6 +1,6 @@
 //! Cells with known Jacobians, and comparisons.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleDisplay, Param};
 use burn::tensor::{DType, Distribution, Tensor, TensorData};
 use deq_core::EquilibriumCell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -78,7 +78,7 @@ pub(crate) struct WithoutTangent<C: Module> {
     pub(crate) cell: C,
 }
 
-impl<C: EquilibriumCell> EquilibriumCell for WithoutTangent<C> {
+impl<C: EquilibriumCell + ModuleDisplay> EquilibriumCell for WithoutTangent<C> {
     type State = C::State;
     type Context = C::Context;
 

@@ -7,7 +7,7 @@ use super::ops::{Conv, Gate, Norm, NormJacobian};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation::relu};
 use deq_core::dropout::DropoutMask;
-use deq_core::{CellContext, EquilibriumCell, Pullback, TangentCell, TensorMap};
+use deq_core::{CellContext, EquilibriumCell, Pullback, TensorMap};
 
 /// Feature maps of several resolutions that reach equilibrium together: a residual block on every
 /// branch, then a fusion of all branches into each.
@@ -184,9 +184,7 @@ impl EquilibriumCell for MdeqCell {
         let jacobian = context.linearize(z);
         Some(Box::new(move |cotangent| jacobian.carry(cotangent)))
     }
-}
 
-impl TangentCell for MdeqCell {
     /// Differentiates every operation forward. Kinks of ReLUs are treated as automatic
     /// differentiation treats them.
     fn tangent(
@@ -194,8 +192,8 @@ impl TangentCell for MdeqCell {
         z: Vec<Tensor<4>>,
         direction: Vec<Tensor<4>>,
         context: &MdeqContext,
-    ) -> Vec<Tensor<4>> {
-        context.linearize(z).tangent(direction)
+    ) -> Option<Vec<Tensor<4>>> {
+        Some(context.linearize(z).tangent(direction))
     }
 }
 

@@ -5,7 +5,7 @@ use super::linear::{Affine, LinearShape, NormedLinear};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation::relu};
 use deq_core::dropout::DropoutMask;
-use deq_core::{CellContext, EquilibriumCell, Pullback, TangentCell, TensorMap};
+use deq_core::{CellContext, EquilibriumCell, Pullback, TensorMap};
 
 /// One Transformer-XL layer with input injection, on states `[batch, time, d_model]`.
 ///
@@ -226,12 +226,15 @@ impl EquilibriumCell for TransformerCell {
             g + g_seen
         }))
     }
-}
 
-impl TangentCell for TransformerCell {
     /// Differentiates every sublayer forward. The kink of the ReLU is treated as automatic
     /// differentiation treats it.
-    fn tangent(&self, z: Tensor<3>, dz: Tensor<3>, context: &TransformerContext) -> Tensor<3> {
+    fn tangent(
+        &self,
+        z: Tensor<3>,
+        dz: Tensor<3>,
+        context: &TransformerContext,
+    ) -> Option<Tensor<3>> {
         let [after_attention, after_feed_forward] = &context.dropout;
 
         let (seen, d_seen) = if self.pre_norm {
@@ -251,13 +254,13 @@ impl TangentCell for TransformerCell {
         let d_fed = context.outer.tangent(context.inner_dropout.apply(d_inner));
         let d_out = dy + after_feed_forward.apply(d_fed);
         if self.pre_norm {
-            return d_out;
+            return Some(d_out);
         }
         let fed = context
             .outer
             .apply(context.inner_dropout.apply(relu(before)));
         let norm = LayerNorm::at(y + after_feed_forward.apply(fed));
-        norm.carry(d_out)
+        Some(norm.carry(d_out))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
-use deq_core::{CellContext, EquilibriumCell, FrozenCell, TangentCell, check};
+use deq_core::{CellContext, EquilibriumCell, FrozenCell, check};
 use deq_models::{Depth, DeqTransformerLm, DeqTransformerLmConfig, LmMemory, LmOutput};
 use deq_testkit::{assert_close, f64_device, relative_error, values};
 
@@ -38,6 +38,7 @@ fn tangent_and_pullback_are_the_derivative_and_its_adjoint() {
         let d = z.random_like(normal);
         let u = z.random_like(normal);
         let tangent = model.cell.tangent(z.clone(), d.clone(), &out.context);
+        let tangent = tangent.unwrap();
 
         let (cell, context) = (model.cell.valid(), out.context.without_autodiff());
         let h = f64::EPSILON.cbrt();
@@ -49,7 +50,8 @@ fn tangent_and_pullback_are_the_derivative_and_its_adjoint() {
 
         let error = check::pullback_error(&model.cell, &out.context, z.clone(), u.clone());
         assert!(error.unwrap() < 1e-12);
-        assert!(check::tangent_error(&model.cell, &out.context, z, d, 3) < 1e-12);
+        let error = check::tangent_error(&model.cell, &out.context, z, d, 3);
+        assert!(error.unwrap() < 1e-12);
     }
 }
 
