@@ -3,11 +3,11 @@
 use crate::error::BoxError;
 use crate::task::Batches;
 use burn::tensor::{Device, Tensor, TensorData};
-use deq_data::{IGNORE_LABEL, ImageBatch, Loader, Skipped, VisionSplits, VisionTask};
-use std::collections::BTreeMap;
+use deq_data::{IGNORE_LABEL, ImageBatch, LabelSurvey, Loader, VisionSplits, VisionTask};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The target of pixels that are not to be predicted.
 pub const IGNORED: i32 = -1;
@@ -44,25 +44,44 @@ impl ImagesBatch {
 #[derive(Debug)]
 pub struct ImagesData {
     pub(super) splits: VisionSplits,
+    /// The labels of training maps, where training steps are to be made.
+    pub(super) labels: Option<LabelSurvey>,
     pub(super) left_out: LeftOut,
 }
 
 /// Files that could not be used, with the reason, over all batches made so far.
 #[derive(Clone, Debug, Default)]
-pub(super) struct LeftOut(Arc<Mutex<BTreeMap<PathBuf, String>>>);
+pub(super) struct LeftOut(Arc<Mutex<Files>>);
+
+#[derive(Debug, Default)]
+struct Files {
+    skipped: BTreeMap<PathBuf, String>,
+    /// Used nevertheless.
+    cut_short: BTreeSet<PathBuf>,
+}
 
 impl LeftOut {
-    fn add(&self, skipped: Vec<Skipped>) {
-        if !skipped.is_empty() {
-            let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            files.extend(skipped.into_iter().map(|file| (file.path, file.reason)));
-        }
+    fn add(&self, batch: &mut ImageBatch) {
+        let mut files = self.lock();
+        let skipped = batch.skipped.drain(..);
+        files
+            .skipped
+            .extend(skipped.map(|file| (file.path, file.reason)));
+        files.cut_short.extend(batch.cut_short.drain(..));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Files> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The files by name.
     pub(super) fn list(&self) -> Vec<(PathBuf, String)> {
-        let files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        files.clone().into_iter().collect()
+        self.lock().skipped.clone().into_iter().collect()
+    }
+
+    /// The number of files that were used although their end is missing.
+    pub(super) fn cut_short(&self) -> usize {
+        self.lock().cut_short.len()
     }
 }
 
@@ -88,7 +107,7 @@ impl Batches<ImagesBatch> for ImagesBatches {
                 Ok(batch) => batch,
                 Err(error) => return Some(Err(error.into())),
             };
-            self.left_out.add(std::mem::take(&mut batch.skipped));
+            self.left_out.add(&mut batch);
             // A held-out batch may have lost all of its files.
             (batch.len > 0).then(|| Ok(ImagesBatch::new(batch, task, device)))
         });

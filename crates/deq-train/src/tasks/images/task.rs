@@ -14,7 +14,7 @@ use crate::recipe::Network;
 use crate::run::Trained;
 use crate::task::{BatchPlan, Batches, Opening, Split, Task};
 use burn::tensor::{Device, TensorData};
-use deq_data::{Loader, LoaderConfig, Spread, VisionTask};
+use deq_data::{LabelSurvey, Loader, LoaderConfig, Spread, VisionSplits, VisionTask};
 use deq_models::ResNetConfig;
 use deq_models::checkpoint::{LoadReport, StateDict};
 use std::path::{Path, PathBuf};
@@ -53,11 +53,17 @@ impl Task for ImagesTask {
         if self.class_weights.is_none() {
             self.class_weights = Some(splits.train.class_weights());
         }
+        self.fingerprint = Some(splits.fingerprint()?);
         if let Some(run) = from.run {
             self.require_data_of(run, from.training)?;
         }
+        let labels = match from.training {
+            true => surveyed(&splits)?,
+            false => None,
+        };
         Ok(ImagesData {
             splits,
+            labels,
             left_out: LeftOut::default(),
         })
     }
@@ -173,15 +179,30 @@ impl Task for ImagesTask {
         Ok(())
     }
 
-    fn facts(&self, _: &ImagesData, _: Split) -> Vec<(String, String)> {
-        vec![
-            ("data".to_owned(), self.data.to_string()),
-            ("classes".to_owned(), self.classes.join(", ")),
-        ]
+    fn facts(&self, data: &ImagesData, _: Split) -> Vec<(String, String)> {
+        let fact = |name: &str, value: String| (name.to_owned(), value);
+        let mut facts = vec![
+            fact("data", self.data.to_string()),
+            fact("classes", self.classes.join(", ")),
+        ];
+        let labels = data.labels.as_ref();
+        facts.extend(labels.map(|labels| fact("pixels by label", labels.to_string())));
+        let cut_short = data.left_out.cut_short();
+        if cut_short > 0 {
+            facts.push(fact("files read without their end", cut_short.to_string()));
+        }
+        facts
     }
 
+    /// Those that cannot be read among the batches made so far, and those that were no images from
+    /// the beginning.
     fn left_out(&self, data: &ImagesData) -> Vec<(PathBuf, String)> {
-        data.left_out.list()
+        let mut files = data.left_out.list();
+        for part in [&data.splits.train, &data.splits.test] {
+            let other = |path: &PathBuf| (path.clone(), "not an image by its ending".to_owned());
+            files.extend(part.left_out().iter().map(other));
+        }
+        files
     }
 
     fn gallery(&self, trained: &Trained<Self>, data: &ImagesData) -> Result<String, TrainError> {
@@ -244,6 +265,19 @@ impl Task for ImagesTask {
     }
 }
 
+/// The labels of training maps, if there are maps. Every class must occur in them; held-out maps
+/// need not show all, but no part may have ids that are neither a class nor ignored.
+fn surveyed(splits: &VisionSplits) -> Result<Option<LabelSurvey>, TrainError> {
+    let labels = splits.train.label_survey()?;
+    if let Some(labels) = &labels {
+        labels.require_complete()?;
+    }
+    if let Some(labels) = splits.test.label_survey()? {
+        labels.require_known()?;
+    }
+    Ok(labels)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,6 +301,7 @@ mod tests {
         assert_eq!(shapes.classes, data.splits.train.classes());
         assert_eq!(*shapes.model.classes(), shapes.classes.len());
         assert_eq!(shapes.class_weights, Some(Vec::new()));
+        assert!(shapes.fingerprint.is_some());
         let again = shapes.clone();
         shapes.open(&Opening::default()).unwrap();
         assert_eq!(shapes, again);
