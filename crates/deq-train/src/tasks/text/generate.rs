@@ -168,7 +168,9 @@ impl<'a> Reader<'a> {
         let start = self.last.take().filter(|_| time == 1);
         let out = self.model.read_from(ids, &self.memory, self.depth, start);
         self.memory = out.memory;
-        self.last = out.solved.map(|solved| solved.equilibrium.z.narrow(1, time - 1, 1));
+        self.last = out
+            .solved
+            .map(|solved| solved.equilibrium.z.narrow(1, time - 1, 1));
         let log_probs = self.model.log_probs(out.output.narrow(1, time - 1, 1));
         self.log_probs = log_probs.into_data().iter::<f64>().collect();
         out.nfe
@@ -217,7 +219,11 @@ impl<'a> Writer<'a> {
     fn finish(mut self, on_text: &mut dyn FnMut(&str)) -> Result<String, TrainError> {
         let all = self.vocabulary.decode(&self.ids)?;
         self.say(all, on_text);
-        Ok(self.said.get(self.prompt_len..).unwrap_or_default().to_owned())
+        Ok(self
+            .said
+            .get(self.prompt_len..)
+            .unwrap_or_default()
+            .to_owned())
     }
 }
 
@@ -241,9 +247,13 @@ mod tests {
         let mut told = Vec::new();
         let mut writer = Writer::new(&bytes, "a".to_owned(), vec![97]);
         for byte in "b\u{e9}".bytes() {
-            writer.push(byte.into(), &mut |text| told.push(text.to_owned())).unwrap();
+            writer
+                .push(byte.into(), &mut |text| told.push(text.to_owned()))
+                .unwrap();
         }
-        let text = writer.finish(&mut |text| told.push(text.to_owned())).unwrap();
+        let text = writer
+            .finish(&mut |text| told.push(text.to_owned()))
+            .unwrap();
         assert_eq!(text, "b\u{e9}");
         // Half a letter is not told.
         told.retain(|text| !text.is_empty());

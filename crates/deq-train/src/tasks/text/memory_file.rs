@@ -38,7 +38,10 @@ impl Memory for LmMemory {
         let tensors = (0..file.len()).map(|place| tensor(&file, place, device));
         let tensors = tensors.collect::<Result<Vec<_>, String>>()?;
         let places = |tensor: &Tensor<3>| [tensor.dims()[0], tensor.dims()[1]];
-        match tensors.windows(2).all(|pair| places(&pair[0]) == places(&pair[1])) {
+        match tensors
+            .windows(2)
+            .all(|pair| places(&pair[0]) == places(&pair[1]))
+        {
             true => Ok(LmMemory::new(tensors)),
             false => Err("tensors differ in streams or positions".to_owned()),
         }
@@ -99,11 +102,16 @@ mod tests {
         assert!(LmMemory::from_bytes(&bytes[..bytes.len() - 1], &device).is_err());
         let file = |shapes: [&[usize]; 2]| {
             let data = shapes.map(|shape| TensorData::zeros::<f32, _>(shape.to_vec()));
-            let views = ["0", "1"].into_iter().zip(data.iter().map(|data| view(data).unwrap()));
+            let views = ["0", "1"]
+                .into_iter()
+                .zip(data.iter().map(|data| view(data).unwrap()));
             safetensors::serialize(views, None).unwrap()
         };
         for (shapes, reason) in [
-            ([&[2, 5, 4][..], &[2, 4, 12]], "tensors differ in streams or positions"),
+            (
+                [&[2, 5, 4][..], &[2, 4, 12]],
+                "tensors differ in streams or positions",
+            ),
             ([&[2, 5, 4], &[2, 5]], "1 has the shape [2, 5]"),
         ] {
             let error = LmMemory::from_bytes(&file(shapes), &device).unwrap_err();

@@ -55,7 +55,10 @@ mod tests {
     fn presets_are_valid_and_survive_json() {
         for Preset { name, .. } in &PRESETS {
             let mut recipe = preset(name);
-            assert_eq!((recipe.preset.as_str(), recipe.kind.as_str()), (*name, "text"));
+            assert_eq!(
+                (recipe.preset.as_str(), recipe.kind.as_str()),
+                (*name, "text")
+            );
             recipe.validate().unwrap();
             recipe.task.model.vocab_size = 267_735;
             recipe.task.model.validate().unwrap();
@@ -67,7 +70,10 @@ mod tests {
         let message = Recipe::<TextTask>::preset("huge").unwrap_err().to_string();
         let names = PRESETS.map(|preset| preset.name).join(", ");
         assert!(message.contains("there is no preset \"huge\""), "{message}");
-        assert!(message.ends_with(&format!("choose one of {names}")), "{message}");
+        assert!(
+            message.ends_with(&format!("choose one of {names}")),
+            "{message}"
+        );
     }
 
     #[test]
@@ -166,7 +172,11 @@ mod tests {
                 .with_stop(solve(backward, if paper { 1e-4 } else { 1e-3 }));
             let increment = |every| WeightSchedule::Increment(IncrementConfig::new(every));
             let (weight, frequency, schedule) = match (pre_norm, paper) {
-                (_, true) => (1.6, 0.35, WeightSchedule::Linear(LinearConfig::new(2.5, steps))),
+                (_, true) => (
+                    1.6,
+                    0.35,
+                    WeightSchedule::Linear(LinearConfig::new(2.5, steps)),
+                ),
                 (false, false) => (1.9, 0.35, increment(35_000)),
                 (true, false) => (2.0, 0.4, increment(30_000)),
             };

@@ -41,7 +41,12 @@ impl Sampling {
         let valid = t.is_finite() && t >= 0.0;
         require(valid, "temperature", t, "a finite number of at least 0")?;
         let valid = self.top_k != Some(0);
-        require(valid, "top_k", 0.0, "at least 1, or left out for all tokens")?;
+        require(
+            valid,
+            "top_k",
+            0.0,
+            "at least 1, or left out for all tokens",
+        )?;
         let valid = self.top_p > 0.0 && self.top_p <= 1.0;
         require(valid, "top_p", self.top_p, "above 0 and at most 1")?;
         Ok(())
@@ -165,15 +170,24 @@ mod tests {
     fn what_is_no_distribution_is_an_error() {
         let nan = [0.0, f64::NAN, -1.0];
         let impossible = [f64::NEG_INFINITY; 3];
-        let cases: [(&[f64], Option<u32>); 4] =
-            [(&nan, None), (&impossible, None), (&[], None), (&[0.0], Some(0))];
+        let cases: [(&[f64], Option<u32>); 4] = [
+            (&nan, None),
+            (&impossible, None),
+            (&[], None),
+            (&[0.0], Some(0)),
+        ];
         for sampling in [sampling(0.0, None, 1.0), sampling(1.0, Some(1), 0.5)] {
             for (log_probs, never) in cases {
                 let error = sampling.draw(log_probs, never, 0.5).unwrap_err();
-                assert!(error.to_string().starts_with("no token can be drawn"), "{error}");
+                assert!(
+                    error.to_string().starts_with("no token can be drawn"),
+                    "{error}"
+                );
             }
             // A token that cannot come leaves the others.
-            let token = sampling.draw(&[f64::NEG_INFINITY, -3.0], None, 0.5).unwrap();
+            let token = sampling
+                .draw(&[f64::NEG_INFINITY, -3.0], None, 0.5)
+                .unwrap();
             assert_eq!(token, 1);
         }
     }
