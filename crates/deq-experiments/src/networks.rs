@@ -391,7 +391,7 @@ mod tests {
     use super::*;
 
     fn small(folder: &std::path::Path) -> NetworkComparison {
-        let mut recipe = Recipe<TextTask>::preset("tiny").unwrap();
+        let mut recipe = Recipe::<TextTask>::preset("tiny").unwrap();
         recipe.task.model = deq_models::DeqTransformerLmConfig::new(1, 16, 2, 96).with_mem_len(8);
         (recipe.batch, recipe.task.segment) = (2, 8);
         (recipe.steps, recipe.pretrain_steps, recipe.warmup_steps) = (40, 4, 4);

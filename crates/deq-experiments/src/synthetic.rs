@@ -318,7 +318,7 @@ fn train(
     let penalty = JacobianPenaltyConfig::new()
         .with_weight(variant.gamma)
         .with_frequency(FREQUENCY);
-    let (penalty, mut policy) = (penalty.build()?, penalty.policy()?);
+    let (penalty, policy) = (penalty.build()?, penalty.policy()?);
     let decay =
         (variant.weight_decay > 0.0).then(|| WeightDecayConfig::new(variant.weight_decay as f32));
     let mut optimizer = AdamConfig::new().with_weight_decay(decay).init();

@@ -2,8 +2,8 @@
 
 mod document;
 
-pub(crate) use document::{differences, merge, parse};
-pub use document::{first_unknown, nearest};
+pub(crate) use document::{differences, merge};
+pub(crate) use document::nearest;
 
 use crate::checkpoint::Position;
 use crate::error::{RecipeError, TrainError, require};

@@ -159,7 +159,7 @@ impl RunFolder {
                 field.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             };
             let place = T::PLACES.iter().any(|place| within(&format!("task.{place}")));
-            if field.ends_with("fingerprint") {
+            if within("task.fingerprint") {
                 return Err(RunError::OtherData {
                     path: self.path.clone(),
                     data: recipe.task.place(),

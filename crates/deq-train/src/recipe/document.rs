@@ -54,7 +54,7 @@ fn from_value<T: Task>(value: &Value, path: &Path) -> Result<Recipe<T>, TrainErr
 
 /// The path of the first field of `given` that `known`, the same document as its type writes it,
 /// does not have, with the nearest name that it has.
-pub fn first_unknown(given: &Value, known: &Value) -> Option<(String, Option<String>)> {
+fn first_unknown(given: &Value, known: &Value) -> Option<(String, Option<String>)> {
     let join = |key: &str, (rest, near): (String, Option<String>)| match rest.starts_with('[') {
         true => (format!("{key}{rest}"), near),
         false => (format!("{key}.{rest}"), near),
@@ -82,7 +82,7 @@ pub fn first_unknown(given: &Value, known: &Value) -> Option<(String, Option<Str
 }
 
 /// The name that `name` was most likely meant to be, if one is near.
-pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     let (distance, best) = known.map(|other| (distance(name, other), other)).min()?;
     // A third of the letters may be wrong.
     (distance <= name.chars().count().div_ceil(3).max(1)).then(|| best.to_owned())

@@ -133,20 +133,8 @@ pub(super) fn kept_vocabulary(
 pub(super) fn held_out(corpus: &Corpus, split: Split) -> Option<&Tokens> {
     match split {
         Split::Valid => Some(&corpus.valid),
-        Split::Test => Some(&corpus.test),
+        Split::Test => corpus.test.as_ref(),
     }
-}
-
-/// By what a resumed run knows its text again: a number each for train and valid, wherever they
-/// lie. A test split may come and go.
-pub(super) fn fingerprint(corpus: &Corpus) -> [u64; 2] {
-    [&corpus.train, &corpus.valid].map(|tokens| {
-        let mut hash = xxhash_rust::xxh3::Xxh3::with_seed(corpus.vocabulary.fingerprint());
-        tokens
-            .iter()
-            .for_each(|token| hash.update(&token.to_le_bytes()));
-        hash.digest()
-    })
 }
 
 #[cfg(test)]

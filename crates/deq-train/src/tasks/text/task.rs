@@ -1,7 +1,7 @@
 //! Text to learn to predict, as a task.
 
 use super::batches::Segments;
-use super::data::{DataSource, fingerprint, held_out, kept_vocabulary, open};
+use super::data::{DataSource, held_out, kept_vocabulary, open};
 use super::error::TextError;
 use super::model::{TextBatch, TextModel};
 use super::presets::PRESETS;
@@ -11,7 +11,7 @@ use crate::presets::Preset;
 use crate::recipe::Network;
 use crate::task::{BatchPlan, Batches, Opening, Split, Task};
 use burn::tensor::{Device, TensorData};
-use deq_data::{Corpus, Level, StreamBatcher, unigram_perplexity};
+use deq_data::{Corpus, CorpusFingerprint, Level, StreamBatcher, unigram_perplexity};
 use deq_models::DeqTransformerLmConfig;
 use deq_models::checkpoint::{LoadReport, StateDict, load, state_dict};
 use serde::{Deserialize, Serialize};
@@ -31,8 +31,9 @@ pub struct TextTask {
     pub tokenizer: Option<PathBuf>,
     /// The fingerprint of the vocabulary, once the text has been read.
     pub vocabulary: Option<u64>,
-    /// The fingerprints of train and valid, once the text has been read.
-    pub fingerprint: Option<[u64; 2]>,
+    /// The fingerprint of the text, once it has been read. A test split may come and go.
+    #[serde(default)]
+    pub fingerprint: Option<CorpusFingerprint>,
     /// Tokens per stream and training step.
     pub segment: usize,
     /// The model. The size of its vocabulary is filled in when the text is read.
@@ -49,7 +50,10 @@ impl Task for TextTask {
     fn open(&mut self, from: &Opening<'_>) -> Result<Corpus, TrainError> {
         let corpus = open(self, from)?;
         self.vocabulary = Some(corpus.vocabulary.fingerprint());
-        self.fingerprint = Some(fingerprint(&corpus));
+        self.fingerprint = Some(CorpusFingerprint {
+            test: None,
+            ..corpus.fingerprint()
+        });
         self.model.vocab_size = corpus.vocabulary.len();
         Ok(corpus)
     }
