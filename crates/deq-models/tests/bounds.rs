@@ -7,12 +7,11 @@
 #[allow(dead_code, reason = "the other tests use the rest")]
 mod write;
 
-use burn::tensor::TensorData;
-use deq_models::checkpoint::{StateDict, load, printable};
+use burn::tensor::{Device, TensorData};
+use deq_models::checkpoint::{StateDict, load, printable, state_dict};
 use deq_models::{
     DeqTransformerLmConfig, MdeqClassifierConfig, MdeqSegmenterConfig, ModelError, ResNetConfig,
 };
-use deq_testkit::f64_device;
 use peak_alloc::PeakAlloc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use write::{Torch, View, archive, file, safetensors, tar};
@@ -57,7 +56,7 @@ fn used(bytes: &[u8]) -> Result<(), ModelError> {
 
 /// Makes the model that a state dict describes, of whichever kind.
 fn made(dict: &StateDict) -> Result<(), ModelError> {
-    let device = f64_device();
+    let device = Device::flex();
     let transformer = DeqTransformerLmConfig::new(1, 1, 1, 1);
     match DeqTransformerLmConfig::from_state_dict(dict, &transformer) {
         Ok(config) => return load(config.init(&device)?, dict).map(|_| ()),
@@ -120,7 +119,7 @@ fn numbers_that_are_repeated_are_counted() {
     assert_refused(&views(&one).zip(Stored), expected);
     assert_refused(&views(&one).legacy(), expected);
     let wide = [(name(0), view(&[1 << 31, 1 << 31, 1 << 31], &[0, 0, 0]))];
-    assert_refused(&views(&wide).zip(Stored), expected);
+    assert_refused(&views(&wide).zip(Stored), "is larger than any file");
     // Each of them within what one tensor may be.
     let many: Vec<_> = (0..2000)
         .map(|k| (name(k), view(&[1 << 20], &[0])))
@@ -408,4 +407,22 @@ fn names_from_files_are_escaped_and_cut() {
     class.extend(name.as_bytes());
     class.extend(b"\nf\n)R.");
     assert_refused(&class, "it is a pickle of an object of \\u{1b}]0;owned");
+}
+
+#[test]
+fn numbers_beyond_the_range_of_the_model_are_refused() {
+    let _alone = alone();
+    // The model is of f32 here, the file of f64.
+    let config = DeqTransformerLmConfig::new(30, 12, 3, 20);
+    let fresh = || config.init(&Device::flex()).unwrap();
+    let mut tensors = state_dict(&fresh()).unwrap();
+    let bias = tensors
+        .iter_mut()
+        .find(|(name, _)| name == "inject_conv.bias");
+    bias.unwrap().1 = TensorData::new(vec![1e300_f64; 36], [36]);
+    let error = load(fresh(), &StateDict::from_tensors(tensors)).unwrap_err();
+    assert!(
+        matches!(error, ModelError::NotFinite { numbers: 36, .. }),
+        "{error}"
+    );
 }

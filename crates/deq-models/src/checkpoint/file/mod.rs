@@ -88,23 +88,23 @@ impl Stored {
         storages: &[Storage],
     ) -> Result<Self, String> {
         check_rank(&shape)?;
+        let end = view.end(&shape);
+        let there = storages[view.storage].length / dtype.size() as u64;
         let stored = Self {
             shape,
             element: ElementType::Known(dtype),
             view: Some(view),
         };
-        let (needed, there) = match (&stored.view, stored.bytes()) {
-            (Some(view), Some(_)) => (
-                view.end(&stored.shape),
-                storages[view.storage].length / dtype.size() as u64,
-            ),
-            _ => (None, 0),
-        };
-        match needed {
-            Some(needed) if needed as u64 <= there => Ok(stored),
+        let shape = &stored.shape;
+        if stored.bytes().is_none() {
+            return Err(format!(
+                "a tensor of shape {shape:?} is larger than any file"
+            ));
+        }
+        match end {
+            Some(end) if end as u64 <= there => Ok(stored),
             _ => Err(format!(
-                "a tensor of shape {:?} does not lie within the {there} numbers of its storage",
-                stored.shape
+                "a tensor of shape {shape:?} does not lie within the {there} numbers of its storage"
             )),
         }
     }

@@ -10,7 +10,7 @@ use super::MAX_NAME;
 use std::collections::HashMap;
 
 /// The longest pickle that is read, in bytes.
-pub(super) const MAX_BYTES: u64 = 62 << 20;
+pub(super) const MAX_BYTES: u64 = 64 << 20;
 
 /// The most instructions that are followed. A state dict needs about fifteen for each tensor.
 const MAX_INSTRUCTIONS: usize = 2 << 20;

@@ -405,17 +405,3 @@ fn weights_that_are_not_finite_are_refused() {
         "{text}"
     );
 }
-
-#[test]
-fn a_number_too_large_for_the_model_is_not_made_infinite() {
-    let device = burn::tensor::Device::flex();
-    let fresh = || config().init(&device).unwrap();
-    let mut all = tensors(&fresh());
-    let bias = all.iter_mut().find(|(name, _)| name == "inject_conv.bias");
-    bias.unwrap().1 = TensorData::new(vec![1e300_f64; 36], [36]);
-    let error = load(fresh(), &StateDict::from_tensors(all)).unwrap_err();
-    assert!(
-        matches!(error, ModelError::NotFinite { numbers: 36, .. }),
-        "{error}"
-    );
-}
