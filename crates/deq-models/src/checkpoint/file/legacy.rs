@@ -35,6 +35,13 @@ pub(super) fn index(file: &mut File, length: u64) -> Result<Index, String> {
         let Value::Persistent(identifier) = value else {
             continue;
         };
+        // Classes of modules are mentioned too, with their source.
+        let fields = objects.sequence(*identifier).unwrap_or_default();
+        if let [tag, ..] = fields
+            && matches!(objects.get(*tag), Value::Str("module"))
+        {
+            continue;
+        }
         let mention = Mention::read(&objects, *identifier)
             .ok_or("its storages are not described as PyTorch does")?;
         mentions.insert(mention.key.clone(), mention);

@@ -378,11 +378,6 @@ impl<'p, 'a> Walk<'p, 'a> {
                 None => return Err("the type of its numbers is not said".to_owned()),
             },
         };
-        // A flag here means that the numbers are stored with the other sign, or conjugated.
-        let flags = arguments.get(least).map(|&flags| self.entries(flags));
-        if !flags.unwrap_or_default().is_empty() {
-            return Ok(Stored::unknown("negated view", shape));
-        }
         let ElementType::Known(dtype) = element else {
             return Ok(Stored {
                 shape,
@@ -390,6 +385,11 @@ impl<'p, 'a> Walk<'p, 'a> {
                 view: None,
             });
         };
+        // A flag here means that the numbers are stored with the other sign, or conjugated.
+        let flags = arguments.get(least).map(|&flags| self.entries(flags));
+        if !flags.unwrap_or_default().is_empty() {
+            return Ok(Stored::unknown("view with the other sign", shape));
+        }
         let Leaves::Storages(keys) = self.leaves else {
             return Err("its numbers are not stored in the file as torch.save does".to_owned());
         };

@@ -5,6 +5,7 @@ use super::pickle::{self, Pickle};
 use super::torch::{Leaves, tensors};
 use super::{Index, Place, Storage};
 use crate::checkpoint::printable;
+use ::zip::read::{ArchiveOffset, Config};
 use ::zip::{ZipArchive, ZipReadOptions};
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,7 +17,12 @@ pub(super) type Archive = ZipArchive<BufReader<File>>;
 const MAX_NOTE: u64 = 4096;
 
 pub(super) fn index(file: BufReader<File>, length: u64) -> Result<(Index, Archive), String> {
-    let mut archive = ZipArchive::new(file).map_err(|error| {
+    // Nothing stands before the archives that PyTorch writes. To look for such a thing goes wrong
+    // where the first entry of the directory is as long as what PyTorch puts behind the last one.
+    let config = Config {
+        archive_offset: ArchiveOffset::Known(0),
+    };
+    let mut archive = ZipArchive::with_config(config, file).map_err(|error| {
         format!(
             "its zip archive is damaged or cut off: {}",
             printable(&error.to_string())

@@ -1,6 +1,6 @@
 //! Whatever stands around the weights of a model, they are found, and everything else is reported.
 
-use super::write::{Torch, View, file, safetensors, tar};
+use super::write::{Torch, View, archive, file, safetensors, tar};
 use super::{config, model, output};
 use burn::tensor::TensorData;
 use deq_models::checkpoint::{ElementType, LoadReport, StateDict, WeightsChoice, load, state_dict};
@@ -66,6 +66,36 @@ fn every_container_of_pytorch_is_read() {
     ] {
         assert_found(&open(&bytes), &saved, "", &[]);
     }
+}
+
+#[test]
+fn archives_with_both_kinds_of_end_are_read_whatever_their_name() {
+    // PyTorch puts 76 bytes for large archives between the directory and its end. Here the first
+    // entry of the directory is of 76 bytes too: 46 and a name of 30.
+    let mut torch = Torch::state_dict(&[("t".to_owned(), number(2.0))]);
+    torch.raw(b".");
+    let folder = "a_name_of_21_";
+    let members = [
+        (format!("{folder}/data.pkl"), torch.pickle),
+        (format!("{folder}/data/0"), torch.storages.remove(0).1),
+    ];
+    let mut bytes = archive(&members, Stored);
+    let end = bytes.len() - 22;
+    let number_at = |at: usize| u64::from(u32::from_le_bytes(*bytes[at..].first_chunk().unwrap()));
+    let (size, start) = (number_at(end + 12), number_at(end + 16));
+    let mut large = b"PK\x06\x06".to_vec();
+    large.extend(44_u64.to_le_bytes());
+    large.extend([45, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    for number in [2, 2, size, start] {
+        large.extend(number.to_le_bytes());
+    }
+    large.extend(b"PK\x06\x07\0\0\0\0");
+    large.extend((end as u64).to_le_bytes());
+    large.extend(1_u32.to_le_bytes());
+    assert_eq!(large.len(), 76);
+    bytes.splice(end..end, large);
+    let file = open(&bytes);
+    assert_eq!(file.read("t").unwrap().unwrap(), number(2.0));
 }
 
 #[test]
@@ -217,31 +247,42 @@ fn a_whole_module_is_read_as_its_state_dict() {
         torch.dict(|torch| torch.entries(entries));
     };
     let entry = |name: &str, value: f64| vec![(name.to_owned(), number(value))];
-    let mut torch = Torch::new();
-    let class = b"c__main__\nNet\n)\x81}(";
-    torch.raw(class);
-    table(&mut torch, "_parameters", &entry("weight", 1.0));
-    table(&mut torch, "_buffers", &[]);
-    torch.text("_modules");
-    torch.raw(b"}(");
-    torch.text("inner");
-    torch.raw(class);
-    table(&mut torch, "_parameters", &[]);
-    let mut buffers = entry("mean", 2.0);
-    buffers.extend(entry("mask", 3.0));
-    table(&mut torch, "_buffers", &buffers);
-    table(&mut torch, "_modules", &[]);
-    torch.text("_non_persistent_buffers_set");
-    torch.raw(b"c__builtin__\nset\n(](");
-    torch.text("mask");
-    torch.raw(b"etR");
-    torch.raw(b"ubu");
-    torch.raw(b"ub");
-    let file = open(&torch.zip(Stored));
-    let names: Vec<_> = file.infos().map(|info| info.name).collect();
-    assert_eq!(names, ["inner.mean", "weight"]);
-    let mean = file.read("inner.mean").unwrap().unwrap();
-    assert_eq!(mean.iter::<f64>().collect::<Vec<_>>(), [2.0]);
+    let module = |class: &[u8]| {
+        let mut torch = Torch::new();
+        let begin = |torch: &mut Torch| {
+            torch.raw(class);
+            torch.raw(b")\x81}(");
+        };
+        begin(&mut torch);
+        table(&mut torch, "_parameters", &entry("weight", 1.0));
+        table(&mut torch, "_buffers", &[]);
+        torch.text("_modules");
+        torch.raw(b"}(");
+        torch.text("inner");
+        begin(&mut torch);
+        table(&mut torch, "_parameters", &[]);
+        let mut buffers = entry("mean", 2.0);
+        buffers.extend(entry("mask", 3.0));
+        table(&mut torch, "_buffers", &buffers);
+        table(&mut torch, "_modules", &[]);
+        torch.text("_non_persistent_buffers_set");
+        torch.raw(b"c__builtin__\nset\n(](");
+        torch.text("mask");
+        torch.raw(b"etRubuub");
+        torch
+    };
+    // Before PyTorch 1.6 the source of a class was kept beside it.
+    let with_source = b"(X\x06\0\0\0modulec__main__\nNet\nX\x01\0\0\0fX\x01\0\0\0stQ";
+    for bytes in [
+        module(b"c__main__\nNet\n").zip(Stored),
+        module(with_source).legacy(),
+    ] {
+        let file = open(&bytes);
+        let names: Vec<_> = file.infos().map(|info| info.name).collect();
+        assert_eq!(names, ["inner.mean", "weight"]);
+        let mean = file.read("inner.mean").unwrap().unwrap();
+        assert_eq!(mean.iter::<f64>().collect::<Vec<_>>(), [2.0]);
+    }
 }
 
 #[test]
