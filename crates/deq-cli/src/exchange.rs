@@ -4,7 +4,7 @@ use crate::print;
 use anyhow::{Result, bail};
 use clap::Args;
 use deq_data::{ImageSource, Level};
-use deq_models::checkpoint::StateDict;
+use deq_models::checkpoint::{StateDict, printable};
 use deq_models::{
     DeqTransformerLmConfig, MdeqClassifierConfig, MdeqConfig, MdeqSegmenterConfig, ResNetConfig,
 };
@@ -70,10 +70,8 @@ pub(crate) fn info(args: &InfoArgs) -> Result<()> {
     }
     let file = StateDict::open(&args.path)?;
     let tensors: Vec<_> = file.infos().collect();
-    let total: usize = tensors
-        .iter()
-        .map(|tensor| tensor.shape.iter().product::<usize>())
-        .sum();
+    let numbers = tensors.iter().map(|tensor| tensor.numbers());
+    let total = numbers.fold(0, usize::saturating_add);
     let found = Recognised::new(&file);
     if args.json {
         let tensors: Vec<_> = tensors
@@ -82,7 +80,7 @@ pub(crate) fn info(args: &InfoArgs) -> Result<()> {
                 json!({
                     "name": tensor.name,
                     "shape": tensor.shape,
-                    "dtype": format!("{:?}", tensor.dtype),
+                    "dtype": tensor.element.to_string(),
                 })
             })
             .collect();
@@ -93,8 +91,12 @@ pub(crate) fn info(args: &InfoArgs) -> Result<()> {
         }));
     }
     for tensor in &tensors {
-        let (shape, dtype) = (format!("{:?}", tensor.shape), format!("{:?}", tensor.dtype));
-        println!("{dtype:6} {shape:24} {}", tensor.name);
+        let shape = format!("{:?}", tensor.shape);
+        println!(
+            "{:6} {shape:24} {}",
+            tensor.element,
+            printable(&tensor.name)
+        );
     }
     println!("\n{} tensors, {total} numbers", tensors.len());
     println!("{}", found.sentence());

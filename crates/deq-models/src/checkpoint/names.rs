@@ -92,9 +92,6 @@ pub enum Source {
         path: String,
         /// How it lies there.
         layout: Layout,
-        /// Whether the original stores the same parameter under another name too, from which it is
-        /// read.
-        alias: bool,
     },
     /// A constant that we compute where it is needed.
     Constant(Vec<f64>),
@@ -110,26 +107,13 @@ pub struct OriginalTensor {
 }
 
 impl OriginalTensor {
-    /// The parameter at `path`.
+    /// The parameter at `path`, under one of its names.
     pub fn parameter(name: impl Into<String>, path: impl Into<String>, layout: Layout) -> Self {
         Self {
             name: name.into(),
             source: Source::Parameter {
                 path: path.into(),
                 layout,
-                alias: false,
-            },
-        }
-    }
-
-    /// A further name of the parameter at `path`.
-    pub fn alias(name: impl Into<String>, path: impl Into<String>, layout: Layout) -> Self {
-        Self {
-            name: name.into(),
-            source: Source::Parameter {
-                path: path.into(),
-                layout,
-                alias: true,
             },
         }
     }
@@ -137,7 +121,8 @@ impl OriginalTensor {
 
 /// A model that knows the names of the original program.
 pub trait OriginalNames {
-    /// Every tensor of the original's state dict, in its order.
+    /// Every tensor of the original's state dict, in its order. A parameter that the original
+    /// stores under several names is listed with each of them.
     fn original_tensors(&self) -> Vec<OriginalTensor>;
 }
 

@@ -1,12 +1,15 @@
 //! State dicts of the original programs: what fits is loaded, what does not is named.
 
+mod kinds;
+mod mutations;
+mod wrappers;
+mod write;
+
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use deq_models::checkpoint::{LoadReport, ShapeMismatch, StateDict, load, save, state_dict};
 use deq_models::{Depth, DeqTransformerLm, DeqTransformerLmConfig, LmMemory};
 use deq_testkit::{f64_device, fixtures_of_kind, values};
-use std::io::Write;
-use std::path::Path;
 
 fn config() -> DeqTransformerLmConfig {
     DeqTransformerLmConfig::new(30, 12, 3, 20)
@@ -115,106 +118,8 @@ fn the_names_and_shapes_are_those_of_the_original() {
     }
 }
 
-/// Writes a state dict as `torch.save` does: a zip archive with a pickle of the index and one file
-/// for each storage.
-fn torch_save(path: &Path, tensors: &[(String, TensorData)]) {
-    let mut archive = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
-    let stored =
-        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    let mut write = |name: String, bytes: &[u8]| {
-        archive
-            .start_file(format!("archive/{name}"), stored)
-            .unwrap();
-        archive.write_all(bytes).unwrap();
-    };
-    write("data.pkl".to_owned(), &pickle(tensors));
-    write("version".to_owned(), b"3\n");
-    for (index, (_, data)) in tensors.iter().enumerate() {
-        write(format!("data/{index}"), data.as_bytes());
-    }
-    archive.finish().unwrap();
-}
-
-/// Protocol 2: `OrderedDict` items of `torch._utils._rebuild_tensor_v2(storage, 0, shape, strides,
-/// False, OrderedDict())`.
-fn pickle(tensors: &[(String, TensorData)]) -> Vec<u8> {
-    let mut out = vec![0x80, 2];
-    let text = |out: &mut Vec<u8>, text: &str| {
-        out.push(b'X');
-        out.extend((text.len() as u32).to_le_bytes());
-        out.extend(text.as_bytes());
-    };
-    let int = |out: &mut Vec<u8>, value: usize| {
-        out.push(b'J');
-        out.extend((value as i32).to_le_bytes());
-    };
-    let tuple = |out: &mut Vec<u8>, values: &[usize]| {
-        out.push(b'(');
-        values.iter().for_each(|&value| int(out, value));
-        out.push(b't');
-    };
-    let empty = b"ccollections\nOrderedDict\n)R";
-    out.extend(empty);
-    out.push(b'(');
-    for (index, (name, data)) in tensors.iter().enumerate() {
-        text(&mut out, name);
-        out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
-        text(&mut out, "storage");
-        out.extend(b"ctorch\nDoubleStorage\n");
-        text(&mut out, &index.to_string());
-        text(&mut out, "cpu");
-        int(&mut out, data.num_elements());
-        out.extend(b"tQ");
-        int(&mut out, 0);
-        let shape = data.shape().to_vec();
-        let strides: Vec<usize> = (0..shape.len())
-            .map(|axis| shape[axis + 1..].iter().product())
-            .collect();
-        tuple(&mut out, &shape);
-        tuple(&mut out, &strides);
-        out.push(0x89);
-        out.extend(empty);
-        out.extend(b"tR");
-    }
-    out.extend(b"u.");
-    out
-}
-
 #[test]
-fn a_file_of_pytorch_is_read_whatever_wraps_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let saved = model();
-    let mut tensors = state_dict(&saved).unwrap();
-    // A buffer of f32 beside parameters of f64, as the original has it.
-    tensors.retain(|(name, _)| name != "pos_emb.inv_freq");
-    for prefix in ["", "module."] {
-        let path = folder.path().join("model.pkl");
-        let named: Vec<_> = tensors
-            .iter()
-            .map(|(name, data)| (format!("{prefix}{name}"), data.clone()))
-            .collect();
-        torch_save(&path, &named);
-        let (loaded, report) = load(model(), &StateDict::open(&path).unwrap()).unwrap();
-        assert!(report.is_complete() && report.unused.is_empty(), "{report}");
-        assert_eq!(output(&loaded), output(&saved));
-    }
-}
-
-#[test]
-fn files_that_are_no_checkpoint_are_refused_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.pth");
-    let error = |path: &Path| StateDict::open(path).unwrap_err().to_string();
-    assert!(error(&path).contains("model.pth"), "{}", error(&path));
-    for content in [
-        &b"short"[..],
-        b"not a checkpoint at all",
-        b"PK\x03\x04 cut off here",
-    ] {
-        std::fs::write(&path, content).unwrap();
-        assert!(error(&path).contains("model.pth"), "{}", error(&path));
-    }
-    // A transformer is recognised by its tensors.
+fn a_transformer_is_recognised_by_its_tensors() {
     let other = StateDict::from_tensors([(
         "fc.weight".to_owned(),
         TensorData::new(vec![0.0_f64], [1, 1]),
