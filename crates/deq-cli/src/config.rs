@@ -37,7 +37,10 @@ pub(crate) fn presets(args: &PresetsArgs) -> Result<()> {
         return print::json(&all);
     }
     for entry in &all {
-        println!("{} --preset {}\n    {}", entry.command, entry.name, entry.about);
+        println!(
+            "{} --preset {}\n    {}",
+            entry.command, entry.name, entry.about
+        );
     }
     Ok(())
 }

@@ -42,6 +42,10 @@ pub(crate) struct ImportArgs {
     /// The checkpoint is of torchvision's ResNet of this depth.
     #[arg(long, value_name = "LAYERS")]
     layers: Option<usize>,
+    /// Which weights of a file that holds several: trained, ema, or the name of their group.
+    /// Default: trained.
+    #[arg(long, value_name = "NAME")]
+    weights: Option<String>,
     /// What a token is: byte or word. Default: the preset's.
     #[arg(long)]
     level: Option<Level>,
@@ -218,10 +222,15 @@ fn finish<T: Task>(args: &ImportArgs, recipe: Recipe<T>) -> Result<()> {
     let options = ImportOptions {
         run: args.run.clone(),
         device: any_device().to_owned(),
+        weights: args.weights.clone(),
     };
     let imported = import(&args.file, recipe, &options)?;
     println!("{}", imported.report);
-    println!("{} parameters; run: {}", imported.parameters, args.run.display());
+    println!(
+        "{} parameters; run: {}",
+        imported.parameters,
+        args.run.display()
+    );
     Ok(())
 }
 

@@ -30,7 +30,10 @@ pub(crate) fn summary(summary: &Summary) {
     let trained = clock(Duration::from_secs_f64(summary.training_seconds));
     let (steps, parameters) = (eval.step, summary.parameters);
     row("run:", summary.run.display());
-    row("trained:", format_args!("{steps} steps in {trained}, {parameters} parameters"));
+    row(
+        "trained:",
+        format_args!("{steps} steps in {trained}, {parameters} parameters"),
+    );
     let quality = &eval.quality;
     row(
         &format!("{} {}:", eval.split, quality.measure.name()),
@@ -44,28 +47,42 @@ pub(crate) fn summary(summary: &Summary) {
     for (name, value) in &summary.facts {
         row(&format!("{name}:"), value);
     }
-    row("evaluations per solve:", format_args!("{:.2}", eval.nfe_per_solve));
+    row(
+        "evaluations per solve:",
+        format_args!("{:.2}", eval.nfe_per_solve),
+    );
     if let Some(residual) = eval.residual {
         row("relative residual:", number(residual));
         row("solves:", status_text(&eval.status));
     }
     if let Some(radius) = eval.spectral_radius {
-        row("spectral radius:", format_args!("{radius:.3} at the equilibria of the first batch"));
+        row(
+            "spectral radius:",
+            format_args!("{radius:.3} at the equilibria of the first batch"),
+        );
     }
     if let Some((path, reason)) = summary.left_out.first() {
         let count = summary.left_out.len();
-        row("files left out:", format_args!("{count}, the first {}: {reason}", path.display()));
+        row(
+            "files left out:",
+            format_args!("{count}, the first {}: {reason}", path.display()),
+        );
     }
 }
 
 /// Quality by the steps that a solve may take.
 pub(crate) fn budgets(table: &BudgetTable) {
     print!("{:22}", format!("{} with", table.measure.name()));
-    table.budgets.iter().for_each(|budget| print!("{budget:>10}"));
+    table
+        .budgets
+        .iter()
+        .for_each(|budget| print!("{budget:>10}"));
     println!("  solver steps");
     for row in &table.rows {
         print!("{:22}", row.name);
-        row.cells.iter().for_each(|eval| print!("{:>10}", eval.quality.text()));
+        row.cells
+            .iter()
+            .for_each(|eval| print!("{:>10}", eval.quality.text()));
         println!();
         print!("{:22}", "  converged");
         for eval in &row.cells {

@@ -108,7 +108,7 @@ pub(crate) struct LmArgs {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// What a token is: byte, word or tokenizer (the tokenizer.json in the folder of the data).
-    /// Default: the preset's.
+    /// Default: what suits the data, which for plain text is byte, or the preset's if one is given.
     #[arg(long)]
     level: Option<Level>,
     /// Read the text by this tokenizer.json.
@@ -138,9 +138,20 @@ pub(crate) struct MdeqArgs {
 impl LmArgs {
     /// The recipe, and the folder of its run.
     pub(crate) fn recipe(&self) -> Result<(Recipe<TextTask>, PathBuf)> {
-        let default = if self.data.is_some() { "wt2" } else { "tiny" };
-        let preset = self.shared.preset.as_deref().unwrap_or(default);
-        let fresh = || Recipe::<TextTask>::preset(preset);
+        let given = self.shared.preset.as_deref();
+        // A text by itself says what its tokens are, and they say which model suits it.
+        let level = match (&self.data, given, &self.tokenizer) {
+            (Some(data), None, None) => Some(Level::default_for(data)?),
+            _ => None,
+        };
+        let level = self.level.or(level);
+        let words = self.data.is_some() && level.is_none_or(|level| level != Level::Byte);
+        let preset = given.unwrap_or(if words { "wt2" } else { "tiny" });
+        let fresh = || {
+            let mut recipe = Recipe::<TextTask>::preset(preset)?;
+            set(&mut recipe.task.level, level);
+            Ok(recipe)
+        };
         self.shared.build("lm", preset, &fresh, &|recipe| {
             let task = &mut recipe.task;
             if let Some(data) = &self.data {
@@ -169,8 +180,7 @@ impl MdeqArgs {
                 recipe.task.data = data.clone();
             }
             if self.equal_classes {
-                let classes = recipe.task.data.open()?.train.classes().len();
-                recipe.task.class_weights = vec![1.0; classes];
+                recipe.task.class_weights = Some(Vec::new());
             }
             Ok(())
         })
@@ -332,7 +342,9 @@ fn run_folder(given: Option<&Path>, resume: bool, name: &str) -> Result<PathBuf>
         1 => runs.join(name),
         _ => runs.join(format!("{name}-{number}")),
     };
-    let free = (1..).find(|&number| !numbered(number).exists()).unwrap_or(1);
+    let free = (1..)
+        .find(|&number| !numbered(number).exists())
+        .unwrap_or(1);
     match (resume, free) {
         (false, _) => Ok(numbered(free)),
         (true, 1) => Err(RunError::NothingToResume { path: numbered(1) }.into()),

@@ -4,7 +4,7 @@ use crate::print::{self, PARTS};
 use crate::recipe::{penalty, set};
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use deq_data::ImageSource;
+use deq_data::{ImageSource, Level};
 use deq_experiments::networks::{NetworkComparison, compare_networks, megabytes};
 use deq_experiments::synthetic::{self, SyntheticOptions};
 use deq_experiments::{Claim, Comparison, ComparisonResult, compare};
@@ -179,10 +179,17 @@ fn jacreg_synthetic(args: &SyntheticArgs) -> Result<()> {
 
 /// The recipe of a language model.
 fn text(preset: Option<&str>, data: Option<&PathBuf>) -> Result<Recipe<TextTask>, TrainError> {
-    let default = if data.is_some() { "wt2" } else { "tiny" };
+    let level = data.map(|data| Level::default_for(data)).transpose()?;
+    let default = match level {
+        None | Some(Level::Byte) => "tiny",
+        Some(_) => "wt2",
+    };
     let mut recipe = Recipe::<TextTask>::preset(preset.unwrap_or(default))?;
-    if let Some(data) = data {
+    if let (Some(data), Some(level)) = (data, level) {
         recipe.task.data = DataSource::Path(data.clone());
+        if preset.is_none() {
+            recipe.task.level = level;
+        }
     }
     Ok(recipe)
 }
@@ -194,7 +201,10 @@ fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
 
 fn jacreg_vision(args: &ReproduceVisionArgs) -> Result<()> {
     let mut recipe = preset_for(&args.preset, &args.data)?;
-    let mut config = recipe.penalty.take().unwrap_or_else(JacobianPenaltyConfig::new);
+    let mut config = recipe
+        .penalty
+        .take()
+        .unwrap_or_else(JacobianPenaltyConfig::new);
     // The weights that are compared stay.
     if matches!(config.schedule, WeightSchedule::Controlled(_)) {
         config.schedule = WeightSchedule::Constant;
@@ -203,11 +213,7 @@ fn jacreg_vision(args: &ReproduceVisionArgs) -> Result<()> {
     compare_weights(recipe, "a multiscale model", &args.shared)
 }
 
-fn compare_weights<T: Task>(
-    mut recipe: Recipe<T>,
-    title: &str,
-    args: &CompareArgs,
-) -> Result<()> {
+fn compare_weights<T: Task>(mut recipe: Recipe<T>, title: &str, args: &CompareArgs) -> Result<()> {
     if let Some(steps) = args.steps {
         recipe.scale_steps(steps);
     }

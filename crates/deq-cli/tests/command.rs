@@ -181,7 +181,9 @@ fn a_finished_run_goes_on_with_more_steps_and_says_what_changed() {
     let folder = folder_with_text();
     let path = folder.path();
     success(&small(path, "run", &[]).output().unwrap());
-    let further = ["train", "lm", "--run", "run", "--resume", "--steps", "12", "--lr", "0.001"];
+    let further = [
+        "train", "lm", "--run", "run", "--resume", "--steps", "12", "--lr", "0.001",
+    ];
     success(&run(path, &[&further[..], &["--plain"]].concat()));
     let records = records(&path.join("run"));
     let steps = records.iter().filter(|record| record["event"] == "step");
@@ -194,12 +196,24 @@ fn a_finished_run_goes_on_with_more_steps_and_says_what_changed() {
     assert_eq!(changed, ["learning_rate", "steps"]);
     // The text may have moved; another text in its place is refused.
     std::fs::rename(path.join("text.txt"), path.join("moved.txt")).unwrap();
-    let moved = ["train", "lm", "--run", "run", "--resume", "--data", "moved.txt", "--plain"];
+    let moved = [
+        "train",
+        "lm",
+        "--run",
+        "run",
+        "--resume",
+        "--data",
+        "moved.txt",
+        "--plain",
+    ];
     success(&run(path, &moved));
     let text = std::fs::read_to_string(path.join("moved.txt")).unwrap();
     std::fs::write(path.join("moved.txt"), text.replace("state", "shape")).unwrap();
     let message = refused(path, &moved);
-    assert!(message.contains("are not those that run was trained on"), "{message}");
+    assert!(
+        message.contains("are not those that run was trained on"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -207,11 +221,19 @@ fn a_recipe_is_printed_changed_and_used() {
     let folder = folder_with_text();
     let path = folder.path();
     let config = |more: &[&str]| -> serde_json::Value {
-        let output = run(path, &[&["config", "lm", "--data", "text.txt"], more].concat());
+        let output = run(
+            path,
+            &[&["config", "lm", "--data", "text.txt"], more].concat(),
+        );
         success(&output);
         serde_json::from_slice(&output.stdout).unwrap()
     };
-    let set = ["--set", "deq.stop.max_steps=5", "--set", "task.model.mem_len=8"];
+    let set = [
+        "--set",
+        "deq.stop.max_steps=5",
+        "--set",
+        "task.model.mem_len=8",
+    ];
     let recipe = config(&set);
     assert_eq!(recipe["deq"]["stop"]["max_steps"], 5);
     std::fs::write(path.join("recipe.json"), recipe.to_string()).unwrap();
@@ -226,7 +248,10 @@ fn a_recipe_is_printed_changed_and_used() {
     assert!(message.contains("wieght"), "{message}");
     let output = run(path, &["presets"]);
     let list = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(list.contains("lm --preset tiny") && list.contains("mdeq --preset mini"), "{list}");
+    assert!(
+        list.contains("lm --preset tiny") && list.contains("mdeq --preset mini"),
+        "{list}"
+    );
 }
 
 /// Runs a command that must fail with exit code 2 and one sentence, and returns the sentence.
@@ -261,15 +286,15 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
         ),
         (&["train", "lm", "--lr", "5"], "learning_rate is 5"),
         (&["train", "lm", "--penalty", "-1"], "penalty.weight is -1"),
-        (&["train", "lm", "--penalty", "nan"], "penalty.weight is NaN"),
+        (
+            &["train", "lm", "--penalty", "nan"],
+            "penalty.weight is NaN",
+        ),
         (
             &["train", "lm", "--penalty", "0", "--hold-steps", "8"],
             "--hold-steps needs a penalty",
         ),
-        (
-            &["train", "lm", "--hold-steps", "-1"],
-            "target is -1",
-        ),
+        (&["train", "lm", "--hold-steps", "-1"], "target is -1"),
         (&["train", "lm", "--resume"], "there is no run to resume"),
         (&["eval", "nowhere"], "nowhere is not a run"),
         (
@@ -309,7 +334,10 @@ fn a_run_that_does_not_fit_is_refused_and_left_alone() {
     let resume = |more: &[&'static str]| [&SMALL[..], &["run", "--rounds", "3"], more].concat();
 
     let message = refused(path, &resume(&[]));
-    assert!(message.contains("already holds a run: resume it"), "{message}");
+    assert!(
+        message.contains("already holds a run: resume it"),
+        "{message}"
+    );
     let message = refused(path, &resume(&["--resume", "--seed", "7"]));
     assert!(
         message.contains("was started with seed = 1, and 7 is given now"),
@@ -330,10 +358,16 @@ fn a_run_that_does_not_fit_is_refused_and_left_alone() {
     let config = path.join("run/config.json");
     std::fs::write(&config, "{\"kind\": \"sine\", \"format\": 1}").unwrap();
     let message = refused(path, &["eval", "run"]);
-    assert!(message.contains("is of the task sine, not text"), "{message}");
+    assert!(
+        message.contains("is of the task sine, not text"),
+        "{message}"
+    );
     std::fs::write(&config, "{\"kind\": \"text\", \"format\": 99}").unwrap();
     let message = refused(path, &["eval", "run"]);
-    assert!(message.contains("has the format 99, but this program reads"), "{message}");
+    assert!(
+        message.contains("has the format 99, but this program reads"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -481,9 +515,8 @@ fn a_trained_model_writes_travels_and_is_measured_by_memory_and_budget() {
     ]);
     assert_eq!(table["rows"].as_array().unwrap().len(), 2);
     assert_eq!(table["rows"][1]["cells"].as_array().unwrap().len(), 3);
-    let residual = |row: usize, column: usize| {
-        table["rows"][row]["cells"][column]["residual"].as_f64()
-    };
+    let residual =
+        |row: usize, column: usize| table["rows"][row]["cells"][column]["residual"].as_f64();
     assert!(residual(1, 2) < residual(1, 0), "more steps, closer");
     assert!(folder.path().join("run/evaluation.html").is_file());
 }

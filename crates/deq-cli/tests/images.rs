@@ -155,7 +155,10 @@ fn a_run_is_trained_interrupted_measured_and_used() {
     std::fs::write(path.join("text.png"), "no picture").unwrap();
     let message = error(path, &["predict", "whole", "text.png"]);
     assert!(message.contains("text.png cannot be used"), "{message}");
-    let message = error(path, &["predict", "whole", "red.png", "--overlays", "painted"]);
+    let message = error(
+        path,
+        &["predict", "whole", "red.png", "--overlays", "painted"],
+    );
     assert!(message.contains("makes no overlays"), "{message}");
     weights_come_and_go(path, &measured);
 }
@@ -275,7 +278,12 @@ fn pixels_are_classified_too() {
     // One broken file does not keep the others from being predicted.
     let message = error(
         path,
-        &[&["predict", "seg"], &pictures[..], &["--overlays", "painted"]].concat(),
+        &[
+            &["predict", "seg"],
+            &pictures[..],
+            &["--overlays", "painted"],
+        ]
+        .concat(),
     );
     assert!(
         message.contains("text.png cannot be used")
@@ -412,9 +420,20 @@ fn a_resnet_of_equal_size_is_trained_by_the_same_command() {
     // A ResNet grows by steps, since its width is a whole number.
     assert!((0.8..1.25).contains(&ratio), "{ratio}");
     assert!(resnet["eval"].get("steps").is_none());
-    let message = error(path, &["eval", "runs/mdeq-mini-cifar10-layers-18", "--max-steps", "4"]);
+    let message = error(
+        path,
+        &[
+            "eval",
+            "runs/mdeq-mini-cifar10-layers-18",
+            "--max-steps",
+            "4",
+        ],
+    );
     assert!(message.contains("without an equilibrium"), "{message}");
-    assert!(path.join("runs/mdeq-mini-cifar10").is_dir() && path.join("runs/mdeq-mini-cifar10-layers-18").is_dir());
+    assert!(
+        path.join("runs/mdeq-mini-cifar10").is_dir()
+            && path.join("runs/mdeq-mini-cifar10-layers-18").is_dir()
+    );
 }
 
 #[test]

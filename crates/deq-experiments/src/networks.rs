@@ -7,8 +7,8 @@ use deq_train::records::{Record, StepRecord, read_records};
 use deq_train::report::{self, Chart, Series};
 use deq_train::tasks::text::TextTask;
 use deq_train::{
-    Network, Opening, Recipe, RecipeError, RunFolder, Start, StepMemory, Task, TrainError, TrainOptions,
-    affordable_steps, device, evaluation_seconds, files, require, step_memory, train,
+    Network, Opening, Recipe, RecipeError, RunFolder, Start, StepMemory, Task, TrainError,
+    TrainOptions, affordable_steps, device, evaluation_seconds, files, require, step_memory, train,
     without_tolerance,
 };
 use serde::Serialize;
@@ -155,7 +155,10 @@ fn variants(
 }
 
 /// The inner width with which the stack of layers has the parameters of the DEQ.
-fn matching_width(recipe: &Recipe<TextTask>, options: &NetworkComparison) -> Result<usize, TrainError> {
+fn matching_width(
+    recipe: &Recipe<TextTask>,
+    options: &NetworkComparison,
+) -> Result<usize, TrainError> {
     let plain = device(&options.device)?;
     // The embedding is the same in both, so a small vocabulary tells the difference as well.
     let mut small = recipe.task.model.clone();
@@ -344,7 +347,10 @@ fn write_page(result: &NetworkComparisonResult) -> Result<(), TrainError> {
             network.parameters.to_string(),
             format!("{:.1}", network.training_seconds / 60.0),
             network.steps.to_string(),
-            format!("{:.0}", 1e3 * network.training_seconds / network.steps as f64),
+            format!(
+                "{:.0}",
+                1e3 * network.training_seconds / network.steps as f64
+            ),
             format!("{:.1}", network.evaluations),
             format!("{forward:.1} + {backward:.1}"),
             network.converged.map_or(String::new(), share),

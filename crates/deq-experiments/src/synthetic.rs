@@ -164,12 +164,7 @@ impl EquilibriumCell for Layer {
         }))
     }
 
-    fn tangent(
-        &self,
-        z: Tensor<2>,
-        direction: Tensor<2>,
-        x: &Tensor<2>,
-    ) -> Option<Tensor<2>> {
+    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, x: &Tensor<2>) -> Option<Tensor<2>> {
         let off = self.before(z, x).inner().lower_equal_elem(0.0);
         let inner = direction.matmul(self.first.val()).mask_fill(off, 0.0);
         Some(inner.matmul(self.second.val()))
@@ -521,9 +516,19 @@ fn write_page(result: &SyntheticResult) -> Result<(), TrainError> {
 }
 
 fn table(result: &SyntheticResult) -> String {
-    let header = ["trained with", "spectral radius", "residual after 6", "test loss"];
+    let header = [
+        "trained with",
+        "spectral radius",
+        "residual after 6",
+        "test loss",
+    ];
     let row = |(name, [radius, residual, loss]): (String, [f64; 3])| {
-        vec![name, format!("{radius:.3}"), format!("{residual:.2e}"), format!("{loss:.4}")]
+        vec![
+            name,
+            format!("{radius:.3}"),
+            format!("{residual:.2e}"),
+            format!("{loss:.4}"),
+        ]
     };
     let rows: Vec<Vec<String>> = summary(result).into_iter().map(row).collect();
     report::table(&header.map(str::to_owned), &rows)

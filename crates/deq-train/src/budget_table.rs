@@ -107,7 +107,10 @@ fn write(result: &BudgetTable) -> Result<(), TrainError> {
         let cells = |text: &dyn Fn(&EvalRecord) -> String| row.cells.iter().map(text).collect();
         let line = |name: String, cells: Vec<String>| [vec![name], cells].concat();
         rows.push(line(row.name.clone(), cells(&|eval| eval.quality.text())));
-        rows.push(line("converged".to_owned(), cells(&|eval| share(eval.converged()))));
+        rows.push(line(
+            "converged".to_owned(),
+            cells(&|eval| share(eval.converged())),
+        ));
     }
     let series = |value: &dyn Fn(&EvalRecord) -> f64| {
         let line = |row: &BudgetRow| Series {

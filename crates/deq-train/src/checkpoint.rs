@@ -177,7 +177,10 @@ impl CheckpointStore {
     fn put(&self, name: &'static str, bytes: Vec<u8>) -> Result<(), TrainError> {
         let mut pending = self.lock();
         pending.parts.insert(name, bytes);
-        if ![MODEL, OPTIMIZER].iter().all(|part| pending.parts.contains_key(part)) {
+        if ![MODEL, OPTIMIZER]
+            .iter()
+            .all(|part| pending.parts.contains_key(part))
+        {
             return Ok(());
         }
         let complete = std::mem::take(&mut *pending);
@@ -346,7 +349,8 @@ impl<R: Checkpoint> Checkpointer<R> for CheckpointPart {
         let unknown = |error: TrainError| CheckpointerError::Unknown(chain(&error));
         let newest = self.store.newest().map_err(unknown)?;
         let newest = newest.ok_or(CheckpointerError::Unknown("no checkpoint".to_owned()))?;
-        let bytes = std::fs::read(newest.folder.join(self.name)).map_err(CheckpointerError::IOError)?;
+        let bytes =
+            std::fs::read(newest.folder.join(self.name)).map_err(CheckpointerError::IOError)?;
         R::checkpoint_from_bytes(Bytes::from_bytes_vec(bytes)).map_err(CheckpointerError::Record)
     }
 }
@@ -442,6 +446,9 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, text.replace("\"step\": 1", "\"step\": 2")).unwrap();
         let message = store.newest().err().unwrap().to_string();
-        assert!(message.contains("manifest.json does not match"), "{message}");
+        assert!(
+            message.contains("manifest.json does not match"),
+            "{message}"
+        );
     }
 }

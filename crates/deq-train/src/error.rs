@@ -92,7 +92,10 @@ pub enum RecipeError {
         known: String,
     },
     /// A field that no recipe has.
-    #[error("{path} has a field {field:?}, which a recipe does not have{}", meant(nearest))]
+    #[error(
+        "{path} has a field {field:?}, which a recipe does not have{}",
+        meant(nearest)
+    )]
     UnknownField {
         /// The file, or where the field was given.
         path: PathBuf,

@@ -7,7 +7,7 @@ use crate::run::{Trained, write_run};
 use crate::run_folder::RunFolder;
 use crate::task::{Opening, Task};
 use burn::module::Module;
-use deq_models::checkpoint::{LoadReport, StateDict, write};
+use deq_models::checkpoint::{LoadReport, StateDict, WeightsChoice, write};
 use std::path::{Path, PathBuf};
 
 /// How to import a checkpoint.
@@ -17,6 +17,9 @@ pub struct ImportOptions {
     pub run: PathBuf,
     /// The device's name, see [`device`].
     pub device: String,
+    /// Which weights are taken of a file that holds several, such as `ema`. Default: the trained
+    /// ones.
+    pub weights: Option<String>,
 }
 
 /// What an import made.
@@ -51,7 +54,11 @@ pub fn import<T: Task>(
         return Err(RunError::Exists { path }.into());
     }
     let device = device(&options.device)?;
-    let state = StateDict::open(file)?;
+    let mut state = StateDict::open(file)?;
+    if let Some(weights) = &options.weights {
+        let Ok(choice) = weights.parse::<WeightsChoice>();
+        state = state.with_choice(choice);
+    }
     recipe.task.prepare(recipe.network)?;
     recipe.task.sized_by(&state)?;
     let sized = recipe.task.clone();

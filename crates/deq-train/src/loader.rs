@@ -1,7 +1,7 @@
 //! Batches of a task as a burn data loader.
 
-use crate::step::{InputOf, input};
 use crate::error::BoxError;
+use crate::step::{InputOf, input};
 use crate::task::{BatchOf, Batches, Task};
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::data::dataset::DatasetError;

@@ -99,8 +99,16 @@ mod tests {
         let resolve = |name| Preset::resolve(&PRESETS, name);
         assert_eq!(resolve("other").unwrap(), json!({"a": {"x": 1, "y": 3}}));
         assert_eq!(PRESETS[0].about().unwrap(), "a base");
-        assert!(resolve("loop").unwrap_err().to_string().contains("extends itself"));
+        assert!(
+            resolve("loop")
+                .unwrap_err()
+                .to_string()
+                .contains("extends itself")
+        );
         let message = resolve("bass").unwrap_err().to_string();
-        assert!(message.contains("did you mean \"base\"") && message.contains("other"), "{message}");
+        assert!(
+            message.contains("did you mean \"base\"") && message.contains("other"),
+            "{message}"
+        );
     }
 }

@@ -2,8 +2,8 @@
 
 mod document;
 
-pub(crate) use document::{differences, merge};
 pub(crate) use document::nearest;
+pub(crate) use document::{differences, merge};
 
 use crate::checkpoint::Position;
 use crate::error::{RecipeError, TrainError, require};
@@ -307,16 +307,41 @@ impl<T: Task> Recipe<T> {
         let steps = self.steps as f64;
         require(steps < 1e12, "steps", steps, "below 10^12")?;
         let rounds = self.rounds as f64;
-        require(rounds <= steps, "rounds", rounds, "at most the number of steps")?;
+        require(
+            rounds <= steps,
+            "rounds",
+            rounds,
+            "at most the number of steps",
+        )?;
         let warmup = self.warmup_steps as f64;
-        require(warmup < steps, "warmup_steps", warmup, "below the number of steps")?;
+        require(
+            warmup < steps,
+            "warmup_steps",
+            warmup,
+            "below the number of steps",
+        )?;
         let rate = self.learning_rate;
-        require(rate > 0.0 && rate <= 1.0, "learning_rate", rate, "above 0 and at most 1")?;
+        require(
+            rate > 0.0 && rate <= 1.0,
+            "learning_rate",
+            rate,
+            "above 0 and at most 1",
+        )?;
         let decay = self.weight_decay;
         let valid = decay.is_finite() && decay >= 0.0;
-        require(valid, "weight_decay", decay, "a finite number of at least 0")?;
+        require(
+            valid,
+            "weight_decay",
+            decay,
+            "a finite number of at least 0",
+        )?;
         if let Some(clip) = self.clip {
-            require(clip.is_finite() && clip > 0.0, "clip", clip, "a finite number above 0")?;
+            require(
+                clip.is_finite() && clip > 0.0,
+                "clip",
+                clip,
+                "a finite number above 0",
+            )?;
         }
         self.task.validate()?;
         self.deq.build()?;
@@ -343,8 +368,7 @@ impl<T: Task> Recipe<T> {
                     .map(ModuleLrScheduler::from)
             }
         };
-        let mut schedule =
-            schedule.map_err(|reason| RecipeError::Schedule { reason })?;
+        let mut schedule = schedule.map_err(|reason| RecipeError::Schedule { reason })?;
         (0..step).for_each(|_| drop(schedule.step()));
         Ok(schedule)
     }

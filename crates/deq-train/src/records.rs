@@ -180,7 +180,6 @@ impl Record {
             _ => None,
         }
     }
-
 }
 
 /// The open `metrics.jsonl` of a run.
@@ -252,14 +251,20 @@ impl RunLog {
         let error = |source| TrainError::io("read", &self.path, source);
         let there = match std::fs::metadata(&self.path) {
             Err(source) if source.kind() == ErrorKind::NotFound => {
-                return Err(altered(&self.path, "it was removed or moved during training"));
+                return Err(altered(
+                    &self.path,
+                    "it was removed or moved during training",
+                ));
             }
             other => other.map_err(error)?,
         };
         let ours = self.file.metadata().map_err(error)?;
         match same_file(&there, &ours) && there.len() == self.bytes {
             true => Ok(()),
-            false => Err(altered(&self.path, "it was replaced or written to during training")),
+            false => Err(altered(
+                &self.path,
+                "it was replaced or written to during training",
+            )),
         }
     }
 }
@@ -427,7 +432,11 @@ mod tests {
 
     fn steps(path: &Path) -> Vec<usize> {
         let records = read_records(path).unwrap();
-        records.iter().filter_map(Record::as_step).map(|step| step.step).collect()
+        records
+            .iter()
+            .filter_map(Record::as_step)
+            .map(|step| step.step)
+            .collect()
     }
 
     #[test]
@@ -467,7 +476,9 @@ mod tests {
         };
         assert!(refused(b"").contains("it has become shorter"));
         assert!(refused(&whole[..whole.len() - 5]).contains("it has become shorter"));
-        let edited = String::from_utf8(whole.clone()).unwrap().replace("1.5", "2.5");
+        let edited = String::from_utf8(whole.clone())
+            .unwrap()
+            .replace("1.5", "2.5");
         assert!(refused(edited.as_bytes()).contains("checksum"));
         std::fs::remove_file(&path).unwrap();
         let message = RunLog::open(&path, &known).err().unwrap().to_string();

@@ -17,8 +17,9 @@ use burn::train::checkpoint::{CheckpointingAction, CheckpointingStrategy};
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::metric::store::EventStoreClient;
 use burn::train::{
-    EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy, SupervisedTraining, SupervisedTrainingEventProcessor, TrainLoader,
-    TrainingComponents, TrainingItem, TrainingStrategy, ValidLoader,
+    EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
+    SupervisedTraining, SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents,
+    TrainingItem, TrainingStrategy, ValidLoader,
 };
 use deq_jacreg::{Observation, PenaltyPolicy};
 use std::ops::ControlFlow;
@@ -259,15 +260,21 @@ impl<T: Task> RoundStrategy<T> {
         let model = session.learner.model().valid();
         let plan = EvalPlan::new(&self.recipe, "valid", session.step);
         let task = &self.recipe.task;
-        let record = evaluate(task, &model, loader.as_ref(), &plan, &mut |out, progress| {
-            let iteration = progress.items_processed;
-            let item = TrainingItem::new(out, progress, Some(iteration), None);
-            session.valid_event(LearnerEvent::ProcessedItem(item));
-            match self.should_stop(&session.interrupter) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        })?;
+        let record = evaluate(
+            task,
+            &model,
+            loader.as_ref(),
+            &plan,
+            &mut |out, progress| {
+                let iteration = progress.items_processed;
+                let item = TrainingItem::new(out, progress, Some(iteration), None);
+                session.valid_event(LearnerEvent::ProcessedItem(item));
+                match self.should_stop(&session.interrupter) {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            },
+        )?;
         let Some(record) = record else {
             return Ok(false);
         };

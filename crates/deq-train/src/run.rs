@@ -18,8 +18,8 @@ use burn::module::Module;
 use burn::tensor::Device;
 use deq_core::Depth;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -224,7 +224,13 @@ impl<T: Task> Trained<T> {
         plan.probe = plan.probe.filter(|_| probe);
         let loader = BatchLoader::<T>::held_out(batches, None, &self.device);
         let mut on_item = |_, _| ControlFlow::Continue(());
-        let record = pass(&self.recipe.task, &self.learner, &loader, &plan, &mut on_item)?;
+        let record = pass(
+            &self.recipe.task,
+            &self.learner,
+            &loader,
+            &plan,
+            &mut on_item,
+        )?;
         Ok(record.expect("nothing stops the evaluation"))
     }
 
@@ -317,7 +323,8 @@ fn run_rounds<T: Task>(
         workers: options.workers,
     };
     let batches = recipe.task.training(&data, &plan)?;
-    let held_out: Arc<dyn Batches<BatchOf<T>>> = recipe.task.held_out(&data, Split::Valid, &plan)?.into();
+    let held_out: Arc<dyn Batches<BatchOf<T>>> =
+        recipe.task.held_out(&data, Split::Valid, &plan)?.into();
 
     let tracked = plain.clone().autodiff();
     let mut learner = Learner::fresh(&recipe, &tracked)?;
@@ -345,7 +352,9 @@ fn run_rounds<T: Task>(
         true => folder.changes(&recipe, step)?,
         false => Vec::new(),
     };
-    let known = newest.as_ref().map_or(FileSum::default(), |newest| newest.run.log.clone());
+    let known = newest
+        .as_ref()
+        .map_or(FileSum::default(), |newest| newest.run.log.clone());
     let mut log = RunLog::open(&folder.metrics(), &known)?;
     let kept = newest.as_ref().map(|newest| (&store, newest));
     let recipe_sum = folder.write_recipe(&recipe, kept)?;
@@ -378,7 +387,12 @@ fn run_rounds<T: Task>(
                 error: None,
             }),
         };
-        learner = launch(learner_and_optimizer, loaders, &Arc::new(strategy), options.plain)?;
+        learner = launch(
+            learner_and_optimizer,
+            loaders,
+            &Arc::new(strategy),
+            options.plain,
+        )?;
     }
     let position = folder.newest()?.position;
     Ok(Rounds {
@@ -444,7 +458,10 @@ pub fn evaluate_with<T: Task>(
         progress: None,
     })?;
     let trained = Trained::open_as(recipe, run, &options.device)?;
-    let held_out = trained.recipe.task.held_out(&data, options.split, &trained.plan(1))?;
+    let held_out = trained
+        .recipe
+        .task
+        .held_out(&data, options.split, &trained.plan(1))?;
     let eval = trained.measure(held_out.into(), options.split, options.probe)?;
     Ok(trained.summary(&data, options.split, eval))
 }
@@ -465,7 +482,10 @@ fn header<T: Task>(recipe: &Recipe<T>, summary: &Summary, records: &[Record]) ->
         ),
         _ => "none".to_owned(),
     };
-    let mut facts = vec![fact(&format!("held-out {}", quality.measure.name()), quality.text())];
+    let mut facts = vec![fact(
+        &format!("held-out {}", quality.measure.name()),
+        quality.text(),
+    )];
     facts.extend(summary.facts.iter().cloned());
     facts.extend([
         fact("network", network),

@@ -65,11 +65,13 @@ impl RunFolder {
             .json()?
             .get("kind")
             .and_then(|kind| Some(kind.as_str()?.to_owned()));
-        kind.ok_or_else(|| TrainError::from(RunError::Malformed {
-            path: self.config(),
-            what: "configuration",
-            reason: "it has no kind".to_owned(),
-        }))
+        kind.ok_or_else(|| {
+            TrainError::from(RunError::Malformed {
+                path: self.config(),
+                what: "configuration",
+                reason: "it has no kind".to_owned(),
+            })
+        })
     }
 
     /// The configuration as it was written.
@@ -95,7 +97,11 @@ impl RunFolder {
         recipe: &Recipe<T>,
     ) -> Result<(), TrainError> {
         let bytes = model.into_record().into_bytes().map_err(|error| {
-            TrainError::io("write", &self.path, std::io::Error::other(error.to_string()))
+            TrainError::io(
+                "write",
+                &self.path,
+                std::io::Error::other(error.to_string()),
+            )
         })?;
         let store = CheckpointStore::open(&self.checkpoints(), 1)?;
         let run = RunSums {
@@ -123,7 +129,9 @@ impl RunFolder {
         }
         match known.contains(&FileSum::of(&files::read(&path)?)) {
             true => Ok(()),
-            false => Err(altered("it was edited; a resumed run takes its changes as options").into()),
+            false => {
+                Err(altered("it was edited; a resumed run takes its changes as options").into())
+            }
         }
     }
 
@@ -156,9 +164,13 @@ impl RunFolder {
         let mut changes = Vec::new();
         for (field, from, to) in differences(&before, &after) {
             let within = |name: &str| {
-                field.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                field
+                    .strip_prefix(name)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             };
-            let place = T::PLACES.iter().any(|place| within(&format!("task.{place}")));
+            let place = T::PLACES
+                .iter()
+                .any(|place| within(&format!("task.{place}")));
             if within("task.fingerprint") {
                 return Err(RunError::OtherData {
                     path: self.path.clone(),

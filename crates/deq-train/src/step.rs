@@ -2,15 +2,15 @@
 
 use crate::clip::clip_global_norm;
 use crate::error::TrainError;
-use crate::records::{PenaltyRecord, Phase, SolveRecord, StepRecord};
 use crate::recipe::{Network, Recipe};
+use crate::records::{PenaltyRecord, Phase, SolveRecord, StepRecord};
 use crate::task::{MemoryOf, Reading, Task, TaskModel};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use burn::train::metric::Adaptor;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
-use deq_core::{Deq, Depth};
+use deq_core::{Depth, Deq};
 use deq_jacreg::{JacobianPenalty, Penalty};
 use std::sync::Arc;
 use std::time::Instant;

@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 ///
 /// The value is a configuration, kept in the run's `config.json`. The methods open the data, make
 /// the model, and say how good a result is. Only the first group has no defaults.
-pub trait Task: Clone + PartialEq + Debug + Serialize + DeserializeOwned + Send + Sync + 'static {
+pub trait Task:
+    Clone + PartialEq + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+{
     /// The name of the task in configurations, such as `text`.
     const NAME: &'static str;
 
@@ -133,11 +135,7 @@ pub trait Task: Clone + PartialEq + Debug + Serialize + DeserializeOwned + Send 
     /// # Errors
     ///
     /// If something cannot be read, drawn or written.
-    fn gallery(
-        &self,
-        _trained: &Trained<Self>,
-        _data: &Self::Data,
-    ) -> Result<String, TrainError> {
+    fn gallery(&self, _trained: &Trained<Self>, _data: &Self::Data) -> Result<String, TrainError> {
         Ok(String::new())
     }
 
@@ -210,12 +208,7 @@ pub trait TaskModel: Module + ModuleDisplay + Debug + Send + Sync + 'static {
     type Tally: Tally;
 
     /// Reads a batch: what stands before the cell, the cell to the given depth, what stands behind.
-    fn read(
-        &self,
-        batch: &Self::Batch,
-        memory: &Self::Memory,
-        depth: Depth<'_>,
-    ) -> Reading<Self>;
+    fn read(&self, batch: &Self::Batch, memory: &Self::Memory, depth: Depth<'_>) -> Reading<Self>;
 
     /// The cell; `None` for an explicit network with layers of its own.
     fn cell(&self) -> Option<&Self::Cell>;

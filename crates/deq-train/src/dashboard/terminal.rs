@@ -13,10 +13,7 @@ use crossterm::{cursor::Show, execute};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// The dashboard, which stops training instead of panicking.
-pub(super) fn guarded(
-    interrupter: &Interrupter,
-    round: Option<usize>,
-) -> Box<dyn MetricsRenderer> {
+pub(super) fn guarded(interrupter: &Interrupter, round: Option<usize>) -> Box<dyn MetricsRenderer> {
     Box::new(Guarded {
         dashboard: Some(default_renderer(interrupter.clone(), round)),
         interrupter: interrupter.clone(),
@@ -26,7 +23,12 @@ pub(super) fn guarded(
 /// Leaves the dashboard's screen, for a process that ends without waiting for it.
 pub fn restore_terminal() {
     let _ = disable_raw_mode();
-    let _ = execute!(std::io::stdout(), DisableMouseCapture, LeaveAlternateScreen, Show);
+    let _ = execute!(
+        std::io::stdout(),
+        DisableMouseCapture,
+        LeaveAlternateScreen,
+        Show
+    );
 }
 
 /// A dashboard that is given up when it panics, as it does on its key for killing the program: then

@@ -195,12 +195,18 @@ mod tests {
     fn an_unknown_field_is_found_at_any_depth_with_the_nearest_name() {
         let known = json!({"a": {"max_steps": 1, "tol": 2}, "list": [{"x": 1}]});
         let unknown = |given| first_unknown(&given, &known);
-        assert_eq!(unknown(json!({"a": {"max_steps": 3}, "list": [{"x": 5}]})), None);
+        assert_eq!(
+            unknown(json!({"a": {"max_steps": 3}, "list": [{"x": 5}]})),
+            None
+        );
         assert_eq!(
             unknown(json!({"a": {"max_step": 3}})),
             Some(("a.max_step".to_owned(), Some("max_steps".to_owned())))
         );
-        assert_eq!(unknown(json!({"list": [{"whatever": 3}]})).unwrap().0, "list[0].whatever");
+        assert_eq!(
+            unknown(json!({"list": [{"whatever": 3}]})).unwrap().0,
+            "list[0].whatever"
+        );
         assert_eq!(unknown(json!({"list": [{"whatever": 3}]})).unwrap().1, None);
         // Left out by its type where it says nothing.
         assert_eq!(unknown(json!({"a": {"optional": null}})), None);
@@ -210,7 +216,10 @@ mod tests {
     fn distances_are_those_of_levenshtein() {
         assert_eq!(distance("kitten", "sitting"), 3);
         assert_eq!(distance("", "abc"), 3);
-        assert_eq!(nearest("pentalty", ["penalty", "preset"].into_iter()).unwrap(), "penalty");
+        assert_eq!(
+            nearest("pentalty", ["penalty", "preset"].into_iter()).unwrap(),
+            "penalty"
+        );
         assert_eq!(nearest("zzz", ["penalty", "preset"].into_iter()), None);
     }
 
@@ -229,7 +238,10 @@ mod tests {
     fn another_variant_of_an_enum_replaces_the_one_before() {
         let mut base = json!({"model": {"classifier": {"classes": 2, "width": 8}}});
         merge(&mut base, json!({"model": {"classifier": {"classes": 3}}}));
-        assert_eq!(base["model"], json!({"classifier": {"classes": 3, "width": 8}}));
+        assert_eq!(
+            base["model"],
+            json!({"classifier": {"classes": 3, "width": 8}})
+        );
         merge(&mut base, json!({"model": {"segmenter": {"classes": 4}}}));
         assert_eq!(base["model"], json!({"segmenter": {"classes": 4}}));
     }

@@ -4,7 +4,6 @@ use super::{Chart, Heat};
 use crate::error::TrainError;
 use plotters::prelude::*;
 
-
 /// Distinct also for readers who do not tell red from green (Okabe and Ito).
 const COLORS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),

@@ -248,7 +248,9 @@ fn residual_curves(evals: &[&EvalRecord]) -> Vec<Series> {
 
 fn evaluations(records: &[Record]) -> String {
     let evals: Vec<&EvalRecord> = records.iter().filter_map(Record::as_eval).collect();
-    let measure = evals.first().map_or("quality", |eval| eval.quality.measure.name());
+    let measure = evals
+        .first()
+        .map_or("quality", |eval| eval.quality.measure.name());
     let header = [
         "step",
         "split",
@@ -392,7 +394,10 @@ mod tests {
         };
         write_report(&path, &header, &records, "<p>more</p>").unwrap();
         let page = std::fs::read_to_string(path).unwrap();
-        assert_eq!(page.matches("<svg").count(), if cfg!(feature = "charts") { 5 } else { 0 });
+        assert_eq!(
+            page.matches("<svg").count(),
+            if cfg!(feature = "charts") { 5 } else { 0 }
+        );
         assert!(page.contains("<p>more</p>"));
         assert!(page.contains("a &lt; b") && page.contains("5000") && page.contains("4:10"));
         assert!(!page.contains("src=") && !page.contains("href="));

@@ -96,7 +96,10 @@ fn sentence(event: &CorpusEvent<'_>) -> Option<String> {
             format!("reading tokens: {} %", percent(*done, *total))
         }
         CorpusEvent::Discarded { file, problem } => {
-            format!("reading the text anew, since {} cannot be used: {problem}", file.display())
+            format!(
+                "reading the text anew, since {} cannot be used: {problem}",
+                file.display()
+            )
         }
         CorpusEvent::Written { file } => format!("tokens kept in {}", file.display()),
         CorpusEvent::NotWritten { error } => {
@@ -117,7 +120,11 @@ pub(super) fn kept_vocabulary(
 ) -> Result<Option<Vocabulary>, TrainError> {
     match Vocabulary::load_from(run) {
         // A recipe that is not from the run's folder does not know the vocabulary.
-        Ok(kept) if task.vocabulary.is_none_or(|known| known == kept.fingerprint()) => {
+        Ok(kept)
+            if task
+                .vocabulary
+                .is_none_or(|known| known == kept.fingerprint()) =>
+        {
             Ok(Some(kept))
         }
         Ok(_) => {
@@ -173,7 +180,10 @@ mod tests {
         assert!(kept_vocabulary(run.path(), &task).unwrap().is_none());
         // The text alone is read by bytes.
         let message = task.clone().open(&evaluating(run.path())).unwrap_err();
-        assert!(message.to_string().contains("is not that of the run"), "{message}");
+        assert!(
+            message.to_string().contains("is not that of the run"),
+            "{message}"
+        );
         words.save_in(run.path()).unwrap();
         let kept = kept_vocabulary(run.path(), &task).unwrap();
         assert_eq!(kept.as_ref(), Some(&words));

@@ -134,7 +134,17 @@ impl Task for TextTask {
             let unigram = unigram_perplexity(&corpus.train, tokens, corpus.vocabulary.len());
             facts.push(("unigram perplexity".to_owned(), format!("{unigram:.2}")));
         }
+        let unknown: u64 = corpus.unknown_words.iter().sum();
+        if unknown > 0 {
+            facts.push(("words read as <unk>".to_owned(), unknown.to_string()));
+        }
         facts
+    }
+
+    fn left_out(&self, corpus: &Corpus) -> Vec<(PathBuf, String)> {
+        let reason = "it is not part of the text".to_owned();
+        let files = corpus.left_out.iter();
+        files.map(|file| (file.clone(), reason.clone())).collect()
     }
 
     /// Shapes say what the model is; where layer norms stand, memory, window and dropout stay.
