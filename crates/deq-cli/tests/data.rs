@@ -181,7 +181,7 @@ fn a_run_keeps_its_tokenizer_and_needs_no_other() {
     let (evaluated, _) = success(&deq(folder.path(), &["eval", "run", "--json"]));
     let perplexity = |text: &str| {
         let value: serde_json::Value = serde_json::from_str(text).unwrap();
-        value["eval"]["perplexity"].as_f64().unwrap()
+        value["eval"]["quality"]["value"].as_f64().unwrap()
     };
     let difference = perplexity(&trained) - perplexity(&evaluated);
     assert!(difference.abs() < 1e-9, "{difference}");

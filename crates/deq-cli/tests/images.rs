@@ -249,7 +249,7 @@ fn pixels_are_classified_too() {
             (36 - 5 * number, 3 * number),
         );
     }
-    std::fs::write(path.join("scenes/classes.txt"), "a\nb\nc\n").unwrap();
+    std::fs::write(path.join("scenes/classes.txt"), "a\nb\nc\nignore\n").unwrap();
     let text = run(
         path,
         &[

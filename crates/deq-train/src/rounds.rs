@@ -119,6 +119,9 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
                 log: state.log.sum(),
                 recipe: known.to_vec(),
             };
+            // Running statistics take in their last update when a model turns to evaluation, and not
+            // when it is recorded.
+            drop(session.learner.model().valid());
             self.store.begin(position, session.memory.to_bytes(), run);
             if let Some(checkpointer) = &mut checkpointer {
                 checkpointer.checkpoint(&session.learner, session.step, &components.event_store);

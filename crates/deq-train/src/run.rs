@@ -335,22 +335,28 @@ fn run_rounds<T: Task>(
     let _lock = folder.lock()?;
     let store = CheckpointStore::open(&folder.checkpoints(), KEEP)?;
     store.clear_partial()?;
-    let mut start = (Position::default(), MemoryOf::<T>::default());
     let newest = match resume {
         true => store.newest()?,
         false => None,
     };
     if let Some(newest) = &newest {
         folder.check_recipe(&newest.run.recipe)?;
-        learner = load_model(learner, &newest.folder)?;
-        if is_trainable(&newest.folder) {
-            start = (newest.position, load_memory::<T>(&newest.folder, &plain)?);
-        }
     }
-    let step = start.0.step;
+    // An imported model has weights, but no steps behind it.
+    let trainable = newest
+        .as_ref()
+        .filter(|newest| is_trainable(&newest.folder));
+    let step = trainable.map_or(0, |newest| newest.position.step);
     let changes = match resume {
         true => folder.changes(&recipe, step)?,
         false => Vec::new(),
+    };
+    if let Some(newest) = &newest {
+        learner = load_model(learner, &newest.folder)?;
+    }
+    let start = match trainable {
+        Some(newest) => (newest.position, load_memory::<T>(&newest.folder, &plain)?),
+        None => (Position::default(), MemoryOf::<T>::default()),
     };
     let known = newest
         .as_ref()
