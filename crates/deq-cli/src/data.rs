@@ -42,9 +42,10 @@ pub(crate) struct DataFetchArgs {
 pub(crate) struct DataInfoArgs {
     /// Folder of text files, or one text file.
     path: PathBuf,
-    /// What a token is: byte, word or tokenizer (the tokenizer.json in the folder).
-    #[arg(long, default_value = "word")]
-    level: Level,
+    /// What a token is: byte, word or tokenizer (the tokenizer.json in the folder). Default: what
+    /// training takes, which for plain text is byte.
+    #[arg(long)]
+    level: Option<Level>,
     /// Read the text by this tokenizer.json.
     #[arg(long, value_name = "FILE", conflicts_with = "level")]
     tokenizer: Option<PathBuf>,
@@ -116,7 +117,10 @@ fn info(args: &DataInfoArgs) -> Result<()> {
     print_text(path, &survey(path, &CachePlace::Auto, false)?);
     let reader = match &args.tokenizer {
         Some(file) => CorpusReader::with_vocabulary(path, Vocabulary::load(file)?),
-        None => CorpusReader::new(path, args.level),
+        None => {
+            let level = args.level.map_or_else(|| Level::default_for(path), Ok)?;
+            CorpusReader::new(path, level)
+        }
     };
     let listener = Listener::new()?;
     let listen = |event: &CorpusEvent<'_>| listener.hear(event);

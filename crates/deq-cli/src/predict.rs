@@ -10,7 +10,7 @@ use std::path::PathBuf;
 pub(crate) struct PredictArgs {
     /// Folder of the run.
     run: PathBuf,
-    /// JPEG or PNG files.
+    /// Image files.
     #[arg(required = true)]
     images: Vec<PathBuf>,
     /// Folder of the coloured images of a segmentation. Default: beside each image.

@@ -305,7 +305,7 @@ pub(crate) fn penalty(
         // Any other number, if it is one at all, is judged with the rest of the recipe.
         Some(0.0) => *penalty = None,
         Some(weight) => {
-            let mut config = penalty.take().unwrap_or_else(JacobianPenaltyConfig::new);
+            let mut config = penalty.take().unwrap_or_default();
             config.weight = weight;
             // A weight that is given stays, unless --hold-steps moves it from there.
             if matches!(config.schedule, WeightSchedule::Controlled(_)) {

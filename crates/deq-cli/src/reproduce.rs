@@ -8,7 +8,7 @@ use deq_data::{ImageSource, Level};
 use deq_experiments::networks::{NetworkComparison, compare_networks, megabytes};
 use deq_experiments::synthetic::{self, SyntheticOptions};
 use deq_experiments::{Claim, Comparison, ComparisonResult, compare};
-use deq_jacreg::{JacobianPenaltyConfig, WeightSchedule};
+use deq_jacreg::WeightSchedule;
 use deq_train::tasks::images::preset_for;
 use deq_train::tasks::text::{DataSource, TextTask};
 use deq_train::{Recipe, StepMemory, Task, TrainError};
@@ -29,10 +29,10 @@ pub(crate) enum Experiment {
 
 #[derive(Args)]
 pub(crate) struct DeqLmArgs {
-    /// Recipe to start from. Default: tiny (built-in text), or wt2 with --data.
+    /// Recipe to start from, see `deq presets`. Default: tiny, or one that suits the data.
     #[arg(long)]
     preset: Option<String>,
-    /// Folder with train.txt, valid.txt and test.txt, or one text file. Default: the built-in handbook.
+    /// Folder of text files, or one text file. Default: the built-in handbook.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Minutes of training for each network.
@@ -84,8 +84,8 @@ pub(crate) struct CompareArgs {
     /// Seed of weights, order, dropout masks and penalty draws.
     #[arg(long)]
     seed: Option<u64>,
-    /// Folder of the runs and the results. Give it again to go on after an interruption. Default:
-    /// runs/jacreg-text or runs/jacreg-images.
+    /// Folder of the runs and the results, by default named after the task in `runs`. Give it again
+    /// to go on after an interruption.
     #[arg(long, value_name = "FOLDER")]
     run: Option<PathBuf>,
     /// Device to run on.
@@ -110,11 +110,10 @@ pub(crate) struct ReproduceVisionArgs {
 
 #[derive(Args)]
 pub(crate) struct ReproduceLmArgs {
-    /// Recipe to start from, see `deq presets`. Default: tiny, or wt2 with --data.
+    /// Recipe to start from, see `deq presets`. Default: tiny, or one that suits the data.
     #[arg(long)]
     preset: Option<String>,
-    /// Folder with train.txt, valid.txt and test.txt, or one text file. Default: the built-in
-    /// handbook.
+    /// Folder of text files, or one text file. Default: the built-in handbook.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     #[command(flatten)]
@@ -201,10 +200,7 @@ fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
 
 fn jacreg_vision(args: &ReproduceVisionArgs) -> Result<()> {
     let mut recipe = preset_for(&args.preset, &args.data)?;
-    let mut config = recipe
-        .penalty
-        .take()
-        .unwrap_or_else(JacobianPenaltyConfig::new);
+    let mut config = recipe.penalty.take().unwrap_or_default();
     // The weights that are compared stay.
     if matches!(config.schedule, WeightSchedule::Controlled(_)) {
         config.schedule = WeightSchedule::Constant;

@@ -2,7 +2,7 @@
 
 use crate::print;
 use crate::recipe::{RecipeArgs, TaskArgs};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use deq_train::{
     Recipe, RunFolder, Start, Stopped, Task, TrainError, TrainOptions, train, train_for,
 };
@@ -41,11 +41,8 @@ fn run_task<T: Task>(
         train_for(&mut recipe, minutes, &args.device, resumed)?;
         print::note(format_args!("training for {} steps", recipe.steps));
     }
-    let result = train(recipe, &options);
-    let summary = match result {
-        Ok(summary) => summary,
-        Err(error) => return Err(with_command(error, command, &run)),
-    };
+    let summary =
+        train(recipe, &options).inspect_err(|error| say_how_to_go_on(error, command, &run))?;
     if args.json {
         return print::json(&summary);
     }
@@ -54,22 +51,17 @@ fn run_task<T: Task>(
     Ok(())
 }
 
-/// The error with the command that goes on, where there is one.
-fn with_command(error: TrainError, command: &str, run: &Path) -> anyhow::Error {
+/// Says the command that goes on, where there is one.
+fn say_how_to_go_on(error: &TrainError, command: &str, run: &Path) {
     let run = run.display();
-    let go_on = match &error {
-        TrainError::Stopped(Stopped::Interrupted { .. }) => {
-            format!("deq train {command} --run {run} --resume")
-        }
-        TrainError::Stopped(Stopped::NonFiniteLoss { checkpoint, .. }) if *checkpoint > 0 => {
-            format!("deq train {command} --run {run} --resume --lr RATE --penalty WEIGHT")
-        }
-        _ => return error.into(),
+    let more = match error {
+        TrainError::Stopped(Stopped::Interrupted { .. }) => "",
+        TrainError::Stopped(Stopped::NonFiniteLoss {
+            checkpoint: 1.., ..
+        }) => " --lr RATE --penalty WEIGHT",
+        _ => return,
     };
-    let result: Result<(), TrainError> = Err(error);
-    let context = format!("to go on: {go_on}");
-    match result.context(context) {
-        Err(error) => error,
-        Ok(()) => unreachable!("made of an error"),
-    }
+    print::note(format_args!(
+        "to go on: deq train {command} --run {run} --resume{more}"
+    ));
 }

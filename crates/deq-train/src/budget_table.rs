@@ -10,12 +10,15 @@ use crate::task::Task;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
+/// A change to a recipe.
+type Change<'a, T> = Box<dyn Fn(&mut Recipe<T>) + 'a>;
+
 /// A way to use a trained model: a row of a table.
 pub struct Variant<'a, T: Task> {
     /// Its name, such as `memory 64`.
     pub name: String,
     /// What it changes in the recipe.
-    pub change: Box<dyn Fn(&mut Recipe<T>) + 'a>,
+    pub change: Change<'a, T>,
 }
 
 impl<T: Task> Variant<'_, T> {

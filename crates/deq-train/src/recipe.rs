@@ -356,16 +356,14 @@ impl<T: Task> Recipe<T> {
         let (peak, warmup) = (self.learning_rate, self.warmup_steps);
         let decay = CosineAnnealingLrSchedulerConfig::new(peak, self.steps - warmup);
         let schedule = match warmup {
-            0 => decay.init().map(ModuleLrScheduler::from),
+            0 => decay.init(),
             _ => {
                 let rise = LinearLrSchedulerConfig::new(0.01 * peak, peak, warmup);
                 let parts = vec![
                     LrSchedulerConfig::Linear(rise),
                     LrSchedulerConfig::Cosine(decay),
                 ];
-                SequentialLrSchedulerConfig::new(parts, vec![warmup])
-                    .init()
-                    .map(ModuleLrScheduler::from)
+                SequentialLrSchedulerConfig::new(parts, vec![warmup]).init()
             }
         };
         let mut schedule = schedule.map_err(|reason| RecipeError::Schedule { reason })?;

@@ -8,7 +8,7 @@ use crate::exchange::with_weights_of;
 use crate::files::{self, FileSum};
 use crate::loader::BatchLoader;
 use crate::recipe::{Network, Recipe};
-use crate::records::{EvalRecord, Record, RunLog, read_records};
+use crate::records::{ChangeRecord, EvalRecord, Record, RunLog, read_records};
 use crate::report::{ReportHeader, totals, write_report};
 use crate::rounds::{Loaders, RoundStrategy, StrategyState, launch};
 use crate::run_folder::{KEEP, RunFolder, load_model};
@@ -56,7 +56,8 @@ pub struct TrainOptions {
     pub stop_after: Option<usize>,
     /// Interrupts training when it is set, with a checkpoint. Default: nothing does.
     pub stop: Option<Arc<AtomicBool>>,
-    /// Called with progress while large data are read; ignored by default.
+    /// Called with progress while large data are read, and with what a resumed run changes; ignored
+    /// by default.
     pub progress: Option<OnProgress>,
 }
 
@@ -366,6 +367,12 @@ fn run_rounds<T: Task>(
     let recipe_sum = folder.write_recipe(&recipe, kept)?;
     recipe.task.keep(&data, folder.path())?;
     for change in changes {
+        if let Some(progress) = &options.progress {
+            let ChangeRecord {
+                field, from, to, ..
+            } = &change;
+            progress(&format!("{field} was {from} and is {to} from here on"));
+        }
         log.append(&Record::Change(change))?;
     }
 

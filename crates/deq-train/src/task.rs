@@ -234,7 +234,7 @@ pub trait TaskModel: Module + ModuleDisplay + Debug + Send + Sync + 'static {
 }
 
 /// A batch as a model has read it.
-pub struct Reading<M: TaskModel + ?Sized> {
+pub struct Reading<M: TaskModel> {
     /// What the head made of the state.
     pub output: M::Output,
     /// What the next step needs.
@@ -244,6 +244,26 @@ pub struct Reading<M: TaskModel + ?Sized> {
     /// The equilibrium, or the last state, and the constants of its solve; `None` for an explicit
     /// network with layers of its own.
     pub solved: Option<Solved<M::Cell>>,
+}
+
+impl<M: TaskModel> Reading<M> {
+    /// A batch read by way of an equilibrium, or of an unroll of the cell.
+    pub fn solved(
+        output: M::Output,
+        memory: M::Memory,
+        equilibrium: Equilibrium<<M::Cell as EquilibriumCell>::State>,
+        context: <M::Cell as EquilibriumCell>::Context,
+    ) -> Self {
+        Self {
+            output,
+            memory,
+            nfe: equilibrium.nfe,
+            solved: Some(Solved {
+                equilibrium,
+                context,
+            }),
+        }
+    }
 }
 
 /// A state of a cell with everything that the cell read to get there.

@@ -5,8 +5,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor, TensorData};
 use deq_core::{Depth, EquilibriumCell, random};
 use deq_train::{
-    BatchPlan, Batches, BatchesFn, Measure, Network, Opening, Quality, Reading, Solved, Split,
-    Task, TaskModel, TrainError,
+    BatchPlan, Batches, BatchesFn, Measure, Network, Opening, Quality, Reading, Split, Task,
+    TaskModel, TrainError,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -70,15 +70,8 @@ impl TaskModel for Sine {
         let z0 = Tensor::zeros([batch, width], &x.device());
         // The equilibrium, or so many applications of the cell, as the recipe says.
         let equilibrium = depth.reach(&self.cell, x, z0);
-        Reading {
-            output: self.readout.forward(equilibrium.output.clone()),
-            memory: (),
-            nfe: equilibrium.nfe,
-            solved: Some(Solved {
-                equilibrium,
-                context: x.clone(),
-            }),
-        }
+        let output = self.readout.forward(equilibrium.output.clone());
+        Reading::solved(output, (), equilibrium, x.clone())
     }
 
     fn cell(&self) -> Option<&Cell> {
