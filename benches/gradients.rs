@@ -1,5 +1,6 @@
-//! What a training step costs with each gradient strategy, side by side: evaluations, products, time, peak memory, and how far the gradient is from the
-//! exact one. Then peak memory against the length of the solve. With the path of an SVG file as argument, the latter is drawn there.
+//! What a training step costs with each gradient strategy, side by side: evaluations, products,
+//! time, peak memory, and how far the gradient is from the exact one. Then peak memory against the
+//! length of the solve. With the path of an SVG file as argument, the latter is drawn there.
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -32,6 +33,7 @@ struct Block {
 }
 
 impl EquilibriumCell for Block {
+    type State = Tensor<2>;
     type Context = Tensor<2>;
 
     fn forward(&self, z: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
@@ -65,7 +67,7 @@ impl Bench {
         let started = Instant::now();
         let out = deq.forward(&self.cell, &self.x, z0);
         let weights = Tensor::<1>::ones([DIM], &self.x.device()).unsqueeze();
-        let grads = (out.z * weights).square().sum().backward();
+        let grads = (out.output * weights).square().sum().backward();
         let gradient = self.weight_gradient(&grads);
         let seconds = started.elapsed().as_secs_f64();
         let pass = out.backward.get().unwrap_or_default();

@@ -153,9 +153,8 @@ impl Contender {
                 let out = model.forward(images, Depth::Equilibrium(deq));
                 let mut total = loss(out.logits);
                 if let Some(penalty) = penalty {
-                    let z = out.equilibrium.z_star.clone();
                     let estimate = penalty
-                        .estimate_exact(&model.backbone.cell, &out.context, z)
+                        .at(&model.backbone.cell, &out.context, &out.equilibrium.z)
                         .expect("the state is f32");
                     total = total + estimate.value;
                 }

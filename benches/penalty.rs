@@ -1,11 +1,13 @@
-//! What the Jacobian penalty adds to a training step, by estimator, side by side in one run: products, tracked evaluations, time and peak memory; and how far each
-//! estimate of one probe is from the exact gradient of that probe.
+//! What the Jacobian penalty adds to a training step, by estimator, side by side in one run:
+//! vector-Jacobian products, recorded evaluations, time and peak memory; and how far each estimate
+//! of one probe is from the exact gradient of that probe.
 
+use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Distribution, Gradients, Int, Tensor};
 use deq_benches::{distance, median};
 use deq_core::solvers::StopConfig;
-use deq_core::{DeqConfig, GradientConfig, ImplicitConfig};
-use deq_jacreg::{Estimator, JacobianPenalty, JacobianPenaltyConfig, Penalty};
+use deq_core::{Deq, DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, Pullback};
+use deq_jacreg::{DenoisingConfig, Estimator, JacobianPenaltyConfig, Penalty};
 use deq_models::{Depth, DeqTransformerLm, DeqTransformerLmConfig, LmMemory, LmOutput};
 use peak_alloc::PeakAlloc;
 use std::time::Instant;
@@ -23,11 +25,31 @@ const BACKWARD: usize = 13;
 #[derive(Clone, Copy)]
 enum Kind {
     None,
-    Exact(Estimator),
-    Central(Estimator),
-    OneSided,
-    Denoising,
-    Turned,
+    /// By the cell's tangent, after so many rounds of power iteration.
+    Exact(Estimator, usize),
+    Differences(Estimator),
+}
+
+const COTANGENT: Estimator = Estimator::Cotangent;
+const TANGENT: Estimator = Estimator::Tangent;
+
+/// The cell without its tangent, for which differences are taken.
+#[derive(Module, Debug)]
+struct WithoutTangent<C: Module> {
+    cell: C,
+}
+
+impl<C: EquilibriumCell + ModuleDisplay> EquilibriumCell for WithoutTangent<C> {
+    type State = C::State;
+    type Context = C::Context;
+
+    fn forward(&self, z: C::State, context: &C::Context) -> C::State {
+        self.cell.forward(z, context)
+    }
+
+    fn pullback(&self, z: C::State, context: &C::Context) -> Option<Pullback<C::State>> {
+        self.cell.pullback(z, context)
+    }
 }
 
 fn main() {
@@ -64,21 +86,18 @@ fn main() {
         let seconds = started.elapsed().as_secs_f64();
         let peak = (HEAP.peak_usage() - before) as f64 / (1 << 20) as f64;
         drop(grads);
-        let counts = penalty.map_or((0, 0), |penalty| (penalty.products, penalty.nfe));
+        let counts = penalty.map_or((0, 0), |penalty| (penalty.products, penalty.nfe()));
         (seconds, peak, counts)
     };
+    let denoising = Estimator::Denoising(DenoisingConfig::new(0.1));
     let kinds = [
         ("no penalty", Kind::None),
-        ("cotangent, exact", Kind::Exact(Estimator::Cotangent)),
-        ("tangent, exact", Kind::Exact(Estimator::Tangent)),
-        (
-            "cotangent, differences",
-            Kind::Central(Estimator::Cotangent),
-        ),
-        ("tangent, differences", Kind::Central(Estimator::Tangent)),
-        ("tangent, one-sided", Kind::OneSided),
-        ("denoising, sigma 0.1", Kind::Denoising),
-        ("spectral, 2 rounds", Kind::Turned),
+        ("cotangent, exact", Kind::Exact(COTANGENT, 0)),
+        ("tangent, exact", Kind::Exact(TANGENT, 0)),
+        ("cotangent, differences", Kind::Differences(COTANGENT)),
+        ("tangent, differences", Kind::Differences(TANGENT)),
+        ("denoising, sigma 0.1", Kind::Exact(denoising, 0)),
+        ("spectral, 2 rounds", Kind::Exact(COTANGENT, 2)),
     ];
     let mut seconds = vec![Vec::new(); kinds.len()];
     let mut last = Vec::new();
@@ -96,22 +115,17 @@ fn main() {
         "{:24} {:>8} {:>11} {:>8} {:>10} {:>9} {:>8} {:>8}",
         "penalty", "products", "evaluations", "ms", "of a step", "p = 0.35", "MiB", "error"
     );
-    let exact = [Estimator::Cotangent, Estimator::Tangent]
-        .map(|estimator| gradient(Kind::Exact(estimator), &model, &tokens, &deq));
+    let gradient = |kind| gradient(kind, &model, &tokens, &deq);
     for (index, ((name, kind), time)) in kinds.iter().zip(&times).enumerate() {
         let (peak, (products, evaluations)) = last[index];
         let extra = time - times[0];
         let error = match kind {
-            Kind::Central(Estimator::Cotangent) => Some(0),
-            Kind::Central(Estimator::Tangent) | Kind::OneSided => Some(1),
-            _ => None,
+            Kind::Differences(estimator) => {
+                let exact = gradient(Kind::Exact(*estimator, 0));
+                format!("{:.1e}", distance(&gradient(*kind), &exact))
+            }
+            _ => "-".to_owned(),
         };
-        let error = error.map_or("-".to_owned(), |index| {
-            format!(
-                "{:.1e}",
-                distance(&gradient(*kind, &model, &tokens, &deq), &exact[index])
-            )
-        });
         println!(
             "{name:24} {products:8} {evaluations:11} {:8.1} {:9.1}% {:8.1}% {peak:8.1} {error:>8}",
             time * 1e3,
@@ -122,40 +136,30 @@ fn main() {
 }
 
 fn estimate(kind: Kind, model: &DeqTransformerLm, out: &LmOutput) -> Option<Penalty> {
-    let setting = |estimator, rounds| -> JacobianPenalty {
-        JacobianPenaltyConfig::new()
-            .with_estimator(estimator)
-            .with_power_iterations(rounds)
-            .build()
-            .expect("the settings are valid")
-    };
-    let (cell, context) = (&model.cell, &out.context);
-    let z = out.equilibrium.z_star.clone();
-    let penalty = match kind {
+    let (estimator, rounds) = match kind {
         Kind::None => return None,
-        Kind::Exact(estimator) => setting(estimator, 0).estimate_exact(cell, context, z),
-        Kind::Central(estimator) => setting(estimator, 0).estimate(cell, context, z),
-        Kind::OneSided => {
-            let image = out
-                .equilibrium
-                .image
-                .clone()
-                .expect("the layer recorded it");
-            setting(Estimator::Tangent, 0).estimate_one_sided(cell, context, z, image)
+        Kind::Exact(estimator, rounds) => (estimator, rounds),
+        Kind::Differences(estimator) => (estimator, 0),
+    };
+    let penalty = JacobianPenaltyConfig::new()
+        .with_estimator(estimator)
+        .with_power_iterations(rounds)
+        .build()
+        .expect("the settings are valid");
+    let (cell, context, z) = (&model.cell, &out.context, &out.equilibrium.z);
+    let penalty = match kind {
+        Kind::Differences(_) => {
+            let cell = WithoutTangent { cell: cell.clone() };
+            penalty.at(&cell, context, z)
         }
-        Kind::Denoising => setting(Estimator::Tangent, 0).denoising_energy(cell, context, z, 0.1),
-        Kind::Turned => setting(Estimator::Cotangent, 2).estimate_exact(cell, context, z),
+        _ => penalty.at(cell, context, z),
     };
     Some(penalty.expect("the state is f32"))
 }
 
-/// The gradient of the penalty alone with respect to the weight of queries, keys and values, with the same probe every time.
-fn gradient(
-    kind: Kind,
-    model: &DeqTransformerLm,
-    tokens: &Tensor<2, Int>,
-    deq: &deq_core::Deq,
-) -> Vec<f32> {
+/// The gradient of the penalty alone with respect to the weight of queries, keys and values, with
+/// the same probe every time.
+fn gradient(kind: Kind, model: &DeqTransformerLm, tokens: &Tensor<2, Int>, deq: &Deq) -> Vec<f32> {
     let out = model.forward(tokens.clone(), &LmMemory::empty(), Depth::Equilibrium(deq));
     tokens.device().seed(11);
     let value = estimate(kind, model, &out).expect("a penalty").value;

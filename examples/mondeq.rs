@@ -1,9 +1,11 @@
 //! A trained monotone equilibrium network on the MNIST test images, solved by every method.
 //!
-//! `cargo run --release -p deq-examples --example mondeq -- FOLDER [MNIST-FOLDER]`, where FOLDER holds `mondeq_quant_mnist_float.safetensors` and its
-//! `.golden.safetensors` with recorded predictions, and MNIST-FOLDER (default `FOLDER/../mnist`) the test images and labels as `.gz`.
+//! `cargo run --release -p deq-examples --example mondeq -- FOLDER [MNIST-FOLDER]`, where FOLDER
+//! holds `mondeq_quant_mnist_float.safetensors` and its `.golden.safetensors` with recorded
+//! predictions, and MNIST-FOLDER (default `FOLDER/../mnist`) the test images and labels as `.gz`.
 //!
-//! The layer expands (its Jacobian's spectral radius is 1.64 at the equilibria), so plain iteration does not settle, although the equilibrium exists and is unique.
+//! The layer expands (its Jacobian's spectral radius is 1.64 at the equilibria), so plain iteration
+//! does not settle, although the equilibrium exists and is unique.
 
 use burn::tensor::{Device, Tensor, TensorData, activation::softplus};
 use deq_core::solvers::{

@@ -1,4 +1,7 @@
-//! Any Burn module whose output has the shape of its input becomes an equilibrium layer, and is trained on a regression.
+//! Any Burn module whose output has the shape of its input becomes an equilibrium layer, and is
+//! trained on a regression.
+//!
+//! `cargo run --release -p deq-examples --example wrap_a_module`
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -15,6 +18,7 @@ struct Block {
 
 // These lines are all it takes.
 impl EquilibriumCell for Block {
+    type State = Tensor<2>;
     type Context = Tensor<2>;
 
     fn forward(&self, z: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
@@ -47,7 +51,7 @@ fn main() -> Result<(), DeqError> {
         let target = (x.clone() * 2.0).sin();
         let z0 = Tensor::zeros([64, width], &device);
         let out = deq.forward(&network.block, &x, z0);
-        let error = (network.readout.forward(out.z.clone()) - target)
+        let error = (network.readout.forward(out.output.clone()) - target)
             .square()
             .mean();
         let gradients = GradientsParams::from_grads(error.backward(), &network);
@@ -64,4 +68,12 @@ fn main() -> Result<(), DeqError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn it_runs() -> Result<(), deq_core::DeqError> {
+        super::main()
+    }
 }

@@ -1,14 +1,58 @@
 //! `deq data`, and how the reading of a text is shown.
 
-use crate::args::{DataCommand, DataInfoArgs};
 use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
 use deq_data::{
     Arrangement, CachePlace, CachedText, Corpus, CorpusEvent, CorpusReader, Level, TextSurvey,
     Vocabulary, survey,
 };
-use deq_train::lm::DataListener;
+use deq_train::OnProgress;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+#[derive(Subcommand)]
+pub(crate) enum DataCommand {
+    /// Download WikiText-2 or WikiText-103 and check it.
+    #[cfg(feature = "fetch")]
+    Fetch(DataFetchArgs),
+    /// Say what a text is: files, splits, tokens, vocabulary, token files.
+    Info(DataInfoArgs),
+    /// Read a text and its token files in full and compare them with their checksums.
+    Verify {
+        /// Folder of text files, or one text file.
+        path: PathBuf,
+    },
+}
+
+#[cfg(feature = "fetch")]
+#[derive(Args)]
+pub(crate) struct DataFetchArgs {
+    /// wikitext-2 (4.5 MB) or wikitext-103 (190 MB).
+    name: String,
+    /// Address of the folder that holds the archive. Default: that of the author of WikiText.
+    #[arg(long, value_name = "URL", env = "DEQ_MIRROR")]
+    mirror: Option<String>,
+    /// Folder for the text. Default: data/NAME.
+    #[arg(long, value_name = "FOLDER")]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct DataInfoArgs {
+    /// Folder of text files, or one text file.
+    path: PathBuf,
+    /// What a token is: byte, word or tokenizer (the tokenizer.json in the folder). Default: what
+    /// training takes, which for plain text is byte.
+    #[arg(long)]
+    level: Option<Level>,
+    /// Read the text by this tokenizer.json.
+    #[arg(long, value_name = "FILE", conflicts_with = "level")]
+    tokenizer: Option<PathBuf>,
+    /// Keep the ids in a token file, so that training begins at once.
+    #[arg(long)]
+    keep: bool,
+}
 
 pub(crate) fn run(what: &DataCommand) -> Result<()> {
     match what {
@@ -20,7 +64,7 @@ pub(crate) fn run(what: &DataCommand) -> Result<()> {
 }
 
 #[cfg(feature = "fetch")]
-fn fetch(args: &crate::args::DataFetchArgs) -> Result<()> {
+fn fetch(args: &DataFetchArgs) -> Result<()> {
     use deq_data::{FetchEvent, RemoteText};
 
     let text = RemoteText::named(&args.name)?;
@@ -73,7 +117,10 @@ fn info(args: &DataInfoArgs) -> Result<()> {
     print_text(path, &survey(path, &CachePlace::Auto, false)?);
     let reader = match &args.tokenizer {
         Some(file) => CorpusReader::with_vocabulary(path, Vocabulary::load(file)?),
-        None => CorpusReader::new(path, args.level),
+        None => {
+            let level = args.level.map_or_else(|| Level::default_for(path), Ok)?;
+            CorpusReader::new(path, level)
+        }
     };
     let listener = Listener::new()?;
     let listen = |event: &CorpusEvent<'_>| listener.hear(event);
@@ -87,6 +134,7 @@ fn info(args: &DataInfoArgs) -> Result<()> {
         train,
         valid,
         test,
+        ..
     } = &corpus;
     let unit = match vocabulary.level() {
         Level::Byte => "bytes",
@@ -94,7 +142,13 @@ fn info(args: &DataInfoArgs) -> Result<()> {
         Level::Tokenizer => "tokens of the tokenizer",
     };
     println!("read as:      {unit}");
-    for (name, split) in [("train", train), ("valid", valid), ("test", test)] {
+    let splits = [
+        ("train", Some(train)),
+        ("valid", Some(valid)),
+        ("test", test.as_ref()),
+    ];
+    for (name, split) in splits {
+        let Some(split) = split else { continue };
         println!(
             "{:<14}{:>13} tokens",
             format!("{name}:"),
@@ -181,7 +235,7 @@ fn bytes_bar() -> Result<ProgressBar> {
 }
 
 /// Shows the reading of a text on standard error.
-pub(crate) struct Listener {
+struct Listener {
     bar: ProgressBar,
 }
 
@@ -220,10 +274,19 @@ impl Listener {
     }
 }
 
-/// A [`Listener`] for training.
-pub(crate) fn data_listener() -> Result<DataListener> {
-    let listener = Listener::new()?;
-    Ok(DataListener::new(move |event| listener.hear(event)))
+/// Shows what training says while it reads large data.
+pub(crate) fn progress() -> OnProgress {
+    let line = ProgressBar::new_spinner();
+    Arc::new(move |sentence| {
+        line.set_message(sentence.to_owned());
+        line.tick();
+        if sentence.ends_with("100 %") || !sentence.ends_with('%') {
+            line.finish_and_clear();
+        }
+        if !sentence.ends_with('%') {
+            crate::print::note(sentence);
+        }
+    })
 }
 
 #[cfg(test)]

@@ -1,97 +1,123 @@
-//! `deq eval`, and how results are printed.
+//! `deq eval`.
 
-use crate::args::EvalArgs;
-use crate::reproduce::{STEPS, progress_bar};
+use crate::print::{self, PARTS};
 use anyhow::{Result, bail};
-use deq_train::lm::{EvalOptions, LmRecipe, LmSummary, evaluate_run, evaluate_table};
-use deq_train::{RunFolder, clock, number, status_text};
-use serde::Serialize;
-use std::time::Duration;
+use clap::Args;
+use deq_data::ImageSource;
+use deq_train::tasks::images::ImagesTask;
+use deq_train::tasks::text::{DataSource, TextTask};
+use deq_train::{
+    EvalOptions, Recipe, RunFolder, Split, Task, Variant, evaluate_budgets, evaluate_with,
+};
+use std::path::PathBuf;
 
-pub(crate) fn run(args: &EvalArgs) -> Result<()> {
-    if RunFolder::new(args.run.clone()).kind()? == "vision" {
-        if !args.memory.is_empty() {
-            bail!("--memory is for language models: leave it out");
-        }
-        return crate::vision::eval(args);
-    }
-    let mut options = EvalOptions::new(&args.device);
-    options.data.clone_from(&args.data);
-    options.test = args.test;
-    if args.max_steps.len() > 1 || args.memory.len() > 1 {
-        return table(args, &options);
-    }
-    options.max_steps = args.max_steps.first().copied();
-    options.mem_len = args.memory.first().copied();
-    let summary = evaluate_run(&args.run, &options)?;
-    if args.json {
-        return print_json(&summary);
-    }
-    print_summary(&summary);
-    Ok(())
+#[derive(Args)]
+pub(crate) struct EvalArgs {
+    /// Folder of the run.
+    run: PathBuf,
+    /// Another place of the data that the run was trained on, in the form that training takes.
+    #[arg(long, value_name = "DATA")]
+    data: Option<String>,
+    /// Measure the test split instead of the valid split.
+    #[arg(long)]
+    test: bool,
+    /// Most steps of a solve; several, separated by commas, make a table and a plot. Default: the
+    /// run's.
+    #[arg(long, value_name = "STEPS", value_delimiter = ',')]
+    max_steps: Vec<usize>,
+    /// Memory lengths of a language model; several, separated by commas, make a table and a plot.
+    /// Default: the run's.
+    #[arg(long, value_name = "LENGTHS", value_delimiter = ',')]
+    memory: Vec<usize>,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    device: String,
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    json: bool,
 }
 
-/// Perplexity for every memory length and budget.
-fn table(args: &EvalArgs, options: &EvalOptions) -> Result<()> {
-    let recipe = LmRecipe::of_run(&args.run)?;
-    let or = |given: &[usize], default| match given {
-        [] => vec![default],
-        given => given.to_vec(),
+pub(crate) fn run(args: &EvalArgs) -> Result<()> {
+    match RunFolder::new(args.run.clone()).kind()?.as_str() {
+        ImagesTask::NAME => {
+            if !args.memory.is_empty() {
+                bail!("--memory is for language models: leave it out");
+            }
+            let data = args.data.as_ref().map(|data| data.parse::<ImageSource>());
+            let data = data.transpose()?;
+            let moved = |recipe: &mut Recipe<ImagesTask>| {
+                if let Some(data) = &data {
+                    recipe.task.data = data.clone();
+                }
+            };
+            eval(args, &moved, &[None], &|_, _| ())
+        }
+        _ => {
+            let moved = |recipe: &mut Recipe<TextTask>| {
+                if let Some(data) = &args.data {
+                    recipe.task.data = DataSource::Path(data.into());
+                }
+            };
+            let memory = match args.memory.as_slice() {
+                [] => vec![None],
+                lengths => lengths.iter().copied().map(Some).collect(),
+            };
+            eval(args, &moved, &memory, &|recipe, length| {
+                recipe.task.model.mem_len = length;
+            })
+        }
+    }
+}
+
+/// One evaluation, or a table where several lengths of the memory or several budgets are given.
+fn eval<T: Task>(
+    args: &EvalArgs,
+    moved: &dyn Fn(&mut Recipe<T>),
+    memory: &[Option<usize>],
+    remember: &dyn Fn(&mut Recipe<T>, usize),
+) -> Result<()> {
+    let mut options = EvalOptions::new(&args.device);
+    if args.test {
+        options.split = Split::Test;
+    }
+    let changed = |recipe: &mut Recipe<T>, length: Option<usize>| {
+        moved(recipe);
+        if let Some(length) = length {
+            remember(recipe, length);
+        }
     };
-    let stop = recipe.deq.eval_stop.as_ref().unwrap_or(&recipe.deq.stop);
-    let memory = or(&args.memory, recipe.model.mem_len);
-    let budgets = or(&args.max_steps, stop.max_steps);
-    let bar = progress_bar()?;
-    let table = evaluate_table(&args.run, options, (&memory, &budgets), &mut |share| {
-        bar.set_position((share * STEPS as f64) as u64);
+    if args.max_steps.len() < 2 && memory.len() < 2 {
+        options.max_steps = args.max_steps.first().copied();
+        let change = |recipe: &mut Recipe<T>| changed(recipe, memory[0]);
+        let summary = evaluate_with::<T>(&args.run, &options, &change)?;
+        if args.json {
+            return print::json(&summary);
+        }
+        print::summary(&summary);
+        return Ok(());
+    }
+    let budgets = match args.max_steps.as_slice() {
+        [] => {
+            let deq = Recipe::<T>::of_run(&args.run)?.deq;
+            vec![deq.eval_stop.as_ref().unwrap_or(&deq.stop).max_steps]
+        }
+        budgets => budgets.to_vec(),
+    };
+    let variants: Vec<Variant<'_, T>> = memory
+        .iter()
+        .map(|&length| Variant {
+            name: length.map_or("as trained".to_owned(), |length| format!("memory {length}")),
+            change: Box::new(move |recipe| changed(recipe, length)),
+        })
+        .collect();
+    let bar = print::progress_bar()?;
+    let table = evaluate_budgets(&args.run, &options, &variants, &budgets, &mut |share| {
+        bar.set_position((share * PARTS as f64) as u64);
     })?;
     bar.finish_and_clear();
     if args.json {
-        return print_json(&table);
+        return print::json(&table);
     }
-    print!("{:22}", "perplexity with");
-    budgets.iter().for_each(|budget| print!("{budget:>9}"));
-    println!("  solver steps");
-    for (length, row) in memory.iter().zip(&table.cells) {
-        print!("{:22}", format!("memory {length}"));
-        row.iter()
-            .for_each(|eval| print!("{:9.2}", eval.perplexity()));
-        println!();
-    }
-    println!("curves: {}", table.page.display());
+    print::budgets(&table);
     Ok(())
-}
-
-pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
-}
-
-pub(crate) fn print_summary(summary: &LmSummary) {
-    let eval = &summary.eval;
-    println!("run:                   {}", summary.run.display());
-    println!(
-        "trained:               {} steps in {}, {} parameters",
-        eval.step,
-        clock(Duration::from_secs_f64(summary.training_seconds)),
-        summary.parameters
-    );
-    println!(
-        "{:<23}{:.2} over {} tokens",
-        format!("{} perplexity:", eval.split),
-        eval.quality.main().1,
-        eval.targets
-    );
-    println!(
-        "unigram perplexity:    {:.2} on the same text",
-        summary.unigram_perplexity
-    );
-    println!("evaluations per solve: {:.2}", eval.nfe_per_solve);
-    if let Some(residual) = eval.residual {
-        println!("relative residual:     {}", number(residual));
-        println!("solves:                {}", status_text(&eval.status));
-    }
-    if let Some(radius) = eval.spectral_radius {
-        println!("spectral radius:       {radius:.3} at the equilibrium of the first segment");
-    }
 }

@@ -1,31 +1,81 @@
 //! `deq info`, `deq import`, `deq export`.
 
-use crate::args::{ExportArgs, ImportArgs, InfoArgs, ModelKind};
-use crate::eval::print_json;
+use crate::print;
 use anyhow::{Result, bail};
-use deq_data::ImageSource;
-use deq_models::checkpoint::StateDict;
+use clap::Args;
+use deq_data::{ImageSource, Level};
+use deq_models::checkpoint::{StateDict, printable};
 use deq_models::{
     DeqTransformerLmConfig, MdeqClassifierConfig, MdeqConfig, MdeqSegmenterConfig, ResNetConfig,
 };
-use deq_train::lm::{self, DataSource, LmRecipe};
-use deq_train::vision::{self, VisionRecipe};
-use deq_train::{RunFolder, any_device};
+use deq_train::tasks::images::{ImagesTask, preset_for};
+use deq_train::tasks::text::{DataSource, TextTask};
+use deq_train::{ImportOptions, Network, Recipe, RunFolder, Task, any_device, export, import};
 use serde::Serialize;
 use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub(crate) struct InfoArgs {
+    /// A checkpoint file (.pth, .pt, .pkl, .safetensors) or the folder of a run.
+    path: PathBuf,
+    /// Print it as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ImportArgs {
+    /// The checkpoint: .pth, .pt, .pkl or .safetensors.
+    file: PathBuf,
+    /// Folder of the run to make.
+    #[arg(long, value_name = "FOLDER")]
+    run: PathBuf,
+    /// The data that the model was trained on, for its vocabulary or its classes: a folder or file
+    /// of text; for images as in `deq train mdeq`.
+    #[arg(long, value_name = "DATA")]
+    data: Option<String>,
+    /// What shapes do not say, from a preset: where layer norms stand, memory length, groups,
+    /// transforms, solvers.
+    #[arg(long, default_value = "wt103-jr")]
+    preset: String,
+    /// The checkpoint is of torchvision's ResNet of this depth.
+    #[arg(long, value_name = "LAYERS")]
+    layers: Option<usize>,
+    /// Which weights of a file that holds several: trained, ema, or the name of their group.
+    /// Default: trained.
+    #[arg(long, value_name = "NAME")]
+    weights: Option<String>,
+    /// What a token is: byte or word. Default: the preset's.
+    #[arg(long)]
+    level: Option<Level>,
+    /// Memory length. Default: the preset's.
+    #[arg(long)]
+    memory: Option<usize>,
+    /// Where clusters of an adaptive softmax begin, if all tokens share one table. Default: the
+    /// preset's.
+    #[arg(long, value_delimiter = ',')]
+    cutoffs: Option<Vec<usize>>,
+}
+
+#[derive(Args)]
+pub(crate) struct ExportArgs {
+    /// Folder of the run.
+    run: PathBuf,
+    /// The file to write.
+    file: PathBuf,
+}
 
 pub(crate) fn info(args: &InfoArgs) -> Result<()> {
     if args.path.is_dir() {
         let recipe = RunFolder::new(args.path.clone()).json()?;
         // The recipe is the run: its fields are named as in the documentation.
-        return print_json(&recipe);
+        return print::json(&recipe);
     }
     let file = StateDict::open(&args.path)?;
     let tensors: Vec<_> = file.infos().collect();
-    let total: usize = tensors
-        .iter()
-        .map(|tensor| tensor.shape.iter().product::<usize>())
-        .sum();
+    let numbers = tensors.iter().map(|tensor| tensor.numbers());
+    let total = numbers.fold(0, usize::saturating_add);
     let found = Recognised::new(&file);
     if args.json {
         let tensors: Vec<_> = tensors
@@ -34,19 +84,23 @@ pub(crate) fn info(args: &InfoArgs) -> Result<()> {
                 json!({
                     "name": tensor.name,
                     "shape": tensor.shape,
-                    "dtype": format!("{:?}", tensor.dtype),
+                    "dtype": tensor.element.to_string(),
                 })
             })
             .collect();
-        return print_json(&json!({
+        return print::json(&json!({
             "tensors": tensors,
             "numbers": total,
             "model": found,
         }));
     }
     for tensor in &tensors {
-        let (shape, dtype) = (format!("{:?}", tensor.shape), format!("{:?}", tensor.dtype));
-        println!("{dtype:6} {shape:24} {}", tensor.name);
+        let shape = format!("{:?}", tensor.shape);
+        println!(
+            "{:6} {shape:24} {}",
+            tensor.element,
+            printable(&tensor.name)
+        );
     }
     println!("\n{} tensors, {total} numbers", tensors.len());
     println!("{}", found.sentence());
@@ -125,53 +179,52 @@ impl Recognised {
     }
 }
 
-pub(crate) fn import(args: &ImportArgs) -> Result<()> {
-    match VisionRecipe::PRESETS.contains(&&*args.preset) {
-        true => import_vision(args),
-        false => import_lm(args),
+pub(crate) fn import_run(args: &ImportArgs) -> Result<()> {
+    let of_images = ImagesTask::presets();
+    match of_images.iter().any(|preset| preset.name == args.preset) {
+        true => finish(args, images(args)?),
+        false => finish(args, text(args)?),
     }
 }
 
-fn import_lm(args: &ImportArgs) -> Result<()> {
-    let mut recipe = LmRecipe::preset(&args.preset)?;
+fn text(args: &ImportArgs) -> Result<Recipe<TextTask>> {
+    let mut recipe = Recipe::<TextTask>::preset(&args.preset)?;
+    let task = &mut recipe.task;
     if let Some(data) = &args.data {
-        recipe.data = DataSource::Path(data.clone());
+        task.data = DataSource::Path(data.into());
     }
-    recipe.level = args.level.unwrap_or(recipe.level);
-    recipe.model.mem_len = args.memory.unwrap_or(recipe.model.mem_len);
+    task.level = args.level.unwrap_or(task.level);
+    task.model.mem_len = args.memory.unwrap_or(task.model.mem_len);
     if let Some(cutoffs) = &args.cutoffs {
-        recipe.model.cutoffs = cutoffs.clone();
+        task.model.cutoffs.clone_from(cutoffs);
     }
-    let imported = lm::import_run(&args.file, recipe, &args.run, any_device())?;
-    println!("{}", imported.report);
-    println!(
-        "{} parameters, {} tokens, width {}; run: {}",
-        imported.parameters,
-        imported.model.vocab_size,
-        imported.model.d_model,
-        args.run.display()
-    );
-    Ok(())
+    Ok(recipe)
 }
 
-fn import_vision(args: &ImportArgs) -> Result<()> {
+fn images(args: &ImportArgs) -> Result<Recipe<ImagesTask>> {
     if args.level.is_some() || args.memory.is_some() || args.cutoffs.is_some() {
         bail!(
-            "the preset {} is for pictures: leave out --level, --memory and --cutoffs",
+            "the preset {} is for images: leave out --level, --memory and --cutoffs",
             args.preset
         );
     }
     let Some(data) = &args.data else {
-        bail!(
-            "--data is missing: give the pictures that name the classes, such as imagefolder:PATH"
-        );
+        bail!("--data is missing: give the images that name the classes, as imagefolder:PATH");
     };
-    let data = data.to_string_lossy().parse::<ImageSource>()?;
-    let mut recipe = VisionRecipe::preset(&args.preset, &data)?;
-    if args.model == ModelKind::Resnet {
-        recipe.become_resnet()?;
+    let mut recipe = preset_for(&args.preset, &data.parse::<ImageSource>()?)?;
+    if let Some(depth) = args.layers {
+        recipe.network = Network::Layers { depth };
     }
-    let imported = vision::import_run(&args.file, recipe, &args.run, any_device())?;
+    Ok(recipe)
+}
+
+fn finish<T: Task>(args: &ImportArgs, recipe: Recipe<T>) -> Result<()> {
+    let options = ImportOptions {
+        run: args.run.clone(),
+        device: any_device().to_owned(),
+        weights: args.weights.clone(),
+    };
+    let imported = import(&args.file, recipe, &options)?;
     println!("{}", imported.report);
     println!(
         "{} parameters; run: {}",
@@ -181,10 +234,10 @@ fn import_vision(args: &ImportArgs) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn export(args: &ExportArgs) -> Result<()> {
+pub(crate) fn export_run(args: &ExportArgs) -> Result<()> {
     match RunFolder::new(args.run.clone()).kind()?.as_str() {
-        "vision" => vision::export_run(&args.run, &args.file)?,
-        _ => lm::export_run(&args.run, &args.file)?,
+        ImagesTask::NAME => export::<ImagesTask>(&args.run, &args.file)?,
+        _ => export::<TextTask>(&args.run, &args.file)?,
     }
     println!("written: {}", args.file.display());
     Ok(())

@@ -1,10 +1,50 @@
 //! `deq generate`.
 
-use crate::args::GenerateArgs;
-use crate::eval::print_json;
+use crate::print;
 use anyhow::Result;
-use deq_train::lm::{GenerateOptions, Sampling, generate};
+use clap::Args;
+use deq_train::tasks::text::{GenerateOptions, Sampling, generate};
 use std::io::Write;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub(crate) struct GenerateArgs {
+    /// Folder of the run.
+    run: PathBuf,
+    /// The text to go on from. Default: the beginning of a line.
+    #[arg(long, default_value = "")]
+    prompt: String,
+    /// Tokens to generate.
+    #[arg(long, default_value_t = 200)]
+    tokens: usize,
+    /// Divides log-probabilities: 1 for the model's own distribution, 0 for the likeliest token every time.
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw from this many likeliest tokens. Default: all.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Draw from the smallest set of tokens whose probability reaches this.
+    #[arg(long, default_value_t = 0.95, allow_negative_numbers = true)]
+    top_p: f64,
+    /// Let the token for unknown words come too.
+    #[arg(long)]
+    unknown: bool,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Most steps of a solve. Default: the run's.
+    #[arg(long, value_name = "STEPS")]
+    max_steps: Option<usize>,
+    /// Solve every so many tokens once more from zero, to tell what starting from the previous equilibrium saves; 0 for never.
+    #[arg(long, value_name = "TOKENS", default_value_t = 8)]
+    compare_every: usize,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    device: String,
+    /// Print text and counts as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let options = GenerateOptions {
@@ -22,7 +62,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         compare_every: args.compare_every,
     };
     if args.json {
-        return print_json(&generate(&args.run, &options, &mut |_| {})?);
+        return print::json(&generate(&args.run, &options, &mut |_| {})?);
     }
     let mut out = std::io::stdout();
     write!(out, "{}", args.prompt)?;
@@ -41,7 +81,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     );
     if let Some([warm, cold]) = result.compared {
         eprintln!(
-            "starting from the previous equilibrium saves {:.0} % of the evaluations: {warm:.1} in the place of {cold:.1} from zero",
+            "starting from the previous equilibrium saves {:.0} % of the evaluations: {warm:.1} instead of {cold:.1} from zero",
             100.0 * (1.0 - warm / cold)
         );
     }

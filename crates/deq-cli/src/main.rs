@@ -1,16 +1,19 @@
 //! The `deq` command.
 
-mod args;
+mod config;
 mod data;
 mod eval;
 mod exchange;
 mod generate;
+mod predict;
+mod print;
+mod recipe;
 mod reproduce;
+mod signals;
 mod train;
-mod vision;
 
-use args::{Cli, Command};
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use deq_train::Stopped;
 use peak_alloc::PeakAlloc;
 use std::process::ExitCode;
 
@@ -18,34 +21,82 @@ use std::process::ExitCode;
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
 
+/// Train, evaluate and inspect deep equilibrium models.
+#[derive(Parser)]
+#[command(name = "deq", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model.
+    #[command(subcommand)]
+    Train(recipe::TaskArgs),
+    /// Print the recipe that training would use, as JSON for --recipe.
+    #[command(subcommand)]
+    Config(recipe::TaskArgs),
+    /// List the recipes that there are.
+    Presets(config::PresetsArgs),
+    /// Run a claim of the papers again and say whether it holds.
+    #[command(subcommand)]
+    Reproduce(reproduce::Experiment),
+    /// Fetch, describe and check texts.
+    #[command(subcommand)]
+    Data(data::DataCommand),
+    /// Measure the newest checkpoint of a run: quality, evaluations per solve, residual, radius.
+    Eval(eval::EvalArgs),
+    /// Apply a run on images to images: likeliest classes, or an image coloured by class.
+    Predict(predict::PredictArgs),
+    /// Go on from a prompt with a trained language model.
+    Generate(generate::GenerateArgs),
+    /// Say what a checkpoint file or a run holds.
+    Info(exchange::InfoArgs),
+    /// Make a run of a checkpoint of the original DEQ-Transformer or MDEQ, or of torchvision's
+    /// ResNet (PyTorch or safetensors).
+    Import(exchange::ImportArgs),
+    /// Write the model of a run as safetensors with the original's names, for PyTorch.
+    Export(exchange::ExportArgs),
+}
+
 fn main() -> ExitCode {
     end_when_nobody_reads();
     let result = match Cli::parse().command {
-        Command::Train { what } => train::run(&what),
-        Command::Reproduce { what } => reproduce::run(&what),
-        Command::Data { what } => data::run(&what),
+        Command::Train(args) => train::run(args),
+        Command::Config(args) => config::run(args),
+        Command::Presets(args) => config::presets(&args),
+        Command::Reproduce(experiment) => reproduce::run(&experiment),
+        Command::Data(command) => data::run(&command),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Predict(args) => predict::run(&args),
         Command::Info(args) => exchange::info(&args),
-        Command::Import(args) => exchange::import(&args),
-        Command::Export(args) => exchange::export(&args),
-        Command::Predict(args) => vision::run_predict(&args),
+        Command::Import(args) => exchange::import_run(&args),
+        Command::Export(args) => exchange::export_run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
+            print::note(format_args!("error: {error:#}"));
+            match error.downcast_ref::<deq_train::TrainError>() {
+                Some(deq_train::TrainError::Stopped(Stopped::Interrupted { .. })) => {
+                    ExitCode::from(signals::exit_code())
+                }
+                _ => ExitCode::from(2),
+            }
         }
     }
 }
 
-/// Ends the program without a word when what it prints is no longer read, as by `deq eval RUN | head -1`: printing panics then.
+/// Ends the program without a word when what it prints can no longer be written, as by
+/// `deq eval RUN | head -1` or on a closed terminal: printing panics then. Training prints its
+/// summary last, when everything is on disk.
 fn end_when_nobody_reads() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let message = panic.payload_as_str().unwrap_or_default();
-        if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
+        if message.starts_with("failed printing to") {
             std::process::exit(0);
         }
         report(panic);

@@ -1,17 +1,143 @@
 //! `deq reproduce`.
 
-use crate::args::{DeqLmArgs, Experiment, ReproduceLmArgs, ReproduceVisionArgs, SyntheticArgs};
-use crate::eval::print_json;
-use crate::train::{penalty, set};
+use crate::print::{self, PARTS};
+use crate::recipe::{penalty, set};
 use anyhow::Result;
-use deq_jacreg::JacobianPenaltyConfig;
-use deq_train::Timed;
-use deq_train::lm::{DataSource, LmRecipe, StepMemory};
-use deq_train::reproduce::networks::{NetworkComparison, compare_networks, megabytes};
-use deq_train::reproduce::synthetic::{self, SyntheticOptions};
-use deq_train::reproduce::{Claim, Comparison, ComparisonResult, compare};
-use deq_train::vision::VisionRecipe;
-use indicatif::{ProgressBar, ProgressStyle};
+use clap::{Args, Subcommand};
+use deq_data::{ImageSource, Level};
+use deq_experiments::networks::{NetworkComparison, compare_networks, megabytes};
+use deq_experiments::synthetic::{self, SyntheticOptions};
+use deq_experiments::{Claim, Comparison, ComparisonResult, compare};
+use deq_jacreg::WeightSchedule;
+use deq_train::tasks::images::preset_for;
+use deq_train::tasks::text::{DataSource, TextTask};
+use deq_train::{Recipe, StepMemory, Task, TrainError};
+use std::path::PathBuf;
+
+#[derive(Subcommand)]
+pub(crate) enum Experiment {
+    /// A regression in one dimension with and without the penalty, and with weight decay in its place.
+    JacregSynthetic(SyntheticArgs),
+    /// A language model trained with different weights of the penalty and evaluated with different budgets.
+    JacregLm(ReproduceLmArgs),
+    /// A multiscale model on images trained with and without the penalty and evaluated with different budgets.
+    JacregVision(ReproduceVisionArgs),
+    /// The DEQ-Transformer with and without the penalty, beside a weight-tied network and a Transformer-XL with as many parameters, for
+    /// equal time.
+    DeqLm(DeqLmArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct DeqLmArgs {
+    /// Recipe to start from, see `deq presets`. Default: tiny, or one that suits the data.
+    #[arg(long)]
+    preset: Option<String>,
+    /// Folder of text files, or one text file. Default: the built-in handbook.
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// Minutes of training for each network.
+    #[arg(long, default_value_t = 30.0, allow_negative_numbers = true)]
+    minutes: f64,
+    /// Applications of the cell in the weight-tied network.
+    #[arg(long, default_value_t = 6)]
+    tied_depth: usize,
+    /// Layers of the Transformer-XL; their inner width is chosen so that the parameters are equal.
+    #[arg(long, default_value_t = 2)]
+    layers: usize,
+    /// Folder of the runs and the results. Give it again to go on after an interruption.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/deq-lm")]
+    run: PathBuf,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    device: String,
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Options of every comparison of weights.
+#[derive(Args)]
+pub(crate) struct CompareArgs {
+    /// Training steps. Default: the preset's.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Rounds; each ends with an evaluation.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Steps of unrolled pre-training.
+    #[arg(long)]
+    pretrain: Option<usize>,
+    /// Weights of the penalty to compare.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        default_value = "0,0.5,1.6"
+    )]
+    weights: Vec<f64>,
+    /// Share of training steps that apply the penalty.
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    penalty_frequency: Option<f64>,
+    /// Evaluations allowed at inference.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,6,8,12,16,20,30")]
+    budgets: Vec<usize>,
+    /// Seed of weights, order, dropout masks and penalty draws.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Folder of the runs and the results, by default named after the task in `runs`. Give it again
+    /// to go on after an interruption.
+    #[arg(long, value_name = "FOLDER")]
+    run: Option<PathBuf>,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    device: String,
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ReproduceVisionArgs {
+    /// Images: shapes (generated), cifar10:PATH, or imagefolder:PATH.
+    #[arg(long, default_value = "shapes")]
+    data: ImageSource,
+    /// Recipe to start from, see `deq presets`.
+    #[arg(long, default_value = "mini")]
+    preset: String,
+    #[command(flatten)]
+    shared: CompareArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct ReproduceLmArgs {
+    /// Recipe to start from, see `deq presets`. Default: tiny, or one that suits the data.
+    #[arg(long)]
+    preset: Option<String>,
+    /// Folder of text files, or one text file. Default: the built-in handbook.
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    shared: CompareArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct SyntheticArgs {
+    /// Seeds, each of which trains six models.
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// Passes over the 4096 training points; the paper has 50.
+    #[arg(long, default_value_t = 50)]
+    epochs: usize,
+    /// Folder of the results.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/jacreg-synthetic")]
+    run: PathBuf,
+    /// Device to run on.
+    #[arg(long, default_value = "flex")]
+    device: String,
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
 
 pub(crate) fn run(what: &Experiment) -> Result<()> {
     match what {
@@ -25,18 +151,18 @@ pub(crate) fn run(what: &Experiment) -> Result<()> {
 fn jacreg_synthetic(args: &SyntheticArgs) -> Result<()> {
     let options = SyntheticOptions {
         device: args.device.clone(),
-        folder: args.folder.clone(),
+        folder: args.run.clone(),
         seeds: args.seeds,
         epochs: args.epochs,
     };
-    let bar = progress_bar()?;
+    let bar = print::progress_bar()?;
     let result = synthetic::run(&options, &mut |share, name| {
-        bar.set_position((share * STEPS as f64) as u64);
+        bar.set_position((share * PARTS as f64) as u64);
         bar.set_message(name.to_owned());
     })?;
     bar.finish_and_clear();
     if args.json {
-        return print_json(&result);
+        return print::json(&result);
     }
     println!(
         "{:20} {:>15} {:>18} {:>10}",
@@ -46,57 +172,65 @@ fn jacreg_synthetic(args: &SyntheticArgs) -> Result<()> {
         println!("{name:20} {radius:15.3} {residual:18.2e} {loss:10.4}");
     }
     print_claims(&result.claims);
-    println!("pictures: {}", result.report.display());
+    println!("images: {}", result.report.display());
     Ok(())
+}
+
+/// The recipe of a language model.
+fn text(preset: Option<&str>, data: Option<&PathBuf>) -> Result<Recipe<TextTask>, TrainError> {
+    let level = data.map(|data| Level::default_for(data)).transpose()?;
+    let default = match level {
+        None | Some(Level::Byte) => "tiny",
+        Some(_) => "wt2",
+    };
+    let mut recipe = Recipe::<TextTask>::preset(preset.unwrap_or(default))?;
+    if let (Some(data), Some(level)) = (data, level) {
+        recipe.task.data = DataSource::Path(data.clone());
+        if preset.is_none() {
+            recipe.task.level = level;
+        }
+    }
+    Ok(recipe)
 }
 
 fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
-    let default = if args.data.is_some() { "wt2" } else { "tiny" };
-    let mut recipe = LmRecipe::preset(args.preset.as_deref().unwrap_or(default))?;
-    if let Some(data) = &args.data {
-        recipe.data = DataSource::Path(data.clone());
-    }
-    if let Some(steps) = args.steps {
-        recipe.scale_steps(steps);
-    }
-    recipe.seed = args.seed.unwrap_or(recipe.seed);
-    let options = Comparison {
-        recipe,
-        weights: args.weights.clone(),
-        budgets: args.budgets.clone(),
-        device: args.device.clone(),
-        folder: args.folder.clone(),
-    };
-    let result = compare(&options, &mut |what| eprintln!("== {what}"))?;
-    if args.json {
-        return print_json(&result);
-    }
-    print_comparison(&result);
-    Ok(())
+    let recipe = text(args.preset.as_deref(), args.data.as_ref())?;
+    compare_weights(recipe, "a language model", &args.shared)
 }
 
 fn jacreg_vision(args: &ReproduceVisionArgs) -> Result<()> {
-    let mut recipe = VisionRecipe::preset(&args.preset, &args.data)?;
-    set(&mut recipe.epochs, args.epochs);
-    set(&mut recipe.steps_per_epoch, args.steps_per_epoch);
-    set(&mut recipe.pretrain_steps, args.pretrain);
-    set(&mut recipe.seed, args.seed);
+    let mut recipe = preset_for(&args.preset, &args.data)?;
+    let mut config = recipe.penalty.take().unwrap_or_default();
     // The weights that are compared stay.
-    recipe.controller = None;
-    if recipe.penalty.is_none() {
-        recipe.penalty = Some(JacobianPenaltyConfig::new());
+    if matches!(config.schedule, WeightSchedule::Controlled(_)) {
+        config.schedule = WeightSchedule::Constant;
     }
+    recipe.penalty = Some(config);
+    compare_weights(recipe, "a multiscale model", &args.shared)
+}
+
+fn compare_weights<T: Task>(mut recipe: Recipe<T>, title: &str, args: &CompareArgs) -> Result<()> {
+    if let Some(steps) = args.steps {
+        recipe.scale_steps(steps);
+    }
+    set(&mut recipe.rounds, args.rounds);
+    if let Some(steps) = args.pretrain {
+        recipe.set_pretrain_steps(steps);
+    }
+    set(&mut recipe.seed, args.seed);
     penalty(&mut recipe.penalty, None, args.penalty_frequency)?;
+    let folder = args.run.clone();
     let options = Comparison {
+        title: title.to_owned(),
+        folder: folder.unwrap_or_else(|| format!("runs/jacreg-{}", T::NAME).into()),
         recipe,
         weights: args.weights.clone(),
         budgets: args.budgets.clone(),
         device: args.device.clone(),
-        folder: args.folder.clone(),
     };
-    let result = compare(&options, &mut |what| eprintln!("== {what}"))?;
+    let result = compare(&options, &mut |what| print::note(format_args!("== {what}")))?;
     if args.json {
-        return print_json(&result);
+        return print::json(&result);
     }
     print_comparison(&result);
     Ok(())
@@ -121,27 +255,23 @@ fn print_comparison(result: &ComparisonResult) {
 }
 
 fn deq_lm(args: &DeqLmArgs) -> Result<()> {
-    let default = if args.data.is_some() { "wt2" } else { "tiny" };
-    let mut recipe = LmRecipe::preset(args.preset.as_deref().unwrap_or(default))?;
-    if let Some(data) = &args.data {
-        recipe.data = DataSource::Path(data.clone());
-    }
+    let recipe = text(args.preset.as_deref(), args.data.as_ref())?;
     let options = NetworkComparison {
         recipe,
         minutes: args.minutes,
         tied_depth: args.tied_depth,
         layers: args.layers,
         device: args.device.clone(),
-        folder: args.folder.clone(),
+        folder: args.run.clone(),
         memory: Some(StepMemory {
             reset: || crate::HEAP.reset_peak_usage(),
             current: || crate::HEAP.current_usage(),
             peak: || crate::HEAP.peak_usage(),
         }),
     };
-    let result = compare_networks(&options, &mut |what| eprintln!("== {what}"))?;
+    let result = compare_networks(&options, &mut |what| print::note(format_args!("== {what}")))?;
     if args.json {
-        return print_json(&result);
+        return print::json(&result);
     }
     println!(
         "\n{:16} {:>10} {:>10} {:>7} {:>6} {:>8} {:>11} {:>13} {:>9} {:>7}",
@@ -185,16 +315,6 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
     print_claims(&result.claims);
     println!("curves: {}", result.report.display());
     Ok(())
-}
-
-/// Of a progress bar that is told shares.
-pub(crate) const STEPS: u64 = 10_000;
-
-pub(crate) fn progress_bar() -> Result<ProgressBar> {
-    let style = "{elapsed_precise} {wide_bar} {percent:>3} %  {msg}  {eta} left";
-    let bar = ProgressBar::new(STEPS);
-    bar.set_style(ProgressStyle::with_template(style)?);
-    Ok(bar)
 }
 
 fn print_claims(claims: &[Claim]) {

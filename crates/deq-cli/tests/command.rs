@@ -122,9 +122,10 @@ fn a_run_leaves_everything_a_user_needs_and_can_be_evaluated() {
     let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(result["eval"]["split"], "test");
     assert_eq!(result["eval"]["step"], 9);
-    for field in ["perplexity", "nfe_per_solve", "residual", "spectral_radius"] {
+    for field in ["nfe_per_solve", "residual", "spectral_radius"] {
         assert!(result["eval"][field].is_f64(), "{field}: {result}");
     }
+    assert!(result["eval"]["quality"]["value"].is_f64(), "{result}");
 }
 
 #[test]
@@ -137,7 +138,7 @@ fn a_killed_run_resumes_with_the_losses_of_an_uninterrupted_one() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let checkpoint = folder.path().join("killed/checkpoints/round-0001");
+    let checkpoint = folder.path().join("killed/checkpoints/step-0000003");
     let started = Instant::now();
     while !checkpoint.exists() {
         assert!(
@@ -175,6 +176,84 @@ fn a_killed_run_resumes_with_the_losses_of_an_uninterrupted_one() {
     assert_eq!(records("killed"), records("whole"));
 }
 
+#[test]
+fn a_finished_run_goes_on_with_more_steps_and_says_what_changed() {
+    let folder = folder_with_text();
+    let path = folder.path();
+    success(&small(path, "run", &[]).output().unwrap());
+    let further = [
+        "train", "lm", "--run", "run", "--resume", "--steps", "12", "--lr", "0.001",
+    ];
+    success(&run(path, &[&further[..], &["--plain"]].concat()));
+    let records = records(&path.join("run"));
+    let steps = records.iter().filter(|record| record["event"] == "step");
+    assert_eq!(steps.count(), 12);
+    let changed: Vec<&str> = records
+        .iter()
+        .filter(|record| record["event"] == "change")
+        .map(|record| record["field"].as_str().unwrap())
+        .collect();
+    assert_eq!(changed, ["learning_rate", "steps"]);
+    // The text may have moved; another text in its place is refused.
+    std::fs::rename(path.join("text.txt"), path.join("moved.txt")).unwrap();
+    let moved = [
+        "train",
+        "lm",
+        "--run",
+        "run",
+        "--resume",
+        "--data",
+        "moved.txt",
+        "--plain",
+    ];
+    success(&run(path, &moved));
+    let text = std::fs::read_to_string(path.join("moved.txt")).unwrap();
+    std::fs::write(path.join("moved.txt"), text.replace("state", "shape")).unwrap();
+    let message = refused(path, &moved);
+    assert!(
+        message.contains("are not those that run was trained on"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_recipe_is_printed_changed_and_used() {
+    let folder = folder_with_text();
+    let path = folder.path();
+    let config = |more: &[&str]| -> serde_json::Value {
+        let output = run(
+            path,
+            &[&["config", "lm", "--data", "text.txt"], more].concat(),
+        );
+        success(&output);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let set = [
+        "--set",
+        "deq.stop.max_steps=5",
+        "--set",
+        "task.model.mem_len=8",
+    ];
+    let recipe = config(&set);
+    assert_eq!(recipe["deq"]["stop"]["max_steps"], 5);
+    std::fs::write(path.join("recipe.json"), recipe.to_string()).unwrap();
+    assert_eq!(config(&["--recipe", "recipe.json"]), recipe);
+    let refused = |more: &[&str]| refused(path, &[&["config", "lm"], more].concat());
+    let message = refused(&["--set", "deq.stop.max_step=5"]);
+    assert!(message.contains("did you mean \"max_steps\"?"), "{message}");
+    let mut wrong = recipe.clone();
+    wrong["penalty"]["wieght"] = 1.into();
+    std::fs::write(path.join("wrong.json"), wrong.to_string()).unwrap();
+    let message = refused(&["--recipe", "wrong.json"]);
+    assert!(message.contains("wieght"), "{message}");
+    let output = run(path, &["presets"]);
+    let list = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        list.contains("lm --preset tiny") && list.contains("mdeq --preset mini"),
+        "{list}"
+    );
+}
+
 /// Runs a command that must fail with exit code 2 and one sentence, and returns the sentence.
 fn refused(folder: &Path, arguments: &[&str]) -> String {
     let output = run(folder, arguments);
@@ -190,7 +269,7 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
     let folder = folder_with_text();
     let path = folder.path();
     std::fs::write(path.join("empty.txt"), "").unwrap();
-    let cases: [(&[&str], &str); 15] = [
+    let cases: [(&[&str], &str); 16] = [
         (&["train", "lm", "--data", "missing"], "there is no missing"),
         (
             &["train", "lm", "--data", "empty.txt"],
@@ -203,18 +282,19 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
         (&["train", "lm", "--device", "tpu"], "choose one of flex"),
         (
             &["train", "lm", "--device", "rocm"],
-            "rebuild with `--features rocm`",
+            "build with the cargo feature rocm",
         ),
         (&["train", "lm", "--lr", "5"], "learning_rate is 5"),
         (&["train", "lm", "--penalty", "-1"], "penalty.weight is -1"),
         (
+            &["train", "lm", "--penalty", "nan"],
+            "penalty.weight is NaN",
+        ),
+        (
             &["train", "lm", "--penalty", "0", "--hold-steps", "8"],
             "--hold-steps needs a penalty",
         ),
-        (
-            &["train", "lm", "--hold-steps", "-1"],
-            "controller.target is -1",
-        ),
+        (&["train", "lm", "--hold-steps", "-1"], "target is -1"),
         (&["train", "lm", "--resume"], "there is no run to resume"),
         (&["eval", "nowhere"], "nowhere is not a run"),
         (
@@ -254,16 +334,19 @@ fn a_run_that_does_not_fit_is_refused_and_left_alone() {
     let resume = |more: &[&'static str]| [&SMALL[..], &["run", "--rounds", "3"], more].concat();
 
     let message = refused(path, &resume(&[]));
-    assert!(message.contains("add --resume to continue it"), "{message}");
-    let message = refused(path, &resume(&["--resume", "--lr", "0.001"]));
     assert!(
-        message.contains("learning_rate is 0.003 there and 0.001 here"),
+        message.contains("already holds a run: resume it"),
+        "{message}"
+    );
+    let message = refused(path, &resume(&["--resume", "--seed", "7"]));
+    assert!(
+        message.contains("was started with seed = 1, and 7 is given now"),
         "{message}"
     );
     let message = refused(path, &["eval", "run", "--data", "empty-folder"]);
     assert!(message.contains("there is no empty-folder"), "{message}");
 
-    let model = path.join("run/checkpoints/round-0003/model.bpk");
+    let model = path.join("run/checkpoints/step-0000009/model.bpk");
     let mut bytes = std::fs::read(&model).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -272,9 +355,19 @@ fn a_run_that_does_not_fit_is_refused_and_left_alone() {
         let message = refused(path, &arguments);
         assert!(message.contains("does not match its checksum"), "{message}");
     }
-    std::fs::write(path.join("run/config.json"), "{\"kind\": \"mdeq\"}").unwrap();
+    let config = path.join("run/config.json");
+    std::fs::write(&config, "{\"kind\": \"sine\", \"format\": 1}").unwrap();
     let message = refused(path, &["eval", "run"]);
-    assert!(message.contains("its kind is mdeq, not lm"), "{message}");
+    assert!(
+        message.contains("is of the task sine, not text"),
+        "{message}"
+    );
+    std::fs::write(&config, "{\"kind\": \"text\", \"format\": 99}").unwrap();
+    let message = refused(path, &["eval", "run"]);
+    assert!(
+        message.contains("has the format 99, but this program reads"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -296,7 +389,7 @@ fn the_synthetic_experiment_prints_its_table_and_claims() {
         "gamma 4 ",
         "weight decay 0.01",
         "the spectral radius falls",
-        "pictures: ",
+        "images: ",
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }
@@ -332,7 +425,7 @@ fn the_language_model_experiment_compares_budgets_and_goes_on_where_it_stopped()
         first.contains("perplexity with") && first.contains("gamma 1.6"),
         "{first}"
     );
-    let written = folder.path().join("runs/jacreg-lm");
+    let written = folder.path().join("runs/jacreg-text");
     let json = std::fs::read(written.join("result.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     assert_eq!(json["variants"][1]["quality"].as_array().unwrap().len(), 2);
@@ -405,7 +498,7 @@ fn a_trained_model_writes_travels_and_is_measured_by_memory_and_budget() {
     ));
     let bytes = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
     assert_eq!(bytes("model.safetensors"), bytes("again.safetensors"));
-    let perplexity = &json(&["eval", "imported", "--json"])["eval"]["perplexity"];
+    let perplexity = &json(&["eval", "imported", "--json"])["eval"]["quality"]["value"];
     assert!(perplexity.as_f64().unwrap() < 256.0, "{perplexity}");
     let again = run(folder.path(), &import);
     assert!(String::from_utf8_lossy(&again.stderr).contains("imported"));
@@ -420,9 +513,10 @@ fn a_trained_model_writes_travels_and_is_measured_by_memory_and_budget() {
         "1,4,8",
         "--json",
     ]);
-    assert_eq!(table["cells"].as_array().unwrap().len(), 2);
-    assert_eq!(table["cells"][1].as_array().unwrap().len(), 3);
-    let residual = |row: usize, column: usize| table["cells"][row][column]["residual"].as_f64();
+    assert_eq!(table["rows"].as_array().unwrap().len(), 2);
+    assert_eq!(table["rows"][1]["cells"].as_array().unwrap().len(), 3);
+    let residual =
+        |row: usize, column: usize| table["rows"][row]["cells"][column]["residual"].as_f64();
     assert!(residual(1, 2) < residual(1, 0), "more steps, closer");
     assert!(folder.path().join("run/evaluation.html").is_file());
 }

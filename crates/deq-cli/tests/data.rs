@@ -42,7 +42,7 @@ fn large_text() -> (tempfile::TempDir, PathBuf) {
 fn info_says_what_a_text_is_and_verify_finds_damage() {
     let (folder, text) = large_text();
     let run = |arguments: &[&str]| deq(folder.path(), arguments);
-    let (plain, _) = success(&run(&["data", "info", "text"]));
+    let (plain, _) = success(&run(&["data", "info", "text", "--level", "word"]));
     for line in [
         "kind:         a folder with train, valid and test",
         "train:            1,000,000 tokens",
@@ -54,7 +54,7 @@ fn info_says_what_a_text_is_and_verify_finds_damage() {
     }
     success(&run(&["data", "verify", "text"]));
 
-    let (kept, progress) = success(&run(&["data", "info", "text", "--keep"]));
+    let (kept, progress) = success(&run(&["data", "info", "text", "--level", "word", "--keep"]));
     let file = text.join(".deq-cache/text.word.tokens");
     assert!(
         file.is_file() && progress.contains("tokens kept in"),
@@ -79,7 +79,7 @@ fn info_says_what_a_text_is_and_verify_finds_damage() {
         "{stdout}"
     );
     // Reading the text writes it anew and says why.
-    let (_, progress) = success(&run(&["data", "info", "text", "--keep"]));
+    let (_, progress) = success(&run(&["data", "info", "text", "--level", "word", "--keep"]));
     assert!(
         progress.contains("does not serve: its tokens are damaged")
             && progress.contains("tokens kept in"),
@@ -181,7 +181,7 @@ fn a_run_keeps_its_tokenizer_and_needs_no_other() {
     let (evaluated, _) = success(&deq(folder.path(), &["eval", "run", "--json"]));
     let perplexity = |text: &str| {
         let value: serde_json::Value = serde_json::from_str(text).unwrap();
-        value["eval"]["perplexity"].as_f64().unwrap()
+        value["eval"]["quality"]["value"].as_f64().unwrap()
     };
     let difference = perplexity(&trained) - perplexity(&evaluated);
     assert!(difference.abs() < 1e-9, "{difference}");

@@ -1,18 +1,20 @@
-//! Checks of hand-written products against automatic differentiation, for the tests of your own cells.
+//! Checks of hand-written products against automatic differentiation, for the tests of your own
+//! cells.
 //!
 //! ```
 //! # use burn::module::{Module, Param};
 //! # use burn::tensor::{Device, Distribution, Tensor};
-//! # use deq_core::{EquilibriumCell, FrozenCell, Pullback};
+//! # use deq_core::{EquilibriumCell, Pullback};
 //! # #[derive(Module, Debug)]
 //! # struct Cell { w: Param<Tensor<2>> }
 //! impl EquilibriumCell for Cell {
+//!     type State = Tensor<2>;
 //!     type Context = Tensor<2>;
 //!     fn forward(&self, z: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
 //!         (z.matmul(self.w.val()) + x.clone()).tanh()
 //!     }
-//!     fn pullback(&self, z: &Tensor<2>, x: &Tensor<2>) -> Option<Pullback> {
-//!         let slope = self.forward(z.clone(), x).square().neg() + 1.0;
+//!     fn pullback(&self, z: Tensor<2>, x: &Tensor<2>) -> Option<Pullback<Tensor<2>>> {
+//!         let slope = self.forward(z, x).square().neg() + 1.0;
 //!         let back = self.w.val().transpose();
 //!         Some(Box::new(move |u| (u * slope.clone()).matmul(back.clone())))
 //!     }
@@ -21,31 +23,40 @@
 //! # let normal = |shape| Tensor::<2>::random(shape, Distribution::Normal(0.0, 0.3), &device);
 //! # let cell = Cell { w: Param::from_tensor(normal([4, 4])) };
 //! # let (x, z, cotangent) = (normal([2, 4]), normal([2, 4]), normal([2, 4]));
-//! let frozen = FrozenCell::new(&cell, &x);
-//! let error = deq_core::check::pullback_error(&frozen, z, cotangent);
+//! let error = deq_core::check::pullback_error(&cell, &x, z, cotangent);
 //! assert!(error.expect("the cell has a pullback") < 1e-5);
 //! ```
 
-use crate::cell::{EquilibriumCell, FrozenCell, TangentCell};
+use crate::cell::{EquilibriumCell, FrozenCell};
+use crate::context::CellContext;
 use crate::random;
 use burn::tensor::{Tensor, TensorData};
 
-/// How far the cell's own [pullback](EquilibriumCell::pullback) is from automatic differentiation: the norm of the difference over the norm, of the
-/// worst sample. `None` if the cell has no pullback.
+/// How far the cell's own [pullback](EquilibriumCell::pullback) is from automatic differentiation:
+/// the norm of the difference over the norm, of the worst sample. `None` if the cell has no
+/// pullback.
 ///
 /// Rounding leaves about 1e-6 in f32 and 1e-15 in f64.
 ///
 /// # Shapes
 ///
-/// - z, cotangent: `[batch, dim]`
+/// - z, cotangent: those of the cell's state
+///
+/// # Panics
+///
+/// If the pullback changes the shape of a part, or `cotangent` has other shapes than `z`.
 pub fn pullback_error<C: EquilibriumCell>(
-    cell: &FrozenCell<C>,
-    z: Tensor<2>,
-    cotangent: Tensor<2>,
+    cell: &C,
+    context: &C::Context,
+    z: C::State,
+    cotangent: C::State,
 ) -> Option<f64> {
-    let (z, cotangent) = (z.inner(), cotangent.inner());
-    let by_hand = cell.cell.pullback(&z, &cell.context)?(cotangent.clone());
-    let automatic = cell.vjp(z, cotangent);
+    let (z, cotangent) = (z.without_autodiff(), cotangent.without_autodiff());
+    let frozen = FrozenCell::new(cell, context, &z);
+    let layout = frozen.layout();
+    let (z, cotangent) = (layout.flatten(z), layout.flatten(cotangent));
+    let by_hand = layout.apply(cotangent.clone(), frozen.pullback(z.clone())?);
+    let automatic = frozen.vjp(z, cotangent);
     let rows = |x: Tensor<2>| rows_of(&x);
     let worst = rows(by_hand)
         .iter()
@@ -58,38 +69,51 @@ pub fn pullback_error<C: EquilibriumCell>(
     Some(worst)
 }
 
-/// How far the cell's own [tangent](TangentCell::tangent) is from the transpose of automatic differentiation.
+/// How far the cell's own [tangent](EquilibriumCell::tangent) is from the transpose of automatic
+/// differentiation. `None` if the cell has no tangent.
 ///
-/// Random vectors `u` test `u . (J d) = (J^T u) . d`; the result is the largest difference, relative to `|u| |J d|`, over `probes` vectors and all samples.
-/// An error that is spread over all entries of `J d` shows at about its own relative size; use some probes more to catch one that is confined to a few.
+/// Random vectors `u` test `u . (J d) = (J^T u) . d`; the result is the largest difference,
+/// relative to `|u| |J d|`, over `probes` vectors and all samples. An error that is spread over all
+/// entries of `J d` shows at about its own relative size; use some probes more to catch one that is
+/// confined to a few.
 ///
 /// # Shapes
 ///
-/// - z, direction: `[batch, dim]`
-pub fn tangent_error<C: TangentCell>(
-    cell: &FrozenCell<C>,
-    z: Tensor<2>,
-    direction: Tensor<2>,
+/// - z, direction: those of the cell's state
+///
+/// # Panics
+///
+/// If the tangent changes the shape of a part, or `direction` has other shapes than `z`.
+pub fn tangent_error<C: EquilibriumCell>(
+    cell: &C,
+    context: &C::Context,
+    z: C::State,
+    direction: C::State,
     probes: u64,
-) -> f64 {
-    let (z, direction) = (z.inner(), direction.inner());
-    let [batch, dim] = z.dims();
-    let tangent = cell
+) -> Option<f64> {
+    let (z, direction) = (z.without_autodiff(), direction.without_autodiff());
+    let frozen = FrozenCell::new(cell, context, &z);
+    let layout = frozen.layout();
+    let flat = frozen.flat();
+    let tangent = flat
         .cell
-        .tangent(z.clone(), direction.clone(), &cell.context);
+        .tangent(z.clone(), direction.clone(), flat.context)?;
+    let tangent = layout.flatten(tangent);
+    let (z, direction) = (layout.flatten(z), layout.flatten(direction));
+    let [batch, dim] = z.dims();
     let (tangent, along) = (rows_of(&tangent), rows_of(&direction));
     let mut worst = 0.0;
     for seed in 0..probes {
         let values = TensorData::new(random::normal(seed, batch * dim), [batch, dim]);
         let u = Tensor::<2>::from_data(values.convert_dtype(z.dtype()), &z.device());
-        let product = rows_of(&cell.vjp(z.clone(), u.clone()));
+        let product = rows_of(&frozen.vjp(z.clone(), u.clone()));
         for (row, u) in rows_of(&u).iter().enumerate() {
             let size = norm(u) * norm(&tangent[row]);
             let gap = (dot(u, &tangent[row]) - dot(&product[row], &along[row])).abs();
             worst = larger(worst, gap / size.max(f64::MIN_POSITIVE));
         }
     }
-    worst
+    Some(worst)
 }
 
 /// The larger one, or NaN: a broken product must not pass.

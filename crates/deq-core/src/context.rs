@@ -2,9 +2,11 @@
 
 use burn::tensor::{Bool, Int, Tensor};
 
-/// The constant inputs of a cell during one solve: the injected input, memories, normalised weights, dropout masks.
+/// The constant inputs of a cell during one solve: the injected input, memories, normalised
+/// weights, dropout masks.
 ///
-/// Tensors, `Option`s, `Vec`s, arrays and tuples of contexts are contexts. A struct lists its tensors once:
+/// Tensors, `Option`s, `Vec`s, arrays and tuples of contexts are contexts. A struct lists its
+/// tensors once:
 ///
 /// ```
 /// use burn::tensor::Tensor;
@@ -28,10 +30,11 @@ use burn::tensor::{Bool, Int, Tensor};
 /// }
 /// ```
 pub trait CellContext: Clone + Send + Sync + 'static {
-    /// Rebuilds the context with every tensor replaced by its image under `map`, always in the same order.
+    /// Rebuilds the context with every tensor replaced by what `map` makes of it, always in the
+    /// same order.
     ///
-    /// A tensor that is left out receives no gradient from strategies that differentiate inside the backward pass (reversible, recomputed unroll),
-    /// and must not live on an autodiff device.
+    /// A tensor that is left out receives no gradient from strategies that differentiate inside the
+    /// backward pass (reversible, recomputed unroll), and must not live on an autodiff device.
     fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self;
 
     /// The same values on the plain device.
@@ -52,15 +55,15 @@ pub trait CellContext: Clone + Send + Sync + 'static {
 
 /// A function of tensors of any rank, for [`CellContext::map_tensors`].
 pub trait TensorMap {
-    /// The image of a float tensor.
+    /// What takes the place of a float tensor.
     fn float<const D: usize>(&mut self, tensor: &Tensor<D>) -> Tensor<D>;
 
-    /// The image of an integer tensor. Default: itself.
+    /// What takes the place of an integer tensor. Default: itself.
     fn int<const D: usize>(&mut self, tensor: &Tensor<D, Int>) -> Tensor<D, Int> {
         tensor.clone()
     }
 
-    /// The image of a boolean tensor. Default: itself.
+    /// What takes the place of a boolean tensor. Default: itself.
     fn bool<const D: usize>(&mut self, tensor: &Tensor<D, Bool>) -> Tensor<D, Bool> {
         tensor.clone()
     }
@@ -131,18 +134,16 @@ impl<T: CellContext, const N: usize> CellContext for [T; N] {
     }
 }
 
-impl<A: CellContext, B: CellContext> CellContext for (A, B) {
-    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
-        (self.0.map_tensors(map), self.1.map_tensors(map))
-    }
+macro_rules! tuple_context {
+    ($($part:ident $index:tt),+) => {
+        impl<$($part: CellContext),+> CellContext for ($($part,)+) {
+            fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
+                ($(self.$index.map_tensors(map),)+)
+            }
+        }
+    };
 }
 
-impl<A: CellContext, B: CellContext, C: CellContext> CellContext for (A, B, C) {
-    fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
-        (
-            self.0.map_tensors(map),
-            self.1.map_tensors(map),
-            self.2.map_tensors(map),
-        )
-    }
-}
+tuple_context!(A 0, B 1);
+tuple_context!(A 0, B 1, C 2);
+tuple_context!(A 0, B 1, C 2, D 3);

@@ -1,7 +1,8 @@
 //! Variational dropout: one mask for a whole solve.
 //!
-//! A mask that is drawn anew in every evaluation makes every evaluation another function, which has no fixed point. Draw it once, put it in
-//! the cell's [context](crate::CellContext), and the forward solve, the backward solve and the Jacobian penalty all see the same function.
+//! A mask that is drawn anew in every evaluation makes every evaluation another function, which has
+//! no fixed point. Draw it once, put it in the cell's [context](crate::CellContext), and the
+//! forward solve, the backward solve and the Jacobian penalty all see the same function.
 
 use crate::context::{CellContext, TensorMap};
 use burn::tensor::{Device, Distribution, Tensor};
@@ -21,11 +22,13 @@ use burn::tensor::{Device, Distribution, Tensor};
 pub struct DropoutMask<const D: usize>(Option<Tensor<D>>);
 
 impl<const D: usize> DropoutMask<D> {
-    /// Draws `1 / (1 - rate)` with probability `1 - rate`, else 0, from the device's generator. Rate 0 draws nothing.
+    /// Draws `1 / (1 - rate)` with probability `1 - rate`, else 0, from the device's generator.
+    /// Rate 0 draws nothing.
     ///
     /// # Shapes
     ///
-    /// - shape: that of the tensors it multiplies; size 1 on axes along which the decision is shared
+    /// - shape: that of the tensors it multiplies; size 1 on axes along which the decision is
+    ///   shared
     ///
     /// # Panics
     ///

@@ -2,7 +2,8 @@
 
 use deq_solvers::InvalidConfig;
 
-/// What can be wrong with a [`DeqConfig`](crate::DeqConfig).
+/// What can be wrong with a [`DeqConfig`](crate::DeqConfig) or a solver handed to a
+/// [`Deq`](crate::Deq).
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeqError {
@@ -32,6 +33,16 @@ pub enum DeqError {
         /// The solver it needs.
         needs: &'static str,
         /// The one configured.
+        solver: &'static str,
+    },
+    /// A solver was handed to a gradient that has no such solve.
+    #[error("the {gradient} gradient has no {solve} solve for the solver {solver}")]
+    NoSolve {
+        /// The gradient strategy.
+        gradient: &'static str,
+        /// Which solve: `forward` or `backward`.
+        solve: &'static str,
+        /// The solver.
         solver: &'static str,
     },
     /// `stop.keep` names steps of a solve, and this gradient has no solve with single steps.

@@ -1,4 +1,5 @@
-//! The only file that knows Burn's autodiff internals: an identity whose backward pass hands a second tensor a cotangent of our making.
+//! The only file that knows Burn's autodiff internals: an identity whose backward pass hands a
+//! second tensor a cotangent of our making.
 
 #![cfg_attr(
     not(any(
@@ -72,7 +73,8 @@ impl std::fmt::Debug for CotangentMap {
     ))
 )]
 pub(crate) trait HookBackend: Backend {
-    /// `carrier` forward; backward, the cotangent goes on to the carrier, and `map(cotangent)` to `tensor`, whatever its shape.
+    /// `carrier` forward; backward, the cotangent goes on to the carrier, and `map(cotangent)` to
+    /// `tensor`, whatever its shape.
     fn cotangent_tie(
         carrier: FloatTensor<Self>,
         tensor: FloatTensor<Self>,
@@ -156,10 +158,12 @@ where
     }
 }
 
-/// Returns `tensor` unchanged; in the backward pass its cotangent is replaced by `rewrite(cotangent)`.
+/// Returns `tensor` unchanged; in the backward pass its cotangent is replaced by
+/// `rewrite(cotangent)`.
 ///
-/// `rewrite` may run backward passes of its own on graphs that share no tracked tensor with the outer one. Sharing
-/// one deadlocks: the outer graph is locked while its steps run, and the lock is not reentrant.
+/// `rewrite` may run backward passes of its own on graphs that share no tracked tensor with the
+/// outer one. Sharing one deadlocks: the outer graph is locked while its steps run, and the lock is
+/// not reentrant.
 ///
 /// # Shapes
 ///
@@ -188,7 +192,8 @@ pub(crate) fn untracked<const D: usize>(
         .into_dispatch()
 }
 
-/// Returns `carrier` as a function of `tensor` too, which receives `cotangent(cotangent of the result)` in the backward pass.
+/// Returns `carrier` as a function of `tensor` too, which receives `cotangent(cotangent of the
+/// result)` in the backward pass.
 ///
 /// What is said of nested backward passes at [`rewrite_cotangent`] holds here.
 pub(crate) fn tie(

@@ -2,11 +2,13 @@
 
 //! Deep equilibrium layers for Burn.
 //!
-//! A deep equilibrium model (DEQ) replaces a deep stack of layers by the fixed point `z* = f(z*, x)` of one layer: found by a root
-//! finder forward, differentiated by the implicit function theorem backward, so that training memory does not grow with depth
-//! (Bai, Kolter, Koltun, "Deep Equilibrium Models", NeurIPS 2019).
+//! A deep equilibrium model (DEQ) replaces a deep stack of layers by the fixed point `z* = f(z*,
+//! x)` of one layer: found by a root finder forward, differentiated by the implicit function
+//! theorem backward, so that training memory does not grow with depth (Bai, Kolter, Koltun, "Deep
+//! Equilibrium Models", NeurIPS 2019).
 //!
-//! Write `f` as an [`EquilibriumCell`], pick a solver and a gradient in a [`DeqConfig`], and call [`Deq::forward`]:
+//! Write `f` as an [`EquilibriumCell`], pick a solver and a gradient in a [`DeqConfig`], and call
+//! [`Deq::forward`]:
 //!
 //! ```
 //! use burn::module::Module;
@@ -20,6 +22,7 @@
 //! }
 //!
 //! impl EquilibriumCell for Cell {
+//!     type State = Tensor<2>;
 //!     type Context = Tensor<2>; // the injected input
 //!     fn forward(&self, z: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
 //!         (self.inner.forward(z).mul_scalar(0.3) + x.clone()).tanh()
@@ -34,7 +37,7 @@
 //! let out = deq.forward(&cell, &x, Tensor::zeros([2, 8], &device));
 //! assert!(out.solve.expect("an equilibrium was solved for").all_converged());
 //!
-//! let grads = out.z.square().sum().backward();
+//! let grads = out.output.square().sum().backward();
 //! assert!(cell.inner.weight.val().grad(&grads).is_some());
 //! assert!(out.backward.solve().expect("backward ran").all_converged());
 //! # Ok::<(), deq_core::DeqError>(())
@@ -42,31 +45,39 @@
 //!
 //! # Contents
 //!
-//! - [`EquilibriumCell`], [`CellContext`]: what a user writes.
-//! - [`Deq`], [`DeqConfig`], [`GradientConfig`]: the layer; [`unroll`]: its explicit counterpart.
-//! - [`StateLayout`]: tensors of any shape, or several at once, as the `[batch, dim]` state of the solvers.
-//! - [`FrozenCell`]: evaluations and vector-Jacobian products without a tape; [`recomputed`]: a number whose gradient is recorded in the backward pass only.
+//! - [`EquilibriumCell`], [`State`], [`CellContext`]: what a user writes. A state is a tensor of
+//!   any shape, or several.
+//! - [`Deq`], [`DeqConfig`], [`GradientConfig`]: the layer, also with
+//!   [a solver of your own](Deq::with_solver); [`unroll`]: its explicit counterpart;
+//!   [`Depth`]: either.
+//! - [`FrozenCell`], [`StateLayout`]: a cell as a map of the rows `[batch, dim]` of the solvers,
+//!   its evaluations and vector-Jacobian products without a tape; [`recomputed`]: a number whose
+//!   gradient is recorded in the backward pass only.
 //! - [`dropout`], [`normalization`]: masks and weights that are computed once per solve.
-//! - [`check`]: your own Jacobian products against automatic differentiation; [`random`]: draws that a resumed run repeats.
+//! - [`check`]: your own Jacobian products against automatic differentiation; [`random`]: draws
+//!   that a resumed run repeats.
 //! - [`tutorial`]: from a module to a trained model; [`gradients`]: which strategy to choose.
 //!
 //! # Feature flags
 //!
-//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn. At
-//! least one is needed to run: the backward hook is implemented per backend.
+//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass
+//! through to Burn. At least one is needed to run: the backward hook is implemented per backend.
 
 mod cell;
 pub mod check;
+mod config;
 mod context;
+mod depth;
 mod deq;
 pub mod dropout;
+mod equilibrium;
 mod error;
 mod gradient;
 mod hook;
-mod layout;
 pub mod normalization;
 pub mod random;
 mod report;
+mod state;
 mod tape;
 
 #[doc = include_str!("../docs/gradients.md")]
@@ -75,15 +86,18 @@ pub mod gradients {}
 #[doc = include_str!("../docs/tutorial.md")]
 pub mod tutorial {}
 
-pub use cell::{EquilibriumCell, FrozenCell, Pullback, TangentCell};
+pub use cell::{EquilibriumCell, FrozenCell, Pullback};
+pub use config::DeqConfig;
 pub use context::{CellContext, TensorMap};
-pub use deq::{Correction, Deq, DeqConfig, Equilibrium, unroll};
+pub use depth::Depth;
+pub use deq::Deq;
 pub use deq_solvers as solvers;
+pub use equilibrium::{Correction, Equilibrium, unroll};
 pub use error::DeqError;
 pub use gradient::{
     GradientConfig, ImplicitConfig, NeumannGradientConfig, PhantomConfig, ReversibleGradientConfig,
     ShineConfig, UnrolledConfig,
 };
-pub use layout::StateLayout;
 pub use report::{BackwardPass, BackwardReport};
+pub use state::{State, StateLayout};
 pub use tape::recomputed;

@@ -1,7 +1,8 @@
 //! Weights that are bounded or reparametrised, computed once per solve.
 //!
-//! `f` is evaluated many times per solve with the same weights. Compute the effective weight once, in the cell's
-//! [context](crate::CellContext), instead of in every evaluation; gradients flow through the context to the parameters.
+//! `f` is evaluated many times per solve with the same weights. Compute the effective weight once,
+//! in the cell's [context](crate::CellContext), instead of in every evaluation; gradients flow
+//! through the context to the parameters.
 
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::{Device, Distribution, Tensor};
@@ -12,7 +13,8 @@ use burn::tensor::{Device, Distribution, Tensor};
 /// w = direction * gain / |direction|           norms over all axes but `axis`
 /// ```
 ///
-/// Salimans and Kingma, "Weight Normalization", NeurIPS 2016. The original DEQ-Transformer and MDEQ use it on the maps inside `f`.
+/// Salimans and Kingma, "Weight Normalization", NeurIPS 2016. The original DEQ-Transformer and MDEQ
+/// use it on the maps inside `f`.
 #[derive(Module, Debug)]
 pub struct WeightNorm<const D: usize> {
     /// The direction, of any length.
@@ -71,11 +73,12 @@ pub fn norm_except<const D: usize>(weight: Tensor<D>, axis: usize) -> Tensor<D> 
 /// w = weight * bound / max(s, bound)           s: the largest singular value of the weight as a matrix, first axis against the rest
 /// ```
 ///
-/// A chain of such maps and 1-Lipschitz activations has a Lipschitz constant below the product of the bounds: below 1, `f` contracts and every solver
-/// converges. The singular vectors come from power iteration that goes on from one solve to the next, and count as constants in the
-/// gradient.
+/// A chain of such maps and 1-Lipschitz activations has a Lipschitz constant below the product of
+/// the bounds: below 1, `f` contracts and every solver converges. The singular vectors come from
+/// power iteration that goes on from one solve to the next, and count as constants in the gradient.
 ///
-/// Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018. Unlike there, a weight that is within its bound is left alone.
+/// Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018. Unlike
+/// there, a weight that is within its bound is left alone.
 #[derive(Module, Debug)]
 pub struct SpectralNorm<const D: usize> {
     /// The weight before it is bounded.
@@ -86,7 +89,8 @@ pub struct SpectralNorm<const D: usize> {
     bound: f64,
 }
 
-/// Rounds of power iteration per solve: one, as in the paper, since weights change little from step to step.
+/// Rounds of power iteration per solve: one, as in the paper, since weights change little from step
+/// to step.
 const ROUNDS: usize = 1;
 /// Rounds that find the first vector.
 const FIRST_ROUNDS: usize = 50;
@@ -114,7 +118,8 @@ impl<const D: usize> SpectralNorm<D> {
         }
     }
 
-    /// The weight to use throughout one solve. In training, it improves the singular vector for the next.
+    /// The weight to use throughout one solve. In training, it improves the singular vector for the
+    /// next.
     pub fn weight(&self) -> Tensor<D> {
         let weight = self.weight.val();
         let matrix = as_matrix(weight.clone());
@@ -135,7 +140,8 @@ fn as_matrix<const D: usize>(weight: Tensor<D>) -> Tensor<2> {
     weight.reshape([rows, columns])
 }
 
-/// Improves the left singular vector, `[rows, 1]`, and returns both, the right one as `[columns, 1]`.
+/// Improves the left singular vector, `[rows, 1]`, and returns both, the right one as `[columns,
+/// 1]`.
 fn power_iteration(
     matrix: &Tensor<2>,
     mut left: Tensor<2>,

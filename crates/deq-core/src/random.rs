@@ -1,4 +1,5 @@
-//! Random numbers as pure functions of a seed and a counter, so that a resumed run repeats the draws of an uninterrupted one.
+//! Random numbers as pure functions of a seed and a counter, so that a resumed run repeats the
+//! draws of an uninterrupted one.
 
 /// The output function of SplitMix64 (Steele, Lea, Flood 2014).
 fn mix(value: u64) -> u64 {

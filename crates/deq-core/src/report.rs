@@ -9,15 +9,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct BackwardPass {
     /// Evaluations of `f` outside any tape, to repeat iterates that were not stored.
     pub evaluations: usize,
-    /// Vector-Jacobian products with the whole batch. By automatic differentiation each is an evaluation of `f` and a backward pass through it.
+    /// Vector-Jacobian products with the whole batch. By automatic differentiation each is an
+    /// evaluation of `f` and a backward pass through it.
     pub products: usize,
-    /// The solve of the adjoint equation, where there was one; an evaluation is one product. Anything but converged means
-    /// that the gradient is inexact: it then comes from the best iterate, which is finite.
+    /// The solve of the adjoint equation, where there was one; an evaluation is one product.
+    /// Anything but converged means that the gradient is inexact: it then comes from the best
+    /// iterate, which is finite.
     pub solve: Option<SolveStats>,
-    /// Of every sample, whether SHINE's estimate was refused and the one-step cotangent taken instead. Empty for other strategies.
+    /// Of every sample, whether SHINE's estimate was refused and the one-step cotangent taken
+    /// instead. Empty for other strategies.
     pub refused: Vec<bool>,
-    /// Of every sample, the largest distance between a stored pair of a reversible iteration and the one that was computed backward, relative to the norm of
-    /// the answer: the size of the rounding errors in the points at which the gradient was taken. Empty for other strategies.
+    /// Of every sample, the largest distance between a stored pair of a reversible iteration and
+    /// the one that was computed backward, relative to the norm of the answer: the size of the
+    /// rounding errors in the points at which the gradient was taken. Empty for other strategies.
     pub reversal_error: Vec<f64>,
 }
 
@@ -32,8 +36,8 @@ impl BackwardReport {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(pass);
     }
 
-    /// The last backward pass. `None` before `backward()`, and for strategies that leave everything to the tape (one-step, phantom and
-    /// unrolled without recomputation).
+    /// The last backward pass. `None` before `backward()`, and for strategies that leave everything
+    /// to the tape (one-step, phantom and unrolled without recomputation).
     pub fn get(&self) -> Option<BackwardPass> {
         self.0
             .lock()

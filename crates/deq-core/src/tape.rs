@@ -1,13 +1,16 @@
 //! Products inside the backward pass that also reach parameters and context.
 //!
-//! An ordinary layer leaves its evaluations on the tape. A strategy that undoes or repeats its iteration has none there: it must multiply by the
-//! Jacobians with respect to everything that `f` reads at points which exist only during the backward pass. [`attach`] is that one mechanism.
-//! The output of the layer is tied to every tracked tensor that the cell reads; when its cotangent arrives, a
-//! function supplies the cotangents of all of them at once, by nested graphs over a [`TapedCell`].
+//! An ordinary layer leaves its evaluations on the tape. A strategy that undoes or repeats its
+//! iteration has none there: it must multiply by the Jacobians with respect to everything that `f`
+//! reads at points which exist only during the backward pass. [`attach`] is that one mechanism. The
+//! output of the layer is tied to every tracked tensor that the cell reads; when its cotangent
+//! arrives, a function supplies the cotangents of all of them at once, by nested graphs over a
+//! [`TapedCell`].
 
-use crate::cell::{EquilibriumCell, FrozenCell};
+use crate::cell::{EquilibriumCell, Flat, FrozenCell};
 use crate::context::{CellContext, TensorMap};
 use crate::hook::{self, CotangentMap};
+use crate::state::StateLayout;
 use burn::backend::DispatchTensor;
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{GradientCheckpointingStrategy, Gradients, Tensor};
@@ -31,7 +34,8 @@ impl Inputs {
         inputs
     }
 
-    /// Of every float tensor in turn, whether the outer tape records it: what a backward pass may keep of the inputs.
+    /// Of every float tensor in turn, whether the outer tape records it: what a backward pass may
+    /// keep of the inputs.
     pub(crate) fn tracked(&self) -> Vec<bool> {
         self.tracked.clone()
     }
@@ -69,10 +73,16 @@ pub(crate) struct TapedCell<C: EquilibriumCell> {
 
 impl<C: EquilibriumCell> TapedCell<C> {
     pub(crate) fn new(frozen: &FrozenCell<C>, tracked: &[bool]) -> Self {
+        let Flat { cell, context, .. } = frozen.flat();
+        Self::of(cell, context, tracked)
+    }
+
+    /// Of a cell and a context without autodiff.
+    fn of(cell: &C, context: &C::Context, tracked: &[bool]) -> Self {
         let mut lift = Lift(tracked.iter());
         Self {
-            cell: frozen.cell.clone().map(&mut lift),
-            context: frozen.context.map_tensors(&mut lift),
+            cell: cell.clone().map(&mut lift),
+            context: context.map_tensors(&mut lift),
             cotangents: Cotangents {
                 sums: tracked.iter().filter(|t| **t).map(|_| None).collect(),
                 next: 0,
@@ -82,30 +92,37 @@ impl<C: EquilibriumCell> TapedCell<C> {
         }
     }
 
-    /// Evaluates `f(z)` and `J(z)^T u`, and adds `u^T df/dtheta (z)` to the sum of every tracked input `theta`.
+    /// Evaluates `f(z)` and `J(z)^T u`, and adds `u^T df/dtheta (z)` to the sum of every tracked
+    /// input `theta`.
     ///
     /// # Shapes
     ///
     /// - z, u: `[batch, dim]`
-    pub(crate) fn pull(&mut self, z: Tensor<2>, u: Tensor<2>) -> Pull {
+    pub(crate) fn pull(
+        &mut self,
+        layout: &StateLayout<C::State>,
+        z: Tensor<2>,
+        u: Tensor<2>,
+    ) -> Pull {
         self.products += 1;
         let leaf = z.autodiff().require_grad();
-        let image = self.cell.forward(leaf.clone(), &self.context);
-        let plain = image.clone().inner();
-        let zero = || leaf.clone().inner().zeros_like();
-        if !image.is_tracked() {
-            return Pull {
-                image: plain,
-                product: zero(),
-            };
+        let (cell, context) = (&self.cell, &self.context);
+        let recorded = Flat {
+            cell,
+            context,
+            layout,
         }
-        let mut grads = (image * u.autodiff()).sum().backward();
+        .call(leaf.clone());
+        let fz = recorded.clone().inner();
+        let zero = || leaf.clone().inner().zeros_like();
+        if !recorded.is_tracked() {
+            let product = zero();
+            return Pull { fz, product };
+        }
+        let mut grads = (recorded * u.autodiff()).sum().backward();
         let product = leaf.grad_remove(&mut grads).unwrap_or_else(zero);
         self.collect(Some(grads));
-        Pull {
-            image: plain,
-            product,
-        }
+        Pull { fz, product }
     }
 
     /// Products made so far.
@@ -115,7 +132,8 @@ impl<C: EquilibriumCell> TapedCell<C> {
 
     /// The sums for every tracked input, in the order of [`Inputs`].
     pub(crate) fn into_cotangents(mut self) -> Vec<DispatchTensor> {
-        // Inputs that no product has reached get zeros, because a step of the outer tape may wait for them.
+        // Inputs that no product has reached get zeros, because a step of the outer tape may wait
+        // for them.
         self.collect(None);
         self.cotangents.sums.into_iter().flatten().collect()
     }
@@ -139,7 +157,7 @@ impl<C: EquilibriumCell> TapedCell<C> {
 /// One product of a [`TapedCell`], `[batch, dim]` each.
 pub(crate) struct Pull {
     /// `f(z)`
-    pub(crate) image: Tensor<2>,
+    pub(crate) fz: Tensor<2>,
     /// `J(z)^T u`
     pub(crate) product: Tensor<2>,
 }
@@ -211,10 +229,13 @@ impl TensorMap for Cotangents {
     }
 }
 
-/// Returns `value` as a function of the cell and its context whose derivative is that of `f`, evaluated during the backward pass and not before.
+/// Returns `value` as a function of the cell and its context whose derivative is that of `f`,
+/// evaluated during the backward pass and not before.
 ///
-/// What `f` records exists only then, when most of the outer tape is gone already, so that the peak of memory is that of the larger of the two instead of their
-/// sum. `f` is given a copy of the cell and the context and must compute `value` from them, up to rounding; other tensors it uses are constants.
+/// What `f` records exists only then, when most of the outer tape is gone already, so that the peak
+/// of memory is that of the larger of the two instead of their sum. `f` is given a copy of the cell
+/// and the context and must compute `value` from them, up to rounding; other tensors it uses are
+/// constants.
 ///
 /// # Shapes
 ///
@@ -227,9 +248,9 @@ pub fn recomputed<C: EquilibriumCell>(
 ) -> Tensor<1> {
     let inputs = Inputs::of(cell, context);
     let tracked = inputs.tracked();
-    let frozen = FrozenCell::new(cell, context);
+    let (cell, context) = (cell.valid(), context.without_autodiff());
     attach(value, None, inputs, move |cotangent| {
-        let mut taped = TapedCell::new(&frozen, &tracked);
+        let mut taped = TapedCell::of(&cell, &context, &tracked);
         taped.add(|cell, context| (f(cell, context) * cotangent.autodiff()).sum());
         Pulled {
             start: None,
@@ -246,7 +267,8 @@ pub(crate) struct Pulled {
     pub(crate) inputs: Vec<DispatchTensor>,
 }
 
-/// Returns `value`, computed without a tape, as a function of `start` and `inputs` whose derivative `vjp` supplies in the backward pass.
+/// Returns `value`, computed without a tape, as a function of `start` and `inputs` whose derivative
+/// `vjp` supplies in the backward pass.
 ///
 /// # Shapes
 ///

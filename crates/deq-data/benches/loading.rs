@@ -1,7 +1,9 @@
-//! Pictures a second that a [`Loader`] makes, as a table: `cargo bench -p deq-data`.
+//! Images a second that a [`Loader`] makes, as a table: `cargo bench -p deq-data`.
 //!
-//! Generated shapes always; class folders with ImageNet's training crops, CIFAR-10 with its own, and CamVid, if `DEQ_DATA` names the folder that holds
-//! `imagenette-subset`, `cifar10` and `camvid`. One pass warms up, so that files come from the cache of the operating system; then the median of five passes of about equal work.
+//! Generated shapes always; class folders with ImageNet's training crops, CIFAR-10 with its own,
+//! and CamVid, if `DEQ_DATA` names the folder that holds `imagenette-subset`, `cifar10` and
+//! `camvid`. One pass warms up, so that files come from the cache of the operating system; then the
+//! median of five passes of about equal work.
 
 use deq_data::{ImageSource, Loader, LoaderConfig, Transform};
 use std::path::Path;
@@ -45,7 +47,7 @@ fn main() {
     cases.retain(|(name, ..)| wanted.as_ref().is_none_or(|part| name.contains(part)));
     println!(
         "{:38} {:>7} {:>12} {:>20}",
-        "", "workers", "pictures/s", "pictures/CPU second"
+        "", "workers", "images/s", "images/CPU second"
     );
     for (name, source, transform, batches) in cases {
         let data = source.open().expect("the data set is there");
@@ -79,14 +81,15 @@ fn main() {
     }
 }
 
-/// Pictures a second of time, and of work on all cores together, which does not change if something else runs beside it.
+/// Images a second of time, and of work on all cores together, which does not change if something
+/// else runs beside it.
 fn rates(loader: &Loader, first: usize, batches: usize) -> [f64; 2] {
     let (start, work) = (Instant::now(), cpu_seconds());
-    let pictures: usize = loader
+    let images: usize = loader
         .batches(first..first + batches)
-        .map(|batch| batch.expect("the pictures are sound").len)
+        .map(|batch| batch.expect("the images are sound").len)
         .sum();
-    let per = |seconds: f64| pictures as f64 / seconds;
+    let per = |seconds: f64| images as f64 / seconds;
     [
         per(start.elapsed().as_secs_f64()),
         per(cpu_seconds() - work),

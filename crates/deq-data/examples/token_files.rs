@@ -4,7 +4,7 @@
 //! cargo run --release -p deq-data --example token_files --features tokenizers -- PATH byte|word|TOKENIZER.json
 //! ```
 
-use deq_data::{CachePlace, Corpus, CorpusReader, DataError, Level, Vocabulary};
+use deq_data::{CachePlace, Corpus, CorpusReader, DataError, Level, Tokens, Vocabulary};
 use std::path::Path;
 use std::time::Instant;
 
@@ -57,10 +57,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn tokens(corpus: &Corpus) -> usize {
-    [&corpus.train, &corpus.valid, &corpus.test]
-        .iter()
-        .map(|split| split.len())
-        .sum()
+    let test = corpus.test.as_ref().map_or(0, Tokens::len);
+    corpus.train.len() + corpus.valid.len() + test
 }
 
 fn timed<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<(T, f64), E> {

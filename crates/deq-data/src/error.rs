@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 pub enum DataError {
     /// The path does not exist.
     #[error(
-        "there is no {path}: give a folder with train.txt, valid.txt and test.txt, a folder of .txt files, or one text file"
+        "there is no {path}: give a folder with train.txt, valid.txt and perhaps test.txt, a folder of \
+         .txt files, or one text file"
     )]
     NotFound {
         /// The path given.
@@ -48,21 +49,37 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
-    /// A folder of pictures does not exist.
+    /// A folder of images does not exist.
     #[error("there is no folder {path}: give the folder that holds the data set")]
     NoFolder {
         /// The path given.
         path: PathBuf,
     },
-    /// A folder holds no picture where some are expected.
-    #[error("no picture in {path}: {expected}")]
+    /// A part of a folder of images is missing.
+    #[error(
+        "{folder} has no folder of {split} images: it must be called {accepted}, but there is {found}"
+    )]
+    MissingImageSplit {
+        /// The folder.
+        folder: PathBuf,
+        /// `training` or `held-out`.
+        split: &'static str,
+        /// The names looked for, separated by commas.
+        accepted: String,
+        /// What the folder holds.
+        found: String,
+    },
+    /// A folder holds no image where some are expected.
+    #[error("no image in {path}: {expected}, but there is {found}")]
     NoImages {
         /// The folder.
         path: PathBuf,
         /// What would be right.
         expected: &'static str,
+        /// What the folder holds.
+        found: String,
     },
-    /// A picture or label map is damaged or in a form that is not read.
+    /// An image, a label map or a list of classes is damaged or in a form that is not read.
     #[error("{path} cannot be used: {reason}")]
     BadImage {
         /// The file.
@@ -70,19 +87,20 @@ pub enum DataError {
         /// Why.
         reason: String,
     },
-    /// Not one picture of a batch can be used.
-    #[error("none of the {count} pictures of a batch can be used; the first is {path}: {reason}")]
+    /// Not one image of a batch can be used.
+    #[error("none of the {count} images of a batch can be used; the first is {path}: {reason}")]
     NothingReadable {
-        /// The pictures of the batch.
+        /// The images of the batch.
         count: usize,
         /// The first file.
         path: PathBuf,
         /// Why it cannot be used.
         reason: String,
     },
-    /// Pictures of a batch have different sizes.
+    /// Images of a batch have different sizes.
     #[error(
-        "pictures of {} x {} and {} x {} pixels cannot share a batch: choose a transform that gives one size", first.0, first.1, other.0, other.1
+        "images of {} x {} and {} x {} pixels cannot share a batch: choose a transform that gives \
+         one size", first.0, first.1, other.0, other.1
     )]
     MixedSizes {
         /// Width and height of the first.
@@ -92,7 +110,8 @@ pub enum DataError {
     },
     /// A binary file is not in the layout of CIFAR-10.
     #[error(
-        "{path} has {bytes} bytes, but CIFAR-10 files are whole records of 3073, a label and 3 x 1024 colours: fetch it again"
+        "{path} has {bytes} bytes, but CIFAR-10 files are whole records of 3073, a label and \
+         3 x 1024 colours: fetch it again"
     )]
     NotCifar {
         /// The file.
@@ -110,14 +129,14 @@ pub enum DataError {
         /// The number of classes.
         classes: usize,
     },
-    /// The name of a picture has no label.
+    /// The name of an image has no label.
     #[error("{path} has no label in its name, which must be INDEX_LABEL.jpg, as in 00000_6.jpg")]
     NoLabelInName {
         /// The file.
         path: PathBuf,
     },
     /// A class folder has no counterpart in the training part.
-    #[error("{path} is no class of the training pictures: remove it, or add it there")]
+    #[error("{path} is no class of the training images: remove it, or add it there")]
     UnknownClassFolder {
         /// The folder.
         path: PathBuf,
@@ -130,17 +149,45 @@ pub enum DataError {
         /// The classes.
         classes: usize,
     },
-    /// A picture has no label map.
-    #[error("{picture} has no label map: there is no {labels}")]
+    /// An image has no label map.
+    #[error("{image} has no label map: there is no {labels}")]
     MissingLabels {
-        /// The picture.
-        picture: PathBuf,
+        /// The image.
+        image: PathBuf,
         /// Where its labels should be.
         labels: PathBuf,
     },
-    /// There is no such source of pictures.
+    /// Classes occur in no label map.
     #[error(
-        "there is no data set {name:?}: choose shapes, shapes-segmentation, cifar10:PATH, imagefolder:PATH or segmentation:PATH"
+        "no label map in {folder} has a pixel of these classes: {absent}. There are the ids {found}: \
+         correct the maps, or say in classes.txt what each id is, in lines ID: NAME"
+    )]
+    AbsentClasses {
+        /// The folder of the label maps.
+        folder: PathBuf,
+        /// The classes, separated by commas.
+        absent: String,
+        /// The ids there are, with their shares.
+        found: String,
+    },
+    /// Label maps hold ids that are neither a class nor declared to be none.
+    #[error(
+        "the label maps in {folder} hold ids that are no class: {unknown}. There are the ids \
+         {found}: correct the maps, or say in classes.txt what each id is, in lines ID: NAME, with \
+         the name ignore for what is no class"
+    )]
+    UnknownLabels {
+        /// The folder of the label maps.
+        folder: PathBuf,
+        /// The ids, separated by commas.
+        unknown: String,
+        /// The ids there are, with their shares.
+        found: String,
+    },
+    /// There is no such source of images.
+    #[error(
+        "there is no data set {name:?}: choose shapes, shapes-segmentation, cifar10:PATH, \
+         imagefolder:PATH or segmentation:PATH"
     )]
     UnknownImageSource {
         /// The name given.
@@ -158,13 +205,44 @@ pub enum DataError {
     },
     /// A single file is too small to be cut into three splits.
     #[error(
-        "{path} has {bytes} bytes, too few to cut into train, valid and test: give a longer text, or a folder with the three files"
+        "{path} has {bytes} bytes, too few to cut into train, valid and test: give a longer text, or a \
+         folder with train.txt and valid.txt"
     )]
     TooSmallToDivide {
         /// The file.
         path: PathBuf,
         /// Its size.
         bytes: usize,
+    },
+    /// A text file is in another encoding.
+    #[error("{path} is UTF-16 text: convert it to UTF-8")]
+    Utf16 {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is larger than any of its kind.
+    #[error("{path} has more than {most} bytes: it is not a vocabulary or tokenizer")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most bytes that are read.
+        most: u64,
+    },
+    /// A text has no test split where one is needed.
+    #[error("the text has no test split: add test.txt, or use the valid split")]
+    NoTest,
+    /// A split is not what it was.
+    #[error(
+        "the {split} split has fingerprint {found:016x} instead of {expected:016x}: its text has \
+         changed; bring back the text that was used before, or start anew with this one"
+    )]
+    OtherText {
+        /// `train`, `valid` or `test`.
+        split: &'static str,
+        /// The fingerprint that it had.
+        expected: u64,
+        /// The fingerprint that it has.
+        found: u64,
     },
     /// A word-level file is not text.
     #[error("{path} is not UTF-8 text (byte {position}): convert it, or read it at the byte level")]
@@ -176,7 +254,8 @@ pub enum DataError {
     },
     /// A word of a corpus is not in the vocabulary, and the vocabulary has no `<unk>`.
     #[error(
-        "{path} holds {word:?}, which the vocabulary does not, and there is no <unk> for it: mark rare words of train as <unk>, or add {word:?} to vocab.txt"
+        "{path} holds {word:?}, which the vocabulary lacks, and there is no <unk> for it: use a \
+         vocabulary with <unk>, or the words of this text"
     )]
     UnknownWord {
         /// The file.
@@ -367,6 +446,23 @@ pub enum DataError {
         /// The name given.
         name: String,
     },
+}
+
+/// A text from outside as it can be printed: cut where it is long, with its control characters
+/// escaped.
+pub(crate) fn excerpt(text: &str) -> String {
+    const MOST: usize = 200;
+    let mut excerpt = String::new();
+    for character in text.chars().take(MOST) {
+        match character.is_control() {
+            true => excerpt.extend(character.escape_default()),
+            false => excerpt.push(character),
+        }
+    }
+    if text.chars().nth(MOST).is_some() {
+        excerpt.push_str("...");
+    }
+    excerpt
 }
 
 impl DataError {

@@ -181,7 +181,7 @@ fn a_text_is_fetched_checked_and_ready_to_be_read() {
     assert_eq!(events[0], FetchEvent::Downloading { done: 0, total });
     assert_eq!(events[events.len() - 2..], [all, FetchEvent::Checking]);
     let corpus = Corpus::open(&folder, Level::Word).unwrap();
-    assert_eq!(corpus.test, [2, 2, 0]);
+    assert_eq!(corpus.test.unwrap(), [2, 2, 0]);
     // Nothing is fetched twice.
     assert!(!fetch(&SMALL, &folder, Some("http://127.0.0.1:9"), &mut quiet).unwrap());
     assert_eq!(server.ranges(), [None]);

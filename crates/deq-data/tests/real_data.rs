@@ -1,4 +1,4 @@
-//! Real corpora and pictures, in the folder that `DEQ_DATA` names.
+//! Real corpora and images, in the folder that `DEQ_DATA` names.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
@@ -9,7 +9,8 @@ use deq_data::{
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The folder `name`, or nothing where `DEQ_DATA` is not set and `DEQ_REQUIRE_FIXTURES=1` does not ask for it.
+/// The folder `name`, or nothing where `DEQ_DATA` is not set and `DEQ_REQUIRE_FIXTURES=1` does not
+/// ask for it.
 fn folder(name: &str) -> Option<PathBuf> {
     let required = std::env::var("DEQ_REQUIRE_FIXTURES").as_deref() == Ok("1");
     match std::env::var_os("DEQ_DATA") {
@@ -32,7 +33,7 @@ fn wikitext_2_has_the_official_counts_and_vocabulary() {
         return;
     };
     let corpus = Corpus::open(&folder, Level::Word).unwrap();
-    let counts = [&corpus.train, &corpus.valid, &corpus.test].map(Tokens::len);
+    let counts = [&corpus.train, &corpus.valid, corpus.require_test().unwrap()].map(Tokens::len);
     assert_eq!(counts, [2_088_628, 217_646, 245_569]);
     assert_eq!(corpus.vocabulary.len(), 33_278);
 
@@ -70,7 +71,8 @@ fn wikitext_2_has_the_official_counts_and_vocabulary() {
     let batches = StreamBatcher::new(&corpus.valid, 1, 64).unwrap();
     let targets: usize = batches.iter().map(|segment| segment.targets.len()).sum();
     assert_eq!(targets, 217_645);
-    // Ten streams of 21,764 tokens; the remaining 6 are trimmed, the last segment is shorter but counts.
+    // Ten streams of 21,764 tokens; the remaining 6 are trimmed, the last segment is shorter but
+    // counts.
     let batches = StreamBatcher::new(&corpus.valid, 10, 150).unwrap();
     assert_eq!(batches.num_targets(), 10 * 21_763);
     let last = batches.iter().last().unwrap();
@@ -83,7 +85,7 @@ fn a_single_file_is_divided_by_bytes() {
         return;
     };
     let corpus = Corpus::open(&folder.join("input.txt"), Level::Byte).unwrap();
-    let counts = [&corpus.train, &corpus.valid, &corpus.test].map(Tokens::len);
+    let counts = [&corpus.train, &corpus.valid, corpus.require_test().unwrap()].map(Tokens::len);
     assert_eq!(counts.iter().sum::<usize>(), 1_115_394);
     let share = counts[0] as f64 / 1_115_394.0;
     assert!((0.9..0.901).contains(&share), "{share}");
@@ -108,7 +110,7 @@ fn cifar_10_has_the_statistics_that_it_is_normalised_with() {
         assert_eq!(target, Target::Class(u16::from(*label)));
     }
     let loader = whole(train, Transform::Whole, 500);
-    // The mean of all pixels, and the mean of the deviations of single pictures.
+    // The mean of all pixels, and the mean of the deviations of single images.
     let (mut mean, mut deviation) = ([0.0; 3], [0.0; 3]);
     for batch in loader.batches(0..10) {
         let batch = batch.unwrap();
@@ -122,7 +124,8 @@ fn cifar_10_has_the_statistics_that_it_is_normalised_with() {
         }
     }
     for channel in 0..3 {
-        // A tenth of the pictures: their means spread by about 0.5, so the mean of 5,000 by 0.007; three times that. Their deviations spread by less.
+        // A tenth of the images: their means spread by about 0.5, so the mean of 5,000 by 0.007;
+        // three times that. Their deviations spread by less.
         assert!(mean[channel].abs() < 0.02, "{mean:?}");
         assert!((deviation[channel] - 1.0).abs() < 0.02, "{deviation:?}");
     }
@@ -146,6 +149,7 @@ fn imagenette_is_read_whole() {
     for batch in loader.batches(0..loader.batches_per_epoch()) {
         let batch = batch.unwrap();
         assert_eq!((batch.len, batch.skipped.len()), (50, 0));
+        assert!(batch.cut_short.is_empty());
         batch
             .targets
             .iter()
@@ -161,6 +165,9 @@ fn camvid_is_segmented_into_its_11_classes() {
     };
     let splits = ImageSource::Segmentation(folder).open().unwrap();
     assert_eq!((splits.train.len(), splits.test.len()), (36, 12));
+    let survey = splits.train.label_survey().unwrap().unwrap();
+    survey.require_complete().unwrap();
+    assert_eq!((survey.counted, survey.present_classes().len()), (36, 11));
     let loader = Loader::new(
         splits.train,
         Transform::Whole,

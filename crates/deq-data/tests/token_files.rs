@@ -1,4 +1,5 @@
-//! Token files: written, found again, refused when damaged or out of date, and the same ids whatever the number of threads.
+//! Token files: written, found again, refused when damaged or out of date, and the same ids
+//! whatever the number of threads.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
@@ -77,6 +78,7 @@ fn sentences(lines: usize) -> String {
 fn same(a: &Corpus, b: &Corpus) {
     assert_eq!(a.vocabulary, b.vocabulary);
     assert_eq!((&a.train, &a.valid, &a.test), (&b.train, &b.valid, &b.test));
+    assert_eq!(a.unknown_words, b.unknown_words);
 }
 
 #[test]
@@ -91,7 +93,7 @@ fn the_second_reading_maps_what_the_first_one_wrote() {
         let (first, said) = text.read(CorpusReader::new(&text.path(), level));
         assert_eq!(said, ["written"]);
         let (second, said) = text.read(CorpusReader::new(&text.path(), level));
-        assert!(said.is_empty() && second.train.is_mapped() && second.test.is_mapped());
+        assert!(said.is_empty() && second.train.is_mapped());
         same(&plain, &first);
         same(&plain, &second);
     }
@@ -139,7 +141,7 @@ fn damaged_token_files_are_never_used() {
     let file = text.token_files().remove(0);
     let whole = read(&file).unwrap();
     let header = u32::from_le_bytes(whole[12..16].try_into().unwrap()) as usize;
-    let ids: usize = [&good.train, &good.valid, &good.test]
+    let ids: usize = [&good.train, &good.valid, good.require_test().unwrap()]
         .map(|split| 2 * split.len())
         .iter()
         .sum();
@@ -180,9 +182,9 @@ fn damaged_token_files_are_never_used() {
     }
     // A version to come.
     let mut bytes = whole.clone();
-    bytes[8] = 2;
+    bytes[8] = 3;
     write(&file, &bytes).unwrap();
-    assert_eq!(text.words().1[0], "its format has version 2, not 1");
+    assert_eq!(text.words().1[0], "its format has version 3, not 2");
     assert!(text.words().1.is_empty());
 }
 
@@ -230,7 +232,8 @@ fn a_survey_finds_damage_only_if_it_is_thorough() {
     let look = |thorough| survey(&text.path(), &text.place(), thorough).unwrap();
     let cached = look(true).cached.remove(0);
     assert!(cached.problem.is_none());
-    let lengths = [&corpus.train, &corpus.valid, &corpus.test].map(|split| split.len() as u64);
+    let splits = [&corpus.train, &corpus.valid, corpus.require_test().unwrap()];
+    let lengths = splits.map(|split| split.len() as u64);
     assert_eq!(
         (cached.level, cached.tokens),
         (Some(Level::Word), Some(lengths))
@@ -316,7 +319,8 @@ fn small_texts_leave_no_files_and_large_ones_lie_beside_the_text() {
 #[test]
 fn ids_do_not_depend_on_the_number_of_threads() {
     let text = Text::new();
-    // Pieces of 256 KiB: several, whose first appearances and ties cross their ends, with a long line and no line feed at the end.
+    // Pieces of 256 KiB: several, whose first appearances and ties cross their ends, with a long
+    // line and no line feed at the end.
     let mut train: String = (0..90_000_u64)
         .map(|n| match n % 2000 {
             0 => "x ".repeat(30_000) + "\n",
@@ -374,11 +378,29 @@ fn progress_reaches_the_end_and_errors_name_the_file() {
         [(train, train), (train + 12, train + 12)]
     );
 
-    text.write("valid.txt", "state zebra yak\n");
-    let error = Corpus::open(&path, Level::Word).unwrap_err();
+    let words = Vocabulary::of_words(["the", "state"]);
+    let error = Corpus::open_with(&path, words).unwrap_err();
     let DataError::UnknownWord { path: file, word } = error else {
         panic!("{error}");
     };
-    assert_eq!((file, word.as_str()), (path.join("valid.txt"), "zebra"));
+    assert_eq!((file, word.as_str()), (path.join("train.txt"), "0"));
     assert!(Corpus::open(Path::new("/nowhere"), Level::Word).is_err());
+}
+
+#[test]
+fn a_text_without_a_test_split_is_kept_too() {
+    let text = Text::new();
+    std::fs::remove_file(text.path().join("test.txt")).unwrap();
+    text.write("valid.txt", "the unknown state\n");
+    let (first, _) = text.words();
+    let (second, said) = text.words();
+    assert!(said.is_empty() && second.train.is_mapped());
+    same(&first, &second);
+    assert_eq!((second.test, second.unknown_words), (None, [0, 1, 0]));
+    let cached = survey(&text.path(), &text.place(), true)
+        .unwrap()
+        .cached
+        .remove(0);
+    assert!(cached.problem.is_none());
+    assert_eq!(cached.tokens.unwrap()[1..], [4, 0]);
 }

@@ -1,34 +1,69 @@
-//! Eigenvalues of the Jacobian: several dominant ones by Arnoldi's method, all of them for small models.
+//! Eigenvalues of the Jacobian: several dominant ones by Arnoldi's method, all of them for small
+//! models.
 
-use crate::error::{InvalidPenalty, require};
-use crate::exact::dense_jacobian;
-use burn::config::Config;
+use crate::error::{InvalidPenalty, at_least_one, positive};
+use crate::exact::{dense_jacobian, frozen};
 use burn::tensor::{Tensor, TensorData};
-use deq_core::{EquilibriumCell, FrozenCell, random};
+use deq_core::{EquilibriumCell, random};
 use nalgebra::{Complex, DMatrix};
+use serde::{Deserialize, Serialize};
 
 /// Settings of [`arnoldi`].
-#[derive(Config, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ArnoldiConfig {
-    /// Vector-Jacobian products, which is the dimension of the Krylov space; at most that of the state is used. Default 30, as many as
-    /// [`StopConfig`](deq_core::solvers::StopConfig) allows a solve; look at `converged`.
-    #[config(default = 30)]
+    /// Vector-Jacobian products, which is the dimension of the Krylov space; at most that of the
+    /// state is used. Default 30, as many as [`StopConfig`](deq_core::solvers::StopConfig) allows a
+    /// solve; look at `converged`.
     pub products: usize,
-    /// The residual at which the dominant eigenvalue counts as converged, relative to it, dimensionless. Default 1e-3, as for
-    /// [`SpectralRadiusConfig`](crate::SpectralRadiusConfig).
-    #[config(default = 1e-3)]
+    /// The residual at which the dominant eigenvalue counts as converged, relative to it,
+    /// dimensionless. Default 1e-3, as for [`SpectralRadiusConfig`](crate::SpectralRadiusConfig).
     pub tolerance: f64,
-    /// Seed of the start vector, the same for every sample. Default 0. The generator of the device is not used.
-    #[config(default = 0)]
+    /// Seed of the start vector, the same for every sample. Default 0. The generator of the device
+    /// is not used.
     pub seed: u64,
 }
+
+impl Default for ArnoldiConfig {
+    fn default() -> Self {
+        Self {
+            products: 30,
+            tolerance: 1e-3,
+            seed: 0,
+        }
+    }
+}
+
+impl ArnoldiConfig {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidPenalty::OutOfRange`] naming the first field outside its range.
+    pub fn validate(&self) -> Result<(), InvalidPenalty> {
+        at_least_one("arnoldi.products", self.products)?;
+        positive("arnoldi.tolerance", self.tolerance)
+    }
+}
+
+setters!(ArnoldiConfig {
+    with_products(products: usize),
+    with_tolerance(tolerance: f64),
+    with_seed(seed: u64),
+});
 
 /// What [`arnoldi`] found, by sample.
 #[derive(Clone, Debug, PartialEq)]
 #[must_use]
 #[non_exhaustive]
 pub struct RitzValues {
-    /// Approximate eigenvalues of the sample's Jacobian, by falling modulus. The first ones are the most accurate.
+    /// Approximate eigenvalues of the sample's Jacobian, by falling modulus. The first ones are the
+    /// most accurate.
     pub values: Vec<Vec<Complex<f64>>>,
     /// `|J^T x - theta x| / |theta|` for the first value `theta` with its unit vector `x`.
     pub residual: Vec<f64>,
@@ -49,18 +84,16 @@ impl RitzValues {
 /// Approximates the dominant eigenvalues of `J = df/dz` at `z` for every sample.
 ///
 /// ```text
-/// J^T Q_m = Q_m H_m + h e_m^T           Q_m: orthonormal basis of span{v, J^T v, ..., (J^T)^(m-1) v}
+/// J^T Q_m = Q_m H_m + h e_m^T      Q_m: orthonormal basis of span{v, J^T v, ..., (J^T)^(m-1) v}
 /// ```
 ///
-/// The eigenvalues of the small `H_m` (Ritz values) approximate those of `J` at the rim of its spectrum. Use it instead of
-/// [`spectral_radius`](crate::spectral_radius) where several eigenvalues, complex pairs among them, have nearly the largest modulus: power iteration then takes
-/// hundreds of products, and two vectors cannot tell three eigenvalues apart.
+/// The eigenvalues of the small `H_m` (Ritz values) approximate those of `J` at the rim of its
+/// spectrum. Use it instead of [`spectral_radius`](crate::spectral_radius) where several
+/// eigenvalues, complex pairs among them, have nearly the largest modulus: power iteration then
+/// takes hundreds of products, and two vectors cannot tell three eigenvalues apart.
 ///
-/// Cost: `products` vector-Jacobian products and as many dot products of growing number, memory of `products` states, one read.
-///
-/// # Shapes
-///
-/// - z: `[batch, dim]`
+/// Cost: `products` vector-Jacobian products and as many dot products of growing number, memory of
+/// `products` states, one read.
 ///
 /// # Errors
 ///
@@ -70,26 +103,16 @@ impl RitzValues {
 ///
 /// Saad, "Numerical Methods for Large Eigenvalue Problems", 2nd ed. 2011, sections 6.2 and 6.7.
 pub fn arnoldi<C: EquilibriumCell>(
-    cell: &FrozenCell<C>,
-    z: Tensor<2>,
+    cell: &C,
+    context: &C::Context,
+    z: &C::State,
     config: &ArnoldiConfig,
 ) -> Result<RitzValues, InvalidPenalty> {
-    require(
-        config.products >= 1,
-        "arnoldi.products",
-        config.products as f64,
-        "at least 1",
-    )?;
-    require(
-        config.tolerance.is_finite() && config.tolerance > 0.0,
-        "arnoldi.tolerance",
-        config.tolerance,
-        "a finite number above 0",
-    )?;
-    let z = z.inner();
+    config.validate()?;
+    let (frozen, z) = frozen(cell, context, z);
     let [batch, dim] = z.dims();
     let size = config.products.min(dim);
-    let product = cell.linearize(z.clone());
+    let multiply = frozen.linearize(z.clone());
 
     let options = (&z.device(), z.dtype());
     let start = TensorData::new(random::normal(config.seed, dim), [1, 1, dim]);
@@ -98,11 +121,12 @@ pub fn arnoldi<C: EquilibriumCell>(
     let mut basis = newest.clone(); // [batch, k, dim]
     let mut columns = Vec::with_capacity(size); // of H, [batch, k + 2, 1]
     for _ in 0..size {
-        let image = product(newest.squeeze_dim(1)).unsqueeze_dim::<3>(1);
-        // Twice, since one pass of Gram-Schmidt loses orthogonality where the image nearly lies in the space.
+        let product = multiply(newest.squeeze_dim(1)).unsqueeze_dim::<3>(1);
+        // Twice, since one pass of Gram-Schmidt loses orthogonality where the product nearly lies
+        // in the space.
         let project = |x: &Tensor<3>| basis.clone().matmul(x.clone().swap_dims(1, 2));
-        let first = project(&image);
-        let rest = image - first.clone().swap_dims(1, 2).matmul(basis.clone());
+        let first = project(&product);
+        let rest = product - first.clone().swap_dims(1, 2).matmul(basis.clone());
         let second = project(&rest);
         let rest = rest - second.clone().swap_dims(1, 2).matmul(basis.clone());
         let (next, below) = unit(rest);
@@ -162,14 +186,16 @@ fn ritz(columns: &[Vec<f64>], sample: usize) -> (Vec<Complex<f64>>, f64) {
 
 /// All eigenvalues of the Jacobian of every sample, by falling modulus.
 ///
-/// Costs `dim` vector-Jacobian products and `batch * dim^3` operations on the host: for small models and pictures of them.
-///
-/// # Shapes
-///
-/// - z: `[batch, dim]`
-pub fn spectrum<C: EquilibriumCell>(cell: &FrozenCell<C>, z: Tensor<2>) -> Vec<Vec<Complex<f64>>> {
-    let [batch, dim] = z.dims();
-    let entries: Vec<f64> = dense_jacobian(cell, z).into_data().iter::<f64>().collect();
+/// Costs `dim` vector-Jacobian products and `batch * dim^3` operations on the host: for small
+/// models and for plots of their spectra.
+pub fn spectrum<C: EquilibriumCell>(
+    cell: &C,
+    context: &C::Context,
+    z: &C::State,
+) -> Vec<Vec<Complex<f64>>> {
+    let jacobian = dense_jacobian(cell, context, z);
+    let [batch, dim, _] = jacobian.dims();
+    let entries: Vec<f64> = jacobian.into_data().iter::<f64>().collect();
     (0..batch)
         .map(|sample| {
             let rows = &entries[sample * dim * dim..][..dim * dim];

@@ -1,13 +1,13 @@
 //! The step of the central differences, and masks over the rows of a batch.
 
-use crate::error::InvalidPenalty;
 use burn::tensor::{Bool, DType, Tensor};
 
-/// The smallest size of a state that a step is scaled by; below it, steps no longer shrink with the state.
+/// The smallest size of a state that a step is scaled by; below it, steps no longer shrink with the
+/// state.
 ///
-/// At an equilibrium `f(z) = z`, so that rounding in `f` and the range over which `f` bends both scale with `z`, and the
-/// step should too. A state of exactly zero leaves no scale. 1e-2 keeps the step well above the rounding of
-/// intermediate values of size 1 in f32.
+/// At an equilibrium `f(z) = z`, so that rounding in `f` and the range over which `f` bends both
+/// scale with `z`, and the step should too. A state of exactly zero leaves no scale. 1e-2 keeps the
+/// step well above the rounding of intermediate values of size 1 in f32.
 const SMALLEST_SCALE: f64 = 1e-2;
 
 /// Two points on either side of `z` along a direction, one pair per row.
@@ -16,14 +16,16 @@ pub(crate) struct CentralDifference {
     pub(crate) plus: Tensor<2>,
     /// `z - delta * direction / size`, `[batch, dim]`.
     pub(crate) minus: Tensor<2>,
-    /// `size / (2 delta)`, `[batch, 1]`: turns `f(plus) - f(minus)` into the derivative along the direction.
+    /// `size / (2 delta)`, `[batch, 1]`: turns `f(plus) - f(minus)` into the derivative along the
+    /// direction.
     pub(crate) factor: Tensor<2>,
 }
 
 impl CentralDifference {
     /// Places the points, with a step `relative` times the size of the row of `z`.
     ///
-    /// `z` and `direction` hold finite numbers. A zero direction gives `plus = minus = z` and a factor of 0.
+    /// `z` and `direction` hold finite numbers. A zero direction gives `plus = minus = z` and a
+    /// factor of 0.
     pub(crate) fn new(z: &Tensor<2>, direction: &Tensor<2>, relative: f64) -> Self {
         let size = direction.clone().abs().max_dim(1);
         let divisor = size.clone().mask_fill(size.clone().equal_elem(0.0), 1.0);
@@ -37,13 +39,15 @@ impl CentralDifference {
     }
 }
 
-/// The step relative to the size of the state: the cube root of the machine epsilon, which balances the difference's
-/// truncation error, of the order of the square of the step, against rounding, of the order of epsilon over the step.
-pub(crate) fn relative_step(dtype: DType) -> Result<f64, InvalidPenalty> {
+/// The step relative to the size of the state, in f64 and f32: the cube root of the machine
+/// epsilon, which balances the difference's truncation error, of the order of the square of the
+/// step, against rounding, of the order of epsilon over the step. Coarser types have no useful
+/// step.
+pub(crate) fn relative_step(dtype: DType) -> Option<f64> {
     match dtype {
-        DType::F64 => Ok(f64::EPSILON.cbrt()),
-        DType::F32 => Ok(f64::from(f32::EPSILON).cbrt()),
-        dtype => Err(InvalidPenalty::UnsupportedDType { dtype }),
+        DType::F64 => Some(f64::EPSILON.cbrt()),
+        DType::F32 => Some(f64::from(f32::EPSILON).cbrt()),
+        _ => None,
     }
 }
 
@@ -64,7 +68,8 @@ mod tests {
     use burn::tensor::{Device, TensorData};
     use deq_core::random;
 
-    /// The error of `J d` by central differences for `f(z) = tanh(z W)`, relative to the closed form, with the step times each of the factors.
+    /// The error of `J d` by central differences for `f(z) = tanh(z W)`, relative to the closed
+    /// form, with the step times each of the factors.
     fn errors(dtype: DType, factors: &[f64]) -> Vec<f64> {
         let device = Device::flex();
         let draw = |seed, shape: [usize; 2], scale: f64| {

@@ -16,10 +16,12 @@ pub enum InvalidPenalty {
         /// What would be right.
         requirement: &'static str,
     },
-    /// The state's floating-point type is too coarse for a difference quotient.
+    /// The state's floating-point type is too coarse for a difference quotient, and the cell has no
+    /// tangent.
     #[error(
-        "the penalty differentiates by differences and needs a state in f32 or f64, not {dtype:?}: cast the cell's \
-         parameters, context and state first"
+        "the penalty takes differences where a cell has no tangent of its own, and needs a state \
+         in f32 or f64 for them, not {dtype:?}: give the cell a tangent, or cast its parameters, \
+         its context and the state"
     )]
     UnsupportedDType {
         /// The type of the state given.
@@ -45,4 +47,18 @@ pub(crate) fn require(
             requirement,
         })
     }
+}
+
+pub(crate) fn positive(field: &'static str, value: f64) -> Result<(), InvalidPenalty> {
+    let valid = value.is_finite() && value > 0.0;
+    require(valid, field, value, "a finite number above 0")
+}
+
+pub(crate) fn at_least_zero(field: &'static str, value: f64) -> Result<(), InvalidPenalty> {
+    let valid = value.is_finite() && value >= 0.0;
+    require(valid, field, value, "a finite number of at least 0")
+}
+
+pub(crate) fn at_least_one(field: &'static str, value: usize) -> Result<(), InvalidPenalty> {
+    require(value >= 1, field, value as f64, "at least 1")
 }

@@ -5,32 +5,53 @@ use deq_core::{EquilibriumCell, FrozenCell};
 
 /// The Jacobian `df/dz` of every sample.
 ///
-/// Costs `dim` vector-Jacobian products and `batch * dim^2` numbers: for small states.
+/// The state counts as one row of `dim` numbers per sample, as
+/// [`StateLayout`](deq_core::StateLayout) makes it. Costs `dim` vector-Jacobian products and `batch
+/// * dim^2` numbers: for small states.
 ///
 /// # Shapes
 ///
-/// - z: `[batch, dim]`
 /// - output: `[batch, dim, dim]`; entry `[s, i, j]` is `df_i/dz_j` of sample `s`
-pub fn dense_jacobian<C: EquilibriumCell>(cell: &FrozenCell<C>, z: Tensor<2>) -> Tensor<3> {
-    let rows: Vec<Tensor<3>> = jacobian_rows(cell, z, |row| row.unsqueeze_dim(1));
+pub fn dense_jacobian<C: EquilibriumCell>(
+    cell: &C,
+    context: &C::Context,
+    z: &C::State,
+) -> Tensor<3> {
+    let (frozen, z) = frozen(cell, context, z);
+    let rows: Vec<Tensor<3>> = jacobian_rows(&frozen, z, |row| row.unsqueeze_dim(1));
     Tensor::cat(rows, 1)
 }
 
 /// The squared Frobenius norm `|J|_F^2` of the Jacobian of every sample, exactly.
 ///
-/// Costs `dim` vector-Jacobian products; keeps none of them. Divided by `dim` and averaged over the batch, it is
-/// the expectation of [`Penalty::value`](crate::Penalty::value).
+/// Costs `dim` vector-Jacobian products; keeps none of them. Divided by `dim` and averaged over the
+/// batch, it is the expectation of [`Penalty::value`](crate::Penalty::value).
 ///
 /// # Shapes
 ///
-/// - z: `[batch, dim]`
 /// - output: `[batch]`
-pub fn frobenius_norm_sq<C: EquilibriumCell>(cell: &FrozenCell<C>, z: Tensor<2>) -> Tensor<1> {
-    let zero = z.clone().inner().zeros_like().sum_dim(1);
-    jacobian_rows(cell, z, |row| row.square().sum_dim(1))
+pub fn frobenius_norm_sq<C: EquilibriumCell>(
+    cell: &C,
+    context: &C::Context,
+    z: &C::State,
+) -> Tensor<1> {
+    let (frozen, z) = frozen(cell, context, z);
+    let zero = z.zeros_like().sum_dim(1);
+    jacobian_rows(&frozen, z, |row| row.square().sum_dim(1))
         .into_iter()
         .fold(zero, |sum, row| sum + row)
         .squeeze_dim(1)
+}
+
+/// The cell without a tape, and the state as rows `[batch, dim]` on the plain device.
+pub(crate) fn frozen<C: EquilibriumCell>(
+    cell: &C,
+    context: &C::Context,
+    z: &C::State,
+) -> (FrozenCell<C>, Tensor<2>) {
+    let frozen = FrozenCell::new(cell, context, z);
+    let rows = frozen.layout().flatten(z.clone()).inner();
+    (frozen, rows)
 }
 
 /// Row `i` of the Jacobian of every sample, `[batch, dim]`, for all `i`.
@@ -39,13 +60,12 @@ fn jacobian_rows<C: EquilibriumCell, T>(
     z: Tensor<2>,
     reduce: impl Fn(Tensor<2>) -> T,
 ) -> Vec<T> {
-    let z = z.inner();
     let [batch, dim] = z.dims();
-    let product = cell.linearize(z.clone());
+    let multiply = cell.linearize(z.clone());
     (0..dim)
         .map(|index| {
             let unit = z.zeros_like().slice_fill([0..batch, index..index + 1], 1.0);
-            reduce(product(unit))
+            reduce(multiply(unit))
         })
         .collect()
 }

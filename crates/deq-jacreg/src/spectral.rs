@@ -1,69 +1,76 @@
 //! The spectral radius of the Jacobian at an equilibrium, by power iteration.
 
-use crate::error::{InvalidPenalty, require};
-use burn::config::Config;
+use crate::error::{InvalidPenalty, at_least_one, positive};
+use crate::exact::frozen;
 use burn::tensor::{Tensor, TensorData};
-use deq_core::random;
-use deq_core::{EquilibriumCell, FrozenCell};
+use deq_core::{EquilibriumCell, random};
+use serde::{Deserialize, Serialize};
 
 /// Settings of [`spectral_radius`].
-#[derive(Config, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct SpectralRadiusConfig {
-    /// The most vector-Jacobian products. Default 150, as the reference models run: a second eigenvalue of 0.95 times
-    /// the first has then decayed to 5e-4.
-    #[config(default = 150)]
+    /// The most vector-Jacobian products. Default 150, as the reference models run: a second
+    /// eigenvalue of 0.95 times the first has then decayed to 5e-4.
     pub iterations: usize,
-    /// The residual at which an estimate counts as converged, relative to the radius, dimensionless. Default 1e-3, within
-    /// reach of f32 and fine enough to tell a contraction from an expansion.
-    #[config(default = 1e-3)]
+    /// The residual at which an estimate counts as converged, relative to the radius,
+    /// dimensionless. Default 1e-3, within reach of f32 and fine enough to tell a contraction from
+    /// an expansion.
     pub tolerance: f64,
-    /// Products between two reads of the estimates from the device. Default 10: a read stalls a GPU's queue, and up to
-    /// `check_every - 1` products too many are cheap beside that.
-    #[config(default = 10)]
+    /// Products between two reads of the estimates from the device. Default 10: a read stalls a
+    /// GPU's queue, and up to `check_every - 1` products too many are cheap beside that.
     pub check_every: usize,
-    /// Seed of the start vector, which is the same for every sample. Default 0. The generator of the device is not used,
-    /// so that watching the radius does not change a training run.
-    #[config(default = 0)]
+    /// Seed of the start vector, which is the same for every sample. Default 0. The generator of
+    /// the device is not used, so that watching the radius does not change a training run.
     pub seed: u64,
 }
 
+impl Default for SpectralRadiusConfig {
+    fn default() -> Self {
+        Self {
+            iterations: 150,
+            tolerance: 1e-3,
+            check_every: 10,
+            seed: 0,
+        }
+    }
+}
+
 impl SpectralRadiusConfig {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
     /// Checks every field.
     ///
     /// # Errors
     ///
     /// [`InvalidPenalty::OutOfRange`] naming the first field outside its range.
     pub fn validate(&self) -> Result<(), InvalidPenalty> {
-        require(
-            self.iterations >= 1,
-            "spectral_radius.iterations",
-            self.iterations as f64,
-            "at least 1",
-        )?;
-        require(
-            self.tolerance.is_finite() && self.tolerance > 0.0,
-            "spectral_radius.tolerance",
-            self.tolerance,
-            "a finite number above 0",
-        )?;
-        require(
-            self.check_every >= 1,
-            "spectral_radius.check_every",
-            self.check_every as f64,
-            "at least 1",
-        )
+        at_least_one("spectral_radius.iterations", self.iterations)?;
+        positive("spectral_radius.tolerance", self.tolerance)?;
+        at_least_one("spectral_radius.check_every", self.check_every)
     }
 }
+
+setters!(SpectralRadiusConfig {
+    with_iterations(iterations: usize),
+    with_tolerance(tolerance: f64),
+    with_check_every(check_every: usize),
+    with_seed(seed: u64),
+});
 
 /// Estimates of the spectral radius, one per sample.
 #[derive(Clone, Debug, PartialEq)]
 #[must_use]
 #[non_exhaustive]
 pub struct SpectralRadius {
-    /// The largest modulus of an eigenvalue of each sample's Jacobian. NaN for a sample whose first product is not
-    /// finite.
+    /// The largest modulus of an eigenvalue of each sample's Jacobian. NaN for a sample whose first
+    /// product is not finite.
     pub per_sample: Vec<f64>,
-    /// Whether each estimate passed the residual test. Where `false`, the estimate is the mean growth rate.
+    /// Whether each estimate passed the residual test. Where `false`, the estimate is the mean
+    /// growth rate.
     pub converged: Vec<bool>,
     /// The vector-Jacobian products spent, each with the whole batch.
     pub products: usize,
@@ -75,7 +82,8 @@ impl SpectralRadius {
         self.per_sample.iter().sum::<f64>() / self.per_sample.len() as f64
     }
 
-    /// The largest of the batch, which decides whether every sample's iteration contracts. NaN if any sample's is.
+    /// The largest of the batch, which decides whether every sample's iteration contracts. NaN if
+    /// any sample's is.
     pub fn max(&self) -> f64 {
         let larger = |a: f64, b: &f64| if *b > a || b.is_nan() { *b } else { a };
         self.per_sample.iter().fold(f64::NEG_INFINITY, larger)
@@ -93,24 +101,22 @@ impl SpectralRadius {
 /// budget spent: radius = geometric mean of |J^T v_k| over the last half of the iterations
 /// ```
 ///
-/// A simple real dominant eigenvalue passes the first test. A dominant pair, complex or of opposite signs, turns the
-/// iterate for ever and never passes it, but the plane of two successive iterates becomes invariant, and the second
-/// test accepts the eigenvalues of the 2 by 2 matrix `H` on it. Both need no products beyond those of the iteration.
-/// Without either, the growth rate is returned. Its error falls like `1 / iterations`, whatever the eigenvalues: for a pair
-/// `r exp(+-i t)` the norms of the iterates are `r^k` times a bounded periodic factor, so the mean of their
-/// logarithms tends to `log r`, where a Rayleigh quotient would swing between `-r` and `r`. A sample's estimate is that of
-/// the first iteration that passes a test.
+/// A simple real dominant eigenvalue passes the first test. A dominant pair, complex or of opposite
+/// signs, turns the iterate for ever and never passes it, but the plane of two successive iterates
+/// becomes invariant, and the second test accepts the eigenvalues of the 2 by 2 matrix `H` on it.
+/// Both need no products beyond those of the iteration. Without either, the growth rate is
+/// returned. Its error falls like `1 / iterations`, whatever the eigenvalues: for a pair `r exp(+-i
+/// t)` the norms of the iterates are `r^k` times a bounded periodic factor, so the mean of their
+/// logarithms tends to `log r`, where a Rayleigh quotient would swing between `-r` and `r`. A
+/// sample's estimate is that of the first iteration that passes a test.
 ///
-/// Use it to watch training: a radius above 1 means that plain iteration diverges there. The tests bound the backward
-/// error: the estimate is an eigenvalue of a matrix within `tolerance * radius` of `J^T`, which for a strongly non-normal
-/// Jacobian may lie farther from the spectrum of `J` itself. Three or more eigenvalues of nearly the largest modulus converge slowly,
-/// as in every power iteration; look at `converged`.
+/// Use it to watch training: a radius above 1 means that plain iteration diverges there. The tests
+/// bound the backward error: the estimate is an eigenvalue of a matrix within `tolerance * radius`
+/// of `J^T`, which for a strongly non-normal Jacobian may lie farther from the spectrum of `J`
+/// itself. Three or more eigenvalues of nearly the largest modulus converge slowly, as in every
+/// power iteration; look at `converged`.
 ///
 /// Cost: one vector-Jacobian product per iteration; memory of five states.
-///
-/// # Shapes
-///
-/// - z: `[batch, dim]`
 ///
 /// # Errors
 ///
@@ -118,31 +124,34 @@ impl SpectralRadius {
 ///
 /// # References
 ///
-/// - Golub, Van Loan, "Matrix Computations", 4th edition, 2013, sections 7.3 (power method) and 10.1 (Ritz values).
+/// - Golub, Van Loan, "Matrix Computations", 4th edition, 2013, sections 7.3 (power method) and
+///   10.1 (Ritz values).
 /// - Bai, Koltun, Kolter, ICML 2021, <https://arxiv.org/abs/2106.14342>, section 3.
 ///
 /// # Differences from the reference code
 ///
-/// `power_method` of `locuslab/deq` runs a fixed number of iterations and returns the absolute value of the last Rayleigh
-/// quotient, which is wrong for a complex dominant pair and says nothing about convergence.
+/// `power_method` of `locuslab/deq` runs a fixed number of iterations and returns the absolute
+/// value of the last Rayleigh quotient, which is wrong for a complex dominant pair and says nothing
+/// about convergence.
 pub fn spectral_radius<C: EquilibriumCell>(
-    cell: &FrozenCell<C>,
-    z: Tensor<2>,
+    cell: &C,
+    context: &C::Context,
+    z: &C::State,
     config: &SpectralRadiusConfig,
 ) -> Result<SpectralRadius, InvalidPenalty> {
     config.validate()?;
-    let z = z.inner();
+    let (frozen, z) = frozen(cell, context, z);
     let [batch, _] = z.dims();
-    let product = cell.linearize(z.clone());
+    let multiply = frozen.linearize(z.clone());
     let mut iterate = start(&z, config.seed);
     let mut last: Option<Step> = None;
     let mut samples = vec![Sample::default(); batch];
     let mut unread = Vec::with_capacity(config.check_every);
     let mut products = 0;
     while products < config.iterations && !samples.iter().all(Sample::done) {
-        let step = Step::new(iterate, &product);
+        let step = Step::new(iterate, &multiply);
         products += 1;
-        iterate = step.image.clone() / nonzero(&step.norm);
+        iterate = step.product.clone() / nonzero(&step.norm);
         unread.push(step.measure(last.as_ref()));
         last = Some(step);
         if unread.len() == config.check_every || products == config.iterations {
@@ -156,7 +165,8 @@ pub fn spectral_radius<C: EquilibriumCell>(
     })
 }
 
-/// One vector of norm 1, repeated for every sample, so that a sample's estimate does not depend on its batch.
+/// One vector of norm 1, repeated for every sample, so that a sample's estimate does not depend on
+/// its batch.
 fn start(z: &Tensor<2>, seed: u64) -> Tensor<2> {
     let [batch, dim] = z.dims();
     let values = TensorData::new(random::normal(seed, dim), [1, dim]);
@@ -165,12 +175,13 @@ fn start(z: &Tensor<2>, seed: u64) -> Tensor<2> {
     (row / nonzero(&norm)).repeat_dim(0, batch)
 }
 
-/// One product and the one-vector decomposition `J^T v = h_11 v + remainder`. Scalars are `[batch, 1]`.
+/// One product and the one-vector decomposition `J^T v = h_11 v + remainder`. Scalars are `[batch,
+/// 1]`.
 struct Step {
     /// `v`, of norm 1.
     vector: Tensor<2>,
     /// `J^T v`.
-    image: Tensor<2>,
+    product: Tensor<2>,
     norm: Tensor<2>,
     h11: Tensor<2>,
     remainder: Tensor<2>,
@@ -179,35 +190,37 @@ struct Step {
 }
 
 impl Step {
-    fn new(vector: Tensor<2>, product: impl Fn(Tensor<2>) -> Tensor<2>) -> Self {
-        let image = product(vector.clone());
-        let h11 = dot(&vector, &image);
-        let remainder = image.clone() - vector.clone() * h11.clone();
+    fn new(vector: Tensor<2>, multiply: impl Fn(Tensor<2>) -> Tensor<2>) -> Self {
+        let product = multiply(vector.clone());
+        let h11 = dot(&vector, &product);
+        let remainder = product.clone() - vector.clone() * h11.clone();
         Self {
-            norm: norm(&image),
+            norm: norm(&product),
             h21: norm(&remainder),
             vector,
-            image,
+            product,
             h11,
             remainder,
         }
     }
 
-    /// The numbers that the host judges this step by, `[batch, 1, 8]`, in the order of [`Measures`].
+    /// The numbers that the host judges this step by, `[batch, 1, 8]`, in the order of
+    /// [`Measures`].
     fn measure(&self, last: Option<&Self>) -> Tensor<3> {
         let zero = self.norm.zeros_like();
         let plane = match last {
-            // The last image is its norm times this vector, so J^T of q_2 = remainder / h21 needs no product.
+            // The last product is its norm times this vector, so J^T of q_2 = remainder / h21 needs
+            // no product of its own.
             Some(last) => {
                 let h21 = nonzero(&last.h21);
                 let q2 = last.remainder.clone() / h21.clone();
-                let turned = self.image.clone()
-                    - last.image.clone() / nonzero(&last.norm) * last.h11.clone();
-                let image = turned * (last.norm.clone() / h21);
-                let h12 = dot(&last.vector, &image);
-                let h22 = dot(&q2, &image);
+                let turned = self.product.clone()
+                    - last.product.clone() / nonzero(&last.norm) * last.h11.clone();
+                let product = turned * (last.norm.clone() / h21);
+                let h12 = dot(&last.vector, &product);
+                let h22 = dot(&q2, &product);
                 let residual =
-                    norm(&(image - last.vector.clone() * h12.clone() - q2 * h22.clone()));
+                    norm(&(product - last.vector.clone() * h12.clone() - q2 * h22.clone()));
                 [last.h11.clone(), h12, last.h21.clone(), h22, residual]
             }
             None => core::array::from_fn(|_| zero.clone()),

@@ -26,7 +26,8 @@ pub enum ModelError {
     },
     /// The groups of the group norms do not divide the channels of a branch.
     #[error(
-        "model.channels of branch {branch} are {channels}, but must be a multiple of model.groups = {groups} above 0"
+        "model.channels of branch {branch} are {channels}, \
+         but must be a multiple of model.groups = {groups} above 0"
     )]
     GroupsDoNotDivide {
         /// The branch, counted from the finest.
@@ -38,7 +39,8 @@ pub enum ModelError {
     },
     /// The head is made for another number of branches.
     #[error(
-        "model.head_channels has {given} entries, but must have one for each of the {branches} branches"
+        "model.head_channels has {given} entries, \
+         but must have one for each of the {branches} branches"
     )]
     HeadChannels {
         /// Entries given.
@@ -48,7 +50,8 @@ pub enum ModelError {
     },
     /// The cutoffs of the adaptive softmax are not increasing within the vocabulary.
     #[error(
-        "model.cutoffs are {cutoffs:?}, but must increase strictly from above 0 to below the vocabulary size {vocab_size}"
+        "model.cutoffs are {cutoffs:?}, but must increase strictly from above 0 \
+         to below the vocabulary size {vocab_size}"
     )]
     Cutoffs {
         /// The cutoffs.
@@ -72,6 +75,30 @@ pub enum ModelError {
         /// Why.
         reason: String,
     },
+    /// A checkpoint holds numbers that no trained model has.
+    #[error(
+        "the checkpoint is of a model that has diverged: {name} is the first of {tensors} tensors \
+         with {numbers} numbers that are NaN or infinite"
+    )]
+    NotFinite {
+        /// The first such tensor.
+        name: String,
+        /// Such numbers in all of them.
+        numbers: usize,
+        /// Such tensors.
+        tensors: usize,
+    },
+    /// A checkpoint does not hold the weights that were chosen.
+    #[error(
+        "the checkpoint holds no weights under {choice}, but {}",
+        groups(found)
+    )]
+    NoSuchWeights {
+        /// What was asked for.
+        choice: String,
+        /// What stands before the names of the weights that are there; empty if nothing does.
+        found: Vec<String>,
+    },
     /// A checkpoint cannot be written.
     #[error("cannot write {path}: {reason}")]
     Unwritable {
@@ -88,4 +115,17 @@ pub enum ModelError {
         /// What is missing or contradictory.
         reason: String,
     },
+}
+
+fn groups(found: &[String]) -> String {
+    match found {
+        [] => "none of this model at all".to_owned(),
+        found => {
+            let names = found.iter().map(|name| match name.as_str() {
+                "" => "without any name before theirs".to_owned(),
+                name => format!("under {name}"),
+            });
+            names.collect::<Vec<_>>().join(" and ")
+        }
+    }
 }

@@ -2,12 +2,15 @@
 
 //! Deep equilibrium models on Burn.
 //!
-//! [`DeqTransformerLm`] is the DEQ-Transformer of Bai, Kolter and Koltun (NeurIPS 2019): one Transformer-XL layer whose output is
-//! its own input, applied to the equilibrium, with a memory of past equilibria. The layer itself is [`TransformerCell`], usable with any
-//! [`Deq`](deq_core::Deq). [`TransformerXlLm`] is the explicit network that it is compared with, made of the same parts.
+//! [`DeqTransformerLm`] is the DEQ-Transformer of Bai, Kolter and Koltun (NeurIPS 2019): one
+//! Transformer-XL layer whose output is its own input, applied to the equilibrium, with a memory of
+//! past equilibria. The layer itself is [`TransformerCell`], usable with any
+//! [`Deq`](deq_core::Deq). [`TransformerXlLm`] is the explicit network that it is compared with,
+//! made of the same parts.
 //!
-//! [`MdeqClassifier`] and [`MdeqSegmenter`] are the multiscale models for images of Bai, Koltun and Kolter (NeurIPS 2020), around an [`MdeqCell`];
-//! their configurations name the original's. [`ResNet`] is the explicit network that they are compared with.
+//! [`MdeqClassifier`] and [`MdeqSegmenter`] are the multiscale models for images of Bai, Koltun and
+//! Kolter (NeurIPS 2020), around an [`MdeqCell`]; their configurations name the original's.
+//! [`ResNet`] is the explicit network that they are compared with.
 //!
 //! [`checkpoint`] reads the files of the original programs and writes files that they read.
 //!
@@ -32,17 +35,17 @@
 //!
 //! # Feature flags
 //!
-//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn.
+//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass
+//! through to Burn.
 
 pub mod checkpoint;
-mod depth;
 mod error;
 mod layers;
 mod mdeq;
 mod resnet;
 mod transformer;
 
-pub use depth::Depth;
+pub use deq_core::Depth;
 pub use error::ModelError;
 pub use layers::{ConvNorm, PlainBatchNorm};
 pub use mdeq::{

@@ -4,6 +4,7 @@ use crate::dense::{identity, solve_general, solve_positive_definite};
 use crate::error::{InvalidConfig, require};
 use crate::history::{History, pad};
 use crate::map::Iterate;
+use crate::rows::{largest, squares};
 use crate::solver::FixedPointSolver;
 use burn::config::Config;
 use burn::tensor::Tensor;
@@ -12,10 +13,12 @@ use serde::{Deserialize, Serialize};
 /// Which small problem [`Anderson`] solves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AndersonType {
-    /// The multisecant form of Broyden's good method: the combination satisfies the secant conditions of the Jacobian.
+    /// The multisecant form of Broyden's good method: the combination satisfies the secant
+    /// conditions of the Jacobian.
     #[serde(rename = "type_i")]
     TypeI,
-    /// The multisecant form of Broyden's bad method: the combination minimises the residual. The usual one.
+    /// The multisecant form of Broyden's bad method: the combination minimises the residual. The
+    /// usual one.
     #[default]
     #[serde(rename = "type_ii")]
     TypeII,
@@ -25,25 +28,29 @@ pub enum AndersonType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ridge {
-    /// The squared norms of the residuals, so that the iteration does not depend on the scale of the state.
+    /// The squared norms of the residuals, so that the iteration does not depend on the scale of
+    /// the state.
     #[default]
     Relative,
-    /// The units of the state squared, as in `locuslab/deq` and TorchDEQ. For comparisons with recorded runs.
+    /// The units of the state squared, as in `locuslab/deq` and TorchDEQ. For comparisons with
+    /// recorded runs.
     Absolute,
 }
 
 /// Configuration of [`Anderson`].
 #[derive(Config, Debug, PartialEq)]
 pub struct AndersonConfig {
-    /// The number `m` of past points that are combined. Memory is `2 m batch dim` numbers. Default 6, as in the original code
-    /// and TorchDEQ.
+    /// The number `m` of past points that are combined. Memory is `2 m batch dim` numbers. Default
+    /// 6, as in the original code and TorchDEQ.
     #[config(default = 6)]
     pub history: usize,
-    /// Tikhonov term on the Gram matrix of the residuals, relative to its diagonal, dimensionless. Default 1e-4,
-    /// which bounds the condition number of the small system by `m / 1e-4`, safe in f32.
+    /// Tikhonov term on the Gram matrix of the residuals, relative to its diagonal, dimensionless.
+    /// Default 1e-4, which bounds the condition number of the small system by `m / 1e-4`, safe in
+    /// f32.
     #[config(default = 1e-4)]
     pub regularization: f64,
-    /// Weight `beta` of the images against the points in the combination, in (0, 1]. Default 1, as in the original code.
+    /// Weight `beta` of `f(z)` against `z` in the combination, in (0, 1]. Default 1, as in the
+    /// original code.
     #[config(default = 1.0)]
     pub mixing: f64,
     /// The small problem. Default type II.
@@ -52,9 +59,10 @@ pub struct AndersonConfig {
     /// What `regularization` is relative to. Default the residuals.
     #[config(default = "Ridge::Relative")]
     pub ridge: Ridge,
-    /// The largest sum of `|alpha_i|` that is trusted: errors of `f` reach the next point multiplied by it. Beyond it, as when
-    /// residuals are parallel to rounding, that sample takes a plain step and its window starts afresh. Type I has no such weights; there it limits what is added to the plain step, in
-    /// units of the residual. Default 1e4.
+    /// The largest sum of `|alpha_i|` that is trusted: errors of `f` reach the next point
+    /// multiplied by it. Beyond it, for instance when residuals are parallel up to rounding, the
+    /// sample takes a plain step and its window starts afresh. Type I has no such weights; there it
+    /// limits what is added to the plain step, in units of the residual. Default 1e4.
     #[config(default = 1e4)]
     pub max_weight: f64,
 }
@@ -105,35 +113,43 @@ impl AndersonConfig {
 /// z    <- sum_i alpha_i (z_i + mixing g_i)
 /// ```
 ///
-/// with the minimiser `alpha ~ (G + regularization diag(G))^-1 1`, `G_ij = g_i . g_j`. Type I takes, with the differences `dz_i`, `dg_i`
-/// of successive points and residuals and the present `z`, `g`,
+/// with the minimiser `alpha ~ (G + regularization diag(G))^-1 1`, `G_ij = g_i . g_j`. Type I
+/// takes, with the differences `dz_i`, `dg_i` of successive points and residuals and the present
+/// `z`, `g`,
 ///
 /// ```text
 /// gamma = (dZ^T dG)^-1 dZ^T g
 /// z    <- z + mixing g - sum_i gamma_i (dz_i + mixing dg_i)
 /// ```
 ///
-/// Type II is the first choice for DEQs: on linear maps it behaves like GMRES restarted in a sliding window, it needs 1.2 to
-/// 17 times fewer evaluations than plain iteration on the contractions of the test suite, and its cost does not grow with the number of steps.
-/// Type I goes straighter where the residual is a poor measure of the error; its small system is not symmetric and may be
-/// singular, so it costs twice the small operations and leans on its safeguard. Prefer Broyden where the map expands strongly in some direction.
+/// Type II is the first choice for DEQs: on linear maps it behaves like GMRES restarted in a
+/// sliding window, it needs 1.2 to 17 times fewer evaluations than plain iteration on the
+/// contractions of the test suite, and the cost of a step does not grow with their number. Type I
+/// goes straighter where the residual is a poor measure of the error; its small system is not
+/// symmetric and may be singular, so it costs twice the small operations and leans on its
+/// safeguard. Prefer Broyden where the map expands strongly in some direction.
 ///
-/// Cost per step: one evaluation of `f`, `m` inner products of length `dim` (type I: `2 m`), a combination of `m` states
-/// (type I: `2 m`), and a solve of an `m x m` system on the device. Memory: `2 m` states (type I: `2 m + 3`).
+/// Cost per step: one evaluation of `f`, `m` inner products of length `dim` (type I: `2 m`), a
+/// combination of `m` states (type I: `2 m`), and a solve of an `m x m` system on the device.
+/// Memory: `2 m` states (type I: `2 m + 3`).
 ///
 /// # References
 ///
 /// - Anderson, "Iterative procedures for nonlinear integral equations", J. ACM 1965.
-/// - Fang and Saad, "Two classes of multisecant methods for nonlinear acceleration", Numer. Linear Algebra Appl. 2009 (the types).
+/// - Fang and Saad, "Two classes of multisecant methods for nonlinear acceleration", Numer. Linear
+///   Algebra Appl. 2009 (the types).
 /// - Walker and Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 2011.
-/// - Zhang, O'Donoghue, Boyd, "Globally convergent type-I Anderson acceleration", SIAM J. Optim. 2020 (why type I needs a safeguard).
+/// - Zhang, O'Donoghue, Boyd, "Globally convergent type-I Anderson acceleration", SIAM J. Optim.
+///   2020 (why type I needs a safeguard).
 ///
 /// # Differences from the reference code
 ///
-/// - `locuslab/deq` and TorchDEQ add `regularization` as an absolute term. Once residuals are small it dominates the Gram matrix and
-///   the method degenerates to averaging. Here it is relative to the diagonal unless [`Ridge::Absolute`] is chosen.
+/// - `locuslab/deq` and TorchDEQ add `regularization` as an absolute term. Once residuals are small
+///   it dominates the Gram matrix and the method degenerates to averaging. Here it is relative to
+///   the diagonal unless [`Ridge::Absolute`] is chosen.
 /// - They evaluate `f` twice before the first test; here every evaluation is tested.
-/// - The small system is solved by elimination on the scaled, regularised matrix, so the device never waits for the host.
+/// - The small system is solved by elimination on the scaled, regularised matrix, so the device
+///   never waits for the host.
 /// - They have no safeguard; `torch.linalg.solve` raises an error on a singular system.
 #[derive(Clone, Debug)]
 pub struct Anderson {
@@ -143,12 +159,15 @@ pub struct Anderson {
 /// The window of [`Anderson`].
 #[derive(Debug)]
 pub struct AndersonState {
-    /// Type II: residuals. Type I: differences of residuals.
+    /// Type II: residuals, each divided by its size. Type I: differences of residuals, divided by
+    /// the size of the move.
     residuals: History,
-    /// Type II: points with their mixed residual. Type I: differences of points.
+    /// Type II: points with their mixed residual. Type I: differences of points, divided likewise.
     points: History,
-    /// Inner products, `[batch, m, m]`: `g_i . g_j`, or `dz_i . dg_j`.
+    /// Inner products of residuals or of points with residuals as they are kept, `[batch, m, m]`.
     products: Tensor<3>,
+    /// Type II: the sizes of the residuals, `[batch, m, 1]`.
+    sizes: Tensor<3>,
     /// 1 for the slots that a sample may use, `[batch, m, 1]`.
     valid: Tensor<3>,
     /// The slot that the next entry overwrites.
@@ -177,6 +196,7 @@ impl FixedPointSolver for Anderson {
             points: History::new(first.z(), m),
             residuals: History::new(first.z(), m),
             products: Tensor::zeros([batch, m, m], options),
+            sizes: Tensor::ones([batch, m, 1], options),
             valid: Tensor::zeros([batch, m, 1], options),
             next: 0,
             previous: None,
@@ -205,33 +225,38 @@ impl Anderson {
         let m = self.config.history;
         let slot = state.next;
         state.next = (slot + 1) % m;
-        state.residuals.set(slot, at.residual().clone());
+        // Squares of residuals that are kept by their direction stay within the range of the type.
+        let size = largest(at.residual());
+        let direction = at.residual().clone() / size.clone();
+        state.residuals.set(slot, direction.clone());
         state.points.set(slot, self.mixed(at));
-        let row = pad(state.residuals.dot(at.residual()), m);
+        let row = pad(state.residuals.dot(&direction), m);
+        drop(direction);
         state.write_products(slot, row.clone(), row);
-        state.validate(slot);
+        state.sizes = write(&state.sizes, slot, size);
+        let plain = state.unit(slot);
+        state.validate(&plain);
 
         let eye = identity(m, &state.products);
-        // Scaled to a unit diagonal, the system does not notice that residuals shrink by orders of magnitude. Slots that a sample must
-        // not use get a zero row and a zero right side.
+        // Scaled to a unit diagonal, the system does not notice that residuals shrink by orders of
+        // magnitude. Slots that a sample must not use get a zero row and a zero right side.
         let squares = (state.products.clone() * eye.clone()).sum_dim(2);
-        let inverse = inverse_norms(&squares) * state.valid.clone();
+        // The largest entry of a direction is 1.
+        let inverse = squares.clamp_min(1.0).sqrt().recip() * state.valid.clone();
         let matrix = state.products.clone() * inverse.clone() * inverse.clone().swap_dims(1, 2);
+        let inverse = inverse / state.sizes.clone();
         let ridge = match self.config.ridge {
             Ridge::Relative => eye.mul_scalar(self.config.regularization),
-            // Never 0 on the diagonal of an unused slot.
+            // Never 0 on the diagonal of an unused slot, and a finite number for a residual of 0.
             Ridge::Absolute => {
-                eye * (inverse
-                    .clone()
-                    .square()
-                    .mul_scalar(self.config.regularization)
+                let inverse_squares = inverse.clone().clamp_max(1e18).square();
+                eye * (inverse_squares.mul_scalar(self.config.regularization)
                     - state.valid.clone().sub_scalar(1.0))
             }
         };
         let scale = inverse.clone() / inverse.max_dim(1);
         let solution = solve_positive_definite(matrix + ridge, scale.clone()) * scale;
         let weights = solution.clone() / solution.sum_dim(1);
-        let plain = state.unit(slot);
         let weights = state.safeguard(weights, &plain, self.config.max_weight);
         state
             .points
@@ -248,29 +273,29 @@ impl Anderson {
         state.next = (slot + 1) % m;
         let dz = at.z().clone() - previous.z().clone();
         let dg = at.residual().clone() - previous.residual().clone();
-        let [batch, _] = at.z().dims();
+        drop(previous);
+        let length = largest(&dz);
+        let (dz, dg) = (dz / length.clone(), dg / length);
         let mut norms = state
             .norms
             .take()
             .unwrap_or_else(|| [state.valid.zeros_like(), state.valid.zeros_like()]);
         for (norms, difference) in norms.iter_mut().zip([&dz, &dg]) {
-            let square: Tensor<3> = difference.clone().square().sum_dim(1).unsqueeze_dim(2);
-            *norms = norms
-                .clone()
-                .slice_assign([0..batch, slot..slot + 1, 0..1], square);
+            *norms = write(norms, slot, squares(difference));
         }
         state.points.set(slot, dz.clone());
         state.residuals.set(slot, dg.clone());
         let row = pad(state.residuals.dot(&dz), m);
         let column = pad(state.points.dot(&dg), m);
-        drop((dz, dg, previous));
+        drop((dz, dg));
         state.write_products(slot, row, column);
-        state.validate(slot);
+        state.validate(&state.unit(slot));
         let left = inverse_norms(&norms[0]) * state.valid.clone();
         let right = inverse_norms(&norms[1]) * state.valid.clone();
         state.norms = Some(norms);
 
-        // -dZ^T dG has a positive definite symmetric part where f does not expand, so the ridge goes with that sign.
+        // -dZ^T dG has a positive definite symmetric part where f does not expand, so the ridge
+        // goes with that sign.
         let eye = identity(m, &state.products);
         let matrix = state.products.clone().neg() * left.clone() * right.clone().swap_dims(1, 2);
         let unused = eye.clone() * (state.valid.clone().neg().add_scalar(1.0));
@@ -283,10 +308,12 @@ impl Anderson {
                 .residuals
                 .combine(&gamma)
                 .mul_scalar(self.config.mixing);
-        // Differences have no common scale, so the move that they add is compared with the plain one. False for a NaN.
+        // Differences have no common scale, so the move that they add is compared with the plain
+        // one. False for a NaN.
         let limit = self.config.max_weight;
-        let size = added.clone().square().sum_dim(1);
-        let bound = at.residual().clone().square().sum_dim(1);
+        let unit = largest(at.residual());
+        let size = squares(&(added.clone() / unit.clone()));
+        let bound = squares(&(at.residual().clone() / unit));
         let trusted = size.lower_equal(bound.mul_scalar(limit * limit));
         state.forget(trusted.clone().unsqueeze_dim::<3>(2));
         let trusted = trusted.expand(plain.shape());
@@ -304,20 +331,20 @@ impl AndersonState {
             .slice_assign([0..batch, 0..m, slot..slot + 1], column);
     }
 
-    fn validate(&mut self, slot: usize) {
-        self.valid = self.valid.clone().max_pair(self.unit(slot));
+    /// Lets every sample use the slot that `unit` chooses.
+    fn validate(&mut self, unit: &Tensor<3>) {
+        self.valid = self.valid.clone().max_pair(unit.clone());
     }
 
     /// The weights that choose the newest point alone.
     fn unit(&self, slot: usize) -> Tensor<3> {
         let [batch, _, _] = self.valid.dims();
-        let one = self.valid.clone().narrow(1, slot, 1).ones_like();
-        self.valid
-            .zeros_like()
-            .slice_assign([0..batch, slot..slot + 1, 0..1], one)
+        let one = Tensor::ones([batch, 1], (&self.valid.device(), self.valid.dtype()));
+        write(&self.valid.zeros_like(), slot, one)
     }
 
-    /// Replaces weights that cannot be trusted by the plain step, and empties the window of that sample.
+    /// Replaces weights that cannot be trusted by the plain step, and empties the window of that
+    /// sample.
     fn safeguard(&mut self, weights: Tensor<3>, plain: &Tensor<3>, limit: f64) -> Tensor<3> {
         // A comparison with NaN is false.
         let trusted = weights.clone().abs().sum_dim(1).lower_equal_elem(limit);
@@ -336,6 +363,15 @@ impl AndersonState {
             .zeros_like()
             .mask_where(trusted, self.valid.clone());
     }
+}
+
+/// `[batch, m, 1]` with `[batch, 1]` written into a slot.
+fn write(slots: &Tensor<3>, slot: usize, column: Tensor<2>) -> Tensor<3> {
+    let [batch, _, _] = slots.dims();
+    slots.clone().slice_assign(
+        [0..batch, slot..slot + 1, 0..1],
+        column.unsqueeze_dim::<3>(2),
+    )
 }
 
 /// `1 / sqrt(squares)`, bounded where a vector is 0.

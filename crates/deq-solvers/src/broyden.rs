@@ -4,7 +4,7 @@ use crate::error::{InvalidConfig, require};
 use crate::history::History;
 use crate::line_search::{Armijo, ArmijoConfig};
 use crate::map::Iterate;
-use crate::rows::{column, dot, merge_rows};
+use crate::rows::{column, dot, largest, merge_rows};
 use crate::solver::FixedPointSolver;
 use burn::config::Config;
 use burn::tensor::Tensor;
@@ -29,16 +29,17 @@ pub enum FullHistory {
     /// Start afresh from -I.
     #[default]
     Restart,
-    /// Forget the oldest pair `dz, dg` and build the terms anew from the pairs that are left, so that they are those of a solve that began
-    /// with them. Costs `history` times the products of a step, and `2 history` states more.
+    /// Forget the oldest pair `dz, dg` and build the terms anew from the pairs that are left, so
+    /// that they are those of a solve that began with them. Costs `history` times the products of a
+    /// step, and `2 history` states more.
     DropOldest,
 }
 
 /// Configuration of [`Broyden`].
 #[derive(Config, Debug, PartialEq)]
 pub struct BroydenConfig {
-    /// The most rank-one terms kept. Memory is `2 history batch dim` numbers, allocated as they are needed. Default 30, the default budget
-    /// of steps: the history is not filled within it.
+    /// The most rank-one terms kept. Memory is `2 history batch dim` numbers, allocated as they are
+    /// needed. Default 30, the default budget of steps: the history is not filled within it.
     #[config(default = 30)]
     pub history: usize,
     /// The secant update. Default the good one.
@@ -47,8 +48,8 @@ pub struct BroydenConfig {
     /// What happens when the history is full. Default a restart.
     #[config(default = "FullHistory::Restart")]
     pub when_full: FullHistory,
-    /// A line search along every step. Default none, as in the original: near a solution full steps are right, and every trial costs an
-    /// evaluation.
+    /// A line search along every step. Default none, as in the original: near a solution full steps
+    /// are right, and every trial costs an evaluation.
     #[config(default = "None")]
     pub line_search: Option<ArmijoConfig>,
 }
@@ -75,7 +76,8 @@ impl BroydenConfig {
     }
 }
 
-/// Broyden's method for `g(z) = f(z) - z = 0`, one approximation of the inverse Jacobian per sample.
+/// Broyden's method for `g(z) = f(z) - z = 0`, one approximation of the inverse Jacobian per
+/// sample.
 ///
 /// ```text
 /// z  <- z - B g(z)                        B = -I + sum_i u_i v_i^T
@@ -83,13 +85,15 @@ impl BroydenConfig {
 /// u   = (dz - B dg) / (v . dg)
 /// ```
 ///
-/// Use it where plain iteration and Anderson fail because the map expands in some direction: B learns the
-/// Jacobian along the directions visited. Its factors after a forward solve also approximate the inverse Jacobian that
-/// the backward solve needs. Prefer Anderson when memory is tight. The bad update saves work per step and is often as good near a
-/// solution; the good one is safer far from it.
+/// Use it where plain iteration and Anderson fail because the map expands in some direction: B
+/// learns the Jacobian along the directions visited. Its factors after a forward solve also
+/// approximate the inverse Jacobian that the backward solve needs. Prefer Anderson when memory is
+/// tight. The bad update saves work per step and is often as good near a solution; the good one is
+/// safer far from it.
 ///
-/// Cost per step with `k` terms: one evaluation of `f`, about `6 k` inner products or updates of length `dim` (bad: `4 k`). Memory:
-/// `2 k` states, rounded up to a power of two, and seven for the update; while it grows, half as much again.
+/// Cost per step with `k` terms: one evaluation of `f`, about `6 k` inner products or updates of
+/// length `dim` (bad: `4 k`). Memory: `2 k` states, rounded up to a power of two, and seven for the
+/// update; while it grows, half as much again.
 ///
 /// # References
 ///
@@ -98,9 +102,10 @@ impl BroydenConfig {
 ///
 /// # Differences from the reference code
 ///
-/// - An update whose denominator `v . dg` vanishes beside `|v| |dg|` is skipped for that sample; `locuslab/deq` divides and sets NaN to 0.
-/// - TorchDEQ overwrites the oldest term of a full history in place. The terms left were computed with it, so that no secant condition holds
-///   any more. See [`FullHistory`].
+/// - An update whose denominator `v . dg` vanishes beside `|v| |dg|` is skipped for that sample;
+///   `locuslab/deq` divides and sets NaN to 0.
+/// - TorchDEQ overwrites the oldest term of a full history in place. The terms left were computed
+///   with it, so that no secant condition holds any more. See [`FullHistory`].
 /// - The evaluation of the start counts as a step and can be the best iterate.
 /// - The line search works per sample unless told otherwise.
 #[derive(Clone, Debug)]
@@ -138,7 +143,8 @@ impl BroydenState {
     }
 }
 
-/// `B = -I + sum_i u_i v_i^T` for every sample, an approximation of the inverse of the Jacobian of `f(z) - z`.
+/// `B = -I + sum_i u_i v_i^T` for every sample, an approximation of the inverse of the Jacobian of
+/// `f(z) - z`.
 #[derive(Clone, Debug)]
 pub struct InverseJacobian {
     u: History,
@@ -190,8 +196,12 @@ impl InverseJacobian {
 
     /// Learns from the move between two points.
     fn update(&mut self, from: &Iterate, to: &Iterate, config: &BroydenConfig) {
-        let dz = &(to.z().clone() - from.z().clone());
-        let dg = &(to.residual().clone() - from.residual().clone());
+        let dz = to.z().clone() - from.z().clone();
+        let dg = to.residual().clone() - from.residual().clone();
+        // The terms depend on the direction of the move and not on its length, and products of
+        // directions keep within the range of the type.
+        let length = largest(&dz);
+        let (dz, dg) = (&(dz / length.clone()), &(dg / length));
         let full = self.rank() == config.history;
         match config.when_full {
             FullHistory::Restart if full => self.clear(),
@@ -244,7 +254,7 @@ impl InverseJacobian {
 
 /// `sum_i left_i (right_i . x) - x` for every sample.
 fn product(left: &History, right: &History, x: &Tensor<2>) -> Tensor<2> {
-    if left.len() == 0 {
+    if left.is_empty() {
         return x.clone().neg();
     }
     left.combine(&right.dot(x)) - x.clone()
@@ -279,7 +289,10 @@ impl FixedPointSolver for Broyden {
     }
 
     fn reads(&self, state: &Self::State) -> usize {
-        usize::from(state.search.is_some())
+        state
+            .search
+            .as_ref()
+            .map_or(0, |search| search.lines.reads())
     }
 }
 
@@ -298,8 +311,9 @@ impl Broyden {
                 mut lines,
             }) => {
                 let accepted = lines.judge(at.residual());
-                // Rows that go on searching do not move. A difference of 0 adds a term of 0, so that the number of terms, and with it a
-                // restart, does not depend on the batch mates.
+                // Rows that go on searching do not move. A difference of 0 adds a term of 0, so
+                // that the number of terms, and with it a restart, does not depend on the batch
+                // mates.
                 let z = merge_rows(at.z(), base.z(), &accepted);
                 let fz = merge_rows(at.fz(), base.fz(), &accepted);
                 let moved = Iterate::new(z, fz);

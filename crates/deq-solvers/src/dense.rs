@@ -2,10 +2,11 @@
 
 use burn::tensor::{Int, Tensor};
 
-/// Solves `A X = B` by Gauss-Jordan elimination without pivoting, for matrices whose symmetric part is positive definite.
+/// Solves `A X = B` by Gauss-Jordan elimination without pivoting, for matrices whose symmetric part
+/// is positive definite.
 ///
-/// Every step is a rank-one update of the whole batch, about seven device operations, so `n` unknowns cost `7 n` operations and no
-/// read from the device.
+/// Every step is a rank-one update of the whole batch, about seven device operations, so `n`
+/// unknowns cost `7 n` operations and no read from the device.
 ///
 /// # Shapes
 ///
@@ -21,17 +22,19 @@ pub(crate) fn solve_positive_definite(matrix: Tensor<3>, rhs: Tensor<3>) -> Tens
         let row = augmented.clone().narrow(1, i, 1);
         let column = augmented.clone().narrow(2, i, 1);
         let pivot = row.clone().narrow(2, i, 1);
-        // Subtracting the unit vector leaves `row / pivot` in row i and clears the column elsewhere.
+        // Subtracting the unit vector leaves `row / pivot` in row i and clears the column
+        // elsewhere.
         let column = column - eye.clone().narrow(2, i, 1);
         augmented = augmented - column * (row / pivot);
     }
     augmented.narrow(2, n, columns)
 }
 
-/// Solves `A x = b` for any regular `A` by Gauss-Jordan elimination with the largest pivot of every column.
+/// Solves `A x = b` for any regular `A` by Gauss-Jordan elimination with the largest pivot of every
+/// column.
 ///
-/// About twice the operations of [`solve_positive_definite`], and no read from the device either. Rows are not swapped; a one-hot vector
-/// remembers which row served which column.
+/// About twice the operations of [`solve_positive_definite`], and no read from the device either.
+/// Rows are not swapped; a one-hot vector remembers which row served which column.
 ///
 /// # Shapes
 ///

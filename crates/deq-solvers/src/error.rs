@@ -1,4 +1,5 @@
-//! Misuse of a configuration. Failure to converge is a [`SolveStatus`](crate::SolveStatus), not an error.
+//! Misuse of a configuration. Failure to converge is a [`SolveStatus`](crate::SolveStatus), not an
+//! error.
 
 /// A configuration value that no solver can work with.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -1,11 +1,16 @@
-//! Up to so many vectors per sample, side by side, so that products with all of them are one operation.
+//! The vectors that a solver remembers.
 
 use burn::tensor::Tensor;
 
-/// `[batch, slots, dim]`. Slots not yet used are zero and take part in products without effect.
+/// Up to so many vectors per sample, side by side, so that products with all of them are one
+/// operation: `[batch, slots, dim]`.
+///
+/// Slots not yet used are zero and take part in products without effect. Up to eight are allocated
+/// at once; a longer history grows by doubling.
 #[derive(Clone, Debug)]
-pub(crate) struct History {
-    vectors: Tensor<3>,
+pub struct History {
+    /// `None` only while [`update`](Self::update) works on it.
+    vectors: Option<Tensor<3>>,
     len: usize,
     capacity: usize,
 }
@@ -14,28 +19,45 @@ pub(crate) struct History {
 const AT_ONCE: usize = 8;
 
 impl History {
-    pub(crate) fn new(like: &Tensor<2>, capacity: usize) -> Self {
+    /// An empty history of at most `capacity` vectors, in the type and on the device of `like`.
+    ///
+    /// # Shapes
+    ///
+    /// - like: `[batch, dim]`
+    pub fn new(like: &Tensor<2>, capacity: usize) -> Self {
         let [batch, dim] = like.dims();
         let slots = capacity.min(AT_ONCE);
         Self {
-            vectors: Tensor::zeros([batch, slots, dim], (&like.device(), like.dtype())),
+            vectors: Some(Tensor::zeros(
+                [batch, slots, dim],
+                (&like.device(), like.dtype()),
+            )),
             len: 0,
             capacity,
         }
     }
 
     /// The number of slots in use.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.len
     }
 
+    /// Whether no slot is in use.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The number of slots that products run over.
-    pub(crate) fn slots(&self) -> usize {
-        self.vectors.dims()[1]
+    pub fn slots(&self) -> usize {
+        self.vectors().dims()[1]
+    }
+
+    fn vectors(&self) -> &Tensor<3> {
+        self.vectors.as_ref().expect("put back by every update")
     }
 
     /// Forgets all vectors, keeping the slots.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.update(|vectors| {
             let shape = vectors.shape();
             let options = (&vectors.device(), vectors.dtype());
@@ -45,12 +67,26 @@ impl History {
         self.len = 0;
     }
 
-    /// Writes `[batch, dim]` into a slot, at most one beyond those in use.
-    pub(crate) fn set(&mut self, slot: usize, rows: Tensor<2>) {
-        let [batch, slots, dim] = self.vectors.dims();
+    /// Writes a vector for every sample into a slot, in place where nobody else holds the memory.
+    ///
+    /// # Shapes
+    ///
+    /// - rows: `[batch, dim]`
+    ///
+    /// # Panics
+    ///
+    /// If `slot` lies beyond the capacity, or more than one beyond those in use.
+    pub fn set(&mut self, slot: usize, rows: Tensor<2>) {
+        let [batch, slots, dim] = self.vectors().dims();
+        assert!(
+            slot <= self.len && slot < self.capacity,
+            "slot {slot} of a history of {} vectors that holds {}",
+            self.capacity,
+            self.len
+        );
         if slot >= slots {
             let more = (2 * slots).min(self.capacity) - slots;
-            let options = (&self.vectors.device(), self.vectors.dtype());
+            let options = (&rows.device(), rows.dtype());
             let zeros = Tensor::zeros([batch, more, dim], options);
             self.update(|vectors| Tensor::cat(vec![vectors, zeros], 1));
         }
@@ -61,24 +97,29 @@ impl History {
 
     /// Lets `change` own the tensor, so that it can work in place.
     fn update(&mut self, change: impl FnOnce(Tensor<3>) -> Tensor<3>) {
-        let empty = Tensor::zeros([1, 1, 1], (&self.vectors.device(), self.vectors.dtype()));
-        self.vectors = change(std::mem::replace(&mut self.vectors, empty));
+        self.vectors = self.vectors.take().map(change);
     }
 
     /// The inner products of all vectors with `x`, `[batch, slots, 1]`.
-    pub(crate) fn dot(&self, x: &Tensor<2>) -> Tensor<3> {
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[batch, dim]`
+    pub fn dot(&self, x: &Tensor<2>) -> Tensor<3> {
         let x: Tensor<3> = x.clone().unsqueeze_dim(2);
-        self.vectors.clone().matmul(x)
+        self.vectors().clone().matmul(x)
     }
 
     /// `sum_i weights_i vector_i`, `[batch, dim]`, for weights `[batch, slots, 1]`.
-    pub(crate) fn combine(&self, weights: &Tensor<3>) -> Tensor<2> {
-        let sum = self.vectors.clone().swap_dims(1, 2).matmul(weights.clone());
+    pub fn combine(&self, weights: &Tensor<3>) -> Tensor<2> {
+        let vectors = self.vectors().clone().swap_dims(1, 2);
+        let sum = vectors.matmul(weights.clone());
         sum.squeeze_dim::<2>(2)
     }
 }
 
-/// `[batch, slots, 1]`, such as inner products with the slots of a history, completed by zeros to `[batch, len, 1]`.
+/// `[batch, slots, 1]`, such as inner products with the slots of a history, completed by zeros to
+/// `[batch, len, 1]`.
 pub(crate) fn pad(column: Tensor<3>, len: usize) -> Tensor<3> {
     let [batch, slots, _] = column.dims();
     if slots == len {

@@ -1,4 +1,4 @@
-//! The map being solved, and a point with its image.
+//! The map being solved, and a point with its value `f(z)`.
 
 use burn::tensor::{Int, Tensor};
 
@@ -16,7 +16,8 @@ pub trait FixedPointMap {
 
     /// Access to `f` on some of the rows, for maps that can do without the others. Default `None`.
     ///
-    /// A solve then evaluates the samples that have not ended, and no others, so that a hard sample costs only itself.
+    /// A solve then evaluates the samples that have not ended, and no others, so that a hard sample
+    /// costs only itself.
     fn by_rows(&mut self) -> Option<&mut dyn RowMap> {
         None
     }
@@ -40,8 +41,8 @@ pub trait RowMap {
     fn call_rows(&mut self, z: Tensor<2>, rows: &Tensor<1, Int>) -> Tensor<2>;
 }
 
-/// Makes a [`FixedPointMap`] that can be evaluated by rows from a closure of the states and, if only some are wanted,
-/// the rows.
+/// Makes a [`FixedPointMap`] that can be evaluated by rows from a closure of the states and, if
+/// only some are wanted, the rows.
 ///
 /// ```
 /// use burn::tensor::{Device, Int, Tensor};
@@ -85,7 +86,7 @@ where
     }
 }
 
-/// A point, its image and its residual.
+/// A point `z`, `f(z)` and the residual `f(z) - z`.
 ///
 /// # Shapes
 ///
@@ -98,9 +99,15 @@ pub struct Iterate {
 }
 
 impl Iterate {
-    /// A point `z` with its image `fz = f(z)`.
+    /// A point `z` with `fz = f(z)`.
     pub fn new(z: Tensor<2>, fz: Tensor<2>) -> Self {
         let residual = fz.clone() - z.clone();
+        Self { z, fz, residual }
+    }
+
+    /// A point `z` whose residual `f(z) - z` is known by other means than an evaluation.
+    pub fn with_residual(z: Tensor<2>, residual: Tensor<2>) -> Self {
+        let fz = z.clone() + residual.clone();
         Self { z, fz, residual }
     }
 
@@ -109,7 +116,7 @@ impl Iterate {
         &self.z
     }
 
-    /// Its image under the map.
+    /// `f(z)`.
     pub fn fz(&self) -> &Tensor<2> {
         &self.fz
     }

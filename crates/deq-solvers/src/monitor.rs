@@ -1,93 +1,67 @@
-//! Per-sample bookkeeping of a solve: residuals, best iterates, statuses.
+//! The bookkeeping of a solve: residuals, best iterates, statuses.
 //!
-//! Norms are taken on the device and judged on the host, in f64. Between two reads the iterates wait in a window, so that the answers do
-//! not depend on how often the device is read.
+//! Norms are taken on the device and judged on the host, in f64. Between two reads the iterates
+//! wait in a window, so that the answers do not depend on how often the device is read.
 
 use crate::map::Iterate;
-use crate::rows::{host_values, merge_rows};
+use crate::rows::{host_values, merge_rows, norms, squares};
+use crate::sample::{Sample, relative};
 use crate::solution::{KeptState, Solution, SolveStats, StepReport, Trace};
 use crate::status::SolveStatus;
-use crate::stop::{Scope, StopConfig, TraceLevel};
+use crate::stop::{Scope, StopConfig, StopRule, TraceLevel};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-
-/// Below any norm that a solve distinguishes from 0.
-const TINY: f64 = 1e-30;
-
-/// One sample's part of the judgement.
-#[derive(Clone, Debug)]
-struct Sample {
-    ended: Option<SolveStatus>,
-    steps: usize,
-    best_step: usize,
-    abs: f64,
-    rel: f64,
-    /// The residual above which the sample has diverged.
-    limit: f64,
-}
-
-impl Sample {
-    fn new() -> Self {
-        Self {
-            ended: None,
-            steps: 0,
-            best_step: 0,
-            abs: f64::INFINITY,
-            rel: f64::INFINITY,
-            limit: f64::INFINITY,
-        }
-    }
-
-    /// Judges one step and returns whether its iterate is now the best.
-    fn judge(&mut self, step: usize, abs: f64, scale: f64, stop: &StopConfig) -> bool {
-        if self.ended.is_some() {
-            return false;
-        }
-        self.steps = step + 1;
-        if !abs.is_finite() {
-            self.ended = Some(SolveStatus::NonFinite);
-            return false;
-        }
-        let scale = scale + stop.rel_floor;
-        let tolerance = (stop.rel_tol * scale).max(stop.abs_tol);
-        if step == 0 {
-            self.limit = stop.divergence * abs.max(tolerance);
-        }
-        let converged = abs <= tolerance;
-        let improved = converged || abs < self.abs;
-        if improved {
-            self.abs = abs;
-            self.rel = abs / scale.max(TINY);
-            self.best_step = step;
-        }
-        if converged {
-            self.ended = Some(SolveStatus::Converged);
-        } else if abs > self.limit {
-            self.ended = Some(SolveStatus::Diverged);
-        } else if stop.patience.is_some_and(|p| step >= self.best_step + p) {
-            self.ended = Some(SolveStatus::Stalled);
-        }
-        improved
-    }
-}
 
 /// A step that has not been judged yet.
 struct Pending {
     step: usize,
     at: Iterate,
-    /// Squared norms of the residual and of the image, `[batch, 1]` each.
+    /// Squared norms of the residual and of `f(z)`, `[batch, 1]` each.
     squares: [Tensor<2>; 2],
 }
 
-pub(crate) struct Monitor {
+/// The answers of the last check, and how they were judged.
+struct Checked {
+    samples: Vec<Sample>,
+    best: [Tensor<2>; 2],
+}
+
+/// The bookkeeping of one solve: it counts evaluations, judges every sample by its stop rule, keeps
+/// the best points, and assembles the [`Solution`].
+///
+/// The loops of this crate stand on it. It is public for methods that do not fit into one of them:
+/// those whose proposal needs more than a point and its `f(z)`, as splittings do.
+/// [`FixedPointSolver`](crate::FixedPointSolver) and [`LinearSystem`](crate::LinearSystem) need no
+/// monitor of their own.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use deq_solvers::{Iterate, Monitor, StopConfig};
+///
+/// let mut z = Tensor::<2>::zeros([3, 2], &Device::flex());
+/// let mut monitor = Monitor::new(&StopConfig::new().build()?, &z);
+/// let solution = loop {
+///     let at = Iterate::new(z.clone(), z.cos());
+///     if !monitor.observe(&at, 3) {
+///         break monitor.finish();
+///     }
+///     z = monitor.freeze((at.z().clone() + at.fz().clone()) * 0.5);
+/// };
+/// assert!(solution.stats.all_converged());
+/// # Ok::<(), deq_solvers::InvalidConfig>(())
+/// ```
+pub struct Monitor {
     stop: StopConfig,
     samples: Vec<Sample>,
     window: Vec<Pending>,
-    /// The best point of every sample with its image.
+    /// The best `z` of every sample with its `f(z)`.
     best: Option<[Tensor<2>; 2]>,
     /// The rows that have not ended; `None` while that is all of them.
     active: Option<Tensor<1, Int>>,
     device: Device,
     nfe: usize,
+    /// The evaluations after which no sample has steps left.
+    budget: usize,
+    checked: Option<Checked>,
     evaluated_rows: usize,
     reads: usize,
     reports: Vec<StepReport>,
@@ -96,15 +70,20 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    pub(crate) fn new(stop: &StopConfig, batch: usize, device: Device) -> Self {
+    /// The monitor of a solve from `z0`, `[batch, dim]`.
+    pub fn new(stop: &StopRule, z0: &Tensor<2>) -> Self {
+        let [batch, _] = z0.dims();
+        let stop = stop.config();
         Self {
+            budget: stop.max_steps,
             stop: stop.clone(),
             samples: vec![Sample::new(); batch],
             window: Vec::new(),
             best: None,
             active: None,
-            device,
+            device: z0.device(),
             nfe: 0,
+            checked: None,
             evaluated_rows: 0,
             reads: 0,
             reports: Vec::new(),
@@ -117,7 +96,23 @@ impl Monitor {
     }
 
     /// Takes in one evaluated point and returns whether the solve goes on.
-    pub(crate) fn observe(&mut self, at: &Iterate, rows: usize) -> bool {
+    ///
+    /// `rows` is the number of rows that were evaluated for it. Points are f32 or f64.
+    pub fn observe(&mut self, at: &Iterate, rows: usize) -> bool {
+        self.take_in(at, rows);
+        let last = self.nfe >= self.budget;
+        if last || self.nfe.is_multiple_of(self.stop.check_every) {
+            self.read();
+            return !last && self.running();
+        }
+        true
+    }
+
+    fn running(&self) -> bool {
+        self.samples.iter().any(|s| s.ended.is_none())
+    }
+
+    fn take_in(&mut self, at: &Iterate, rows: usize) {
         let step = self.nfe;
         self.nfe += 1;
         self.evaluated_rows += rows;
@@ -130,21 +125,86 @@ impl Monitor {
         self.window.push(Pending {
             step,
             at: at.clone(),
-            squares: [at.residual(), at.fz()].map(|rows| rows.clone().square().sum_dim(1)),
+            squares: [at.residual(), at.fz()].map(squares),
         });
-        let last = self.nfe >= self.stop.max_steps;
-        if last || self.nfe.is_multiple_of(self.stop.check_every) {
+    }
+
+    /// For points observed with an estimate of their residual, once a solve has come to its end:
+    /// evaluates `f` at the answers, if samples have converged, and judges those by their true
+    /// residuals. Returns the point if some have to go on from it.
+    ///
+    /// A sample whose residual has not halved since its last check has come to the rounding of its
+    /// type, and ends as stalled.
+    pub fn check(&mut self, f: impl FnOnce(&Tensor<2>) -> Tensor<2>) -> Option<Iterate> {
+        if !self.window.is_empty() {
             self.read();
-            return !last && self.samples.iter().any(|s| s.ended.is_none());
         }
-        true
+        let claimed: Vec<usize> = (0..self.samples.len())
+            .filter(|&s| self.samples[s].ended == Some(SolveStatus::Converged))
+            // The residual of the start is no estimate.
+            .filter(|&s| !self.samples[s].proven && self.samples[s].best_step > 0)
+            .collect();
+        let [z, _] = self.best.clone().filter(|_| !claimed.is_empty())?;
+        let at = Iterate::new(z.clone(), f(&z));
+        let estimated = self.samples.clone();
+        for &s in &claimed {
+            self.samples[s].ended = None;
+            self.samples[s].abs = f64::INFINITY;
+        }
+        self.take_in(&at, self.samples.len());
+        self.read();
+        self.settle(&claimed, &estimated);
+        self.list_active();
+        let open = self.samples.iter().filter(|s| s.ended.is_none());
+        let left = open.map(|s| self.stop.max_steps - s.steps).max()?;
+        self.budget = self.nfe + left;
+        Some(at)
+    }
+
+    /// Draws the conclusions from a check of the samples `claimed`.
+    fn settle(&mut self, claimed: &[usize], estimated: &[Sample]) {
+        let mut worse = vec![false; self.samples.len()];
+        for &s in claimed {
+            let sample = &mut self.samples[s];
+            sample.proven = sample.ended == Some(SolveStatus::Converged);
+            if sample.ended == Some(SolveStatus::NonFinite) {
+                (sample.abs, sample.rel) = (estimated[s].abs, estimated[s].rel);
+            }
+            let Some(before) = self.checked.as_ref().map(|checked| &checked.samples[s]) else {
+                continue;
+            };
+            if sample.ended.is_none() && sample.abs > 0.5 * before.abs {
+                sample.ended = Some(SolveStatus::Stalled);
+            }
+            if !sample.proven && sample.abs > before.abs {
+                worse[s] = true;
+                sample.abs = before.abs;
+                sample.rel = before.rel;
+                sample.best_step = before.best_step;
+            }
+        }
+        let Some([z, fz]) = &mut self.best else {
+            return;
+        };
+        if let Some(Checked { best, .. }) = &self.checked {
+            *z = merge_rows(&best[0], z, &worse);
+            *fz = merge_rows(&best[1], fz, &worse);
+        }
+        self.checked = self
+            .samples
+            .iter()
+            .any(|s| s.ended.is_none())
+            .then(|| Checked {
+                samples: self.samples.clone(),
+                best: [z.clone(), fz.clone()],
+            });
     }
 
     /// Judges the steps of the window.
     fn read(&mut self) {
         let window = std::mem::take(&mut self.window);
         let columns: Vec<Tensor<2>> = window.iter().flat_map(|p| p.squares.clone()).collect();
-        let squares = host_values(Tensor::cat(columns, 1));
+        let read = host_values(Tensor::cat(columns, 1));
         self.reads += 1;
 
         let batch = self.samples.len();
@@ -152,19 +212,22 @@ impl Monitor {
         let mut picks: Vec<Option<usize>> = vec![None; batch];
         let mut ended_at = vec![usize::MAX; batch];
         for (k, pending) in window.iter().enumerate() {
-            let squares = |column: usize| -> Vec<f64> {
-                let rows = (0..batch).map(|s| squares[(s * window.len() + k) * 2 + column]);
+            let [abs, scale] = [(0, pending.at.residual()), (1, pending.at.fz())].map(|(i, x)| {
+                let squares = (0..batch).map(|s| read[(s * window.len() + k) * 2 + i]);
+                let squares: Vec<f64> = squares.collect();
+                let running = |s: usize| self.samples[s].ended.is_none();
+                let (norms, reads) = norms(x, &squares, running);
+                self.reads += reads;
                 match self.stop.scope {
-                    Scope::Sample => rows.collect(),
-                    Scope::Batch => vec![rows.sum(); batch],
+                    Scope::Sample => norms,
+                    Scope::Batch => vec![norms.into_iter().fold(0.0, f64::hypot); batch],
                 }
-            };
-            let (abs, scale) = (squares(0), squares(1));
+            });
             let active = self.samples.iter().filter(|s| s.ended.is_none()).count();
             let mut failed = false;
             for (s, sample) in self.samples.iter_mut().enumerate() {
                 let running = sample.ended.is_none();
-                if sample.judge(pending.step, abs[s].sqrt(), scale[s].sqrt(), &self.stop) {
+                if sample.judge(pending.step, abs[s], scale[s], &self.stop) {
                     picks[s] = Some(k);
                 }
                 if running && sample.ended.is_some() {
@@ -183,25 +246,29 @@ impl Monitor {
         }
         self.adopt(&window, &picks);
         self.keep(&window, &before, &ended_at);
-        let rows: Vec<i64> = (0..batch)
-            .filter(|&s| self.samples[s].ended.is_none())
-            .map(|s| s as i64)
-            .collect();
-        let changed = rows.len() < before.iter().filter(|&&active| active).count();
-        if changed && !rows.is_empty() {
-            let count = rows.len();
-            self.active = Some(Tensor::from_data(
-                TensorData::new(rows, [count]),
-                &self.device,
-            ));
+        if before != self.active_mask() {
+            self.list_active();
         }
     }
 
-    /// Tells points that the solver itself spoiled from images that the map spoiled, and gives a spoiled start an answer.
+    fn list_active(&mut self) {
+        let rows: Vec<i64> = (0..self.samples.len())
+            .filter(|&s| self.samples[s].ended.is_none())
+            .map(|s| s as i64)
+            .collect();
+        let count = rows.len();
+        if count > 0 {
+            let rows = Tensor::from_data(TensorData::new(rows, [count]), &self.device);
+            self.active = (count < self.samples.len()).then_some(rows);
+        }
+    }
+
+    /// Tells a point that the solver itself spoiled from an `f(z)` that the map spoiled, and gives
+    /// a spoiled start an answer.
     fn explain_failures(&mut self, pending: &Pending, ended_at: &[usize]) {
-        let point = pending.at.z().clone().square().sum_dim(1);
-        let point = host_values(point);
-        self.reads += 1;
+        let z = pending.at.z();
+        let (point, reads) = norms(z, &host_values(squares(z)), |_| true);
+        self.reads += 1 + reads;
         let whole = self.stop.scope == Scope::Batch && point.iter().any(|x| !x.is_finite());
         let mut start = vec![false; self.samples.len()];
         for (s, sample) in self.samples.iter_mut().enumerate() {
@@ -212,7 +279,7 @@ impl Monitor {
             }
             start[s] = failed && pending.step == 0;
         }
-        // An image that is not finite must not be handed out; the start then stands for it.
+        // An `f(z)` that is not finite must not be handed out; the start then stands for it.
         if let Some([z, fz]) = self.best.as_mut().filter(|_| start.contains(&true)) {
             *fz = merge_rows(z, fz, &start);
         }
@@ -230,8 +297,7 @@ impl Monitor {
             .map(|s| {
                 let sample = &self.samples[s];
                 if now(s) {
-                    let scale = scale[s].sqrt() + self.stop.rel_floor;
-                    (abs[s].sqrt(), abs[s].sqrt() / scale.max(TINY))
+                    (abs[s], relative(abs[s], scale[s] + self.stop.rel_floor))
                 } else {
                     (sample.abs, sample.rel)
                 }
@@ -280,21 +346,31 @@ impl Monitor {
         }
     }
 
-    /// The rows that have not ended, if some have and their number is known to be smaller than the batch.
-    pub(crate) fn active_rows(&self) -> Option<&Tensor<1, Int>> {
+    /// The rows that have not ended, if some have and their number is known to be smaller than the
+    /// batch.
+    pub fn active_rows(&self) -> Option<&Tensor<1, Int>> {
         self.active.as_ref()
     }
 
-    /// Holds the samples that have ended at their answer.
-    pub(crate) fn freeze(&self, proposal: Tensor<2>) -> Tensor<2> {
+    /// Holds the samples that have ended at their answer, and lets the others go to the proposal.
+    ///
+    /// # Shapes
+    ///
+    /// `[batch, dim]`, in and out.
+    pub fn freeze(&self, proposal: Tensor<2>) -> Tensor<2> {
         match (&self.active, &self.best) {
             (Some(_), Some([z, _])) => merge_rows(&proposal, z, &self.active_mask()),
             _ => proposal,
         }
     }
 
-    /// Completes the images of the active rows by the answers of the others.
-    pub(crate) fn complete(&self, fz: Tensor<2>) -> Tensor<2> {
+    /// Completes `f(z)` of the active rows alone by that of the answers of the others.
+    ///
+    /// # Shapes
+    ///
+    /// - fz: `[rows, dim]`
+    /// - output: `[batch, dim]`
+    pub fn complete(&self, fz: Tensor<2>) -> Tensor<2> {
         let Some([_, best]) = &self.best else {
             return fz;
         };
@@ -320,11 +396,12 @@ impl Monitor {
     }
 
     /// The steps judged since the last call.
-    pub(crate) fn take_reports(&mut self) -> Vec<StepReport> {
+    pub fn take_reports(&mut self) -> Vec<StepReport> {
         std::mem::take(&mut self.reports)
     }
 
-    pub(crate) fn reads_more(&mut self, reads: usize) {
+    /// Counts reads from the device that the solver made itself.
+    pub fn reads_more(&mut self, reads: usize) {
         self.reads += reads;
     }
 
@@ -333,13 +410,13 @@ impl Monitor {
     /// # Panics
     ///
     /// If nothing was observed.
-    pub(crate) fn finish(mut self) -> Solution {
+    pub fn finish(mut self) -> Solution {
         if !self.window.is_empty() {
             self.read();
         }
         let [z, fz] = self
             .best
-            .expect("a solve must be given the image of its start before it can finish");
+            .expect("a solve must be given f(z) of its start before it can finish");
         for &step in &self.stop.keep {
             if step >= self.nfe {
                 self.states.push(KeptState {

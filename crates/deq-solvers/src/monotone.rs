@@ -9,11 +9,12 @@ use crate::stop::StopRule;
 use burn::config::Config;
 use burn::tensor::{Tensor, activation::relu};
 
-/// The layer `f(z) = relu(W z + b)` of a monotone equilibrium network, where `I - W` is strongly monotone: its symmetric part is at least
-/// `m I` with `m > 0`.
+/// The layer `f(z) = relu(W z + b)` of a monotone equilibrium network, where `I - W` is strongly
+/// monotone: its symmetric part is at least `m I` with `m > 0`.
 ///
-/// The equilibrium then exists and is unique (Winston and Kolter, "Monotone operator equilibrium networks", NeurIPS 2020,
-/// arXiv 2006.08591, Theorem 1), also where `f` expands and plain iteration runs away.
+/// The equilibrium then exists and is unique (Winston and Kolter, "Monotone operator equilibrium
+/// networks", NeurIPS 2020, arXiv 2006.08591, Theorem 1), also where `f` expands and plain
+/// iteration runs away.
 #[derive(Clone, Debug)]
 pub struct MonotoneLayer {
     /// `W^T`, so that rows of states multiply from the left.
@@ -76,8 +77,9 @@ pub enum SplittingMethod {
 pub struct SplittingConfig {
     /// The method.
     pub method: SplittingMethod,
-    /// The step `alpha`, dimensionless. Peaceman-Rachford converges for every positive one, and 1 is a good first choice. Forward-backward
-    /// converges for `alpha < 2 m / L^2` with `L = |I - W|`. Default 1.
+    /// The step `alpha`, dimensionless. Peaceman-Rachford converges for every positive one, and 1
+    /// is a good first choice. Forward-backward converges for `alpha < 2 m / L^2` with
+    /// `L = |I - W|`. Default 1.
     #[config(default = 1.0)]
     pub step: f64,
 }
@@ -111,24 +113,31 @@ impl SplittingConfig {
     }
 }
 
-/// Operator splitting for `0 in (I - W) z - b + N(z)`, where the ReLU is the resolvent of the normal cone `N`.
+/// Operator splitting for `0 in (I - W) z - b + N(z)`, where the ReLU is the resolvent of the
+/// normal cone `N`.
 ///
 /// ```text
 /// forward-backward     z <- relu((1 - alpha) z + alpha (W z + b))
-/// Peaceman-Rachford    x  = (I + alpha (I - W))^-1 (2 z - u + alpha b)       u <- 2 x - 2 z + u       z <- relu(u)
+/// Peaceman-Rachford    x  = (I + alpha (I - W))^-1 (2 z - u + alpha b)
+///                      u <- 2 x - 2 z + u
+///                      z <- relu(u)
 /// ```
 ///
-/// Use them where convergence must be certain: with a monotone layer they cannot diverge, whatever the spectral radius of `f`. Peaceman-Rachford
-/// needs far fewer steps and one factorisation per set of weights; forward-backward needs no factorisation. On any other layer use Anderson.
+/// Use them where convergence must be certain: with a monotone layer they cannot diverge, whatever
+/// the spectral radius of `f`. Peaceman-Rachford needs far fewer steps and one factorisation per
+/// set of weights; forward-backward needs no factorisation. On any other layer use Anderson.
 ///
-/// Every step is tested by the residual `f(z) - z` of the layer itself, in the norm of every other solver, not by the size of its own move.
+/// Every step is tested by the residual `f(z) - z` of the layer itself, in the norm of every other
+/// solver, not by the size of its own move.
 ///
-/// Cost per step: forward-backward one product with `W`, which also serves the test; Peaceman-Rachford one with the inverse and one with
-/// `W` for the test, and `dim^3` once per solve. Memory: three states, and for Peaceman-Rachford two `[dim, dim]` matrices.
+/// Cost per step: forward-backward one product with `W`, which also serves the test;
+/// Peaceman-Rachford one with the inverse and one with `W` for the test, and `dim^3` once per
+/// solve. Memory: three states, and for Peaceman-Rachford two `[dim, dim]` matrices.
 ///
 /// # References
 ///
-/// Winston and Kolter, "Monotone operator equilibrium networks", NeurIPS 2020, arXiv 2006.08591, Algorithms 1 and 2.
+/// Winston and Kolter, "Monotone operator equilibrium networks", NeurIPS 2020, arXiv 2006.08591,
+/// Algorithms 1 and 2.
 ///
 /// # Differences from the reference code
 ///
@@ -155,7 +164,7 @@ impl Splitting {
     pub fn solve(&self, layer: &MonotoneLayer, z0: Tensor<2>, stop: &StopRule) -> Solution {
         let alpha = self.config.step;
         let [batch, _] = z0.dims();
-        let mut monitor = Monitor::new(stop.config(), batch, z0.device());
+        let mut monitor = Monitor::new(stop, &z0);
         let resolvent = match self.config.method {
             SplittingMethod::ForwardBackward => None,
             SplittingMethod::PeacemanRachford => Some(layer.resolvent(alpha)),
@@ -165,7 +174,10 @@ impl Splitting {
         loop {
             let affine = layer.affine(&z);
             let at = Iterate::new(z, relu(affine.clone()));
-            if !monitor.observe(&at, batch) {
+            let open = monitor.observe(&at, batch);
+            // Nobody follows a splitting step by step.
+            drop(monitor.take_reports());
+            if !open {
                 return monitor.finish();
             }
             let z_now = at.z();

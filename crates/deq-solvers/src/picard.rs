@@ -9,8 +9,9 @@ use burn::tensor::Tensor;
 /// Configuration of [`Picard`].
 #[derive(Config, Debug, PartialEq)]
 pub struct PicardConfig {
-    /// Weight of `f(z)` against `z`, in (0, 1]. Default 1, plain iteration, which contracts fastest where it contracts at all
-    /// in all directions; smaller values help when eigenvalues of the Jacobian lie near or below -1.
+    /// Weight of `f(z)` against `z`, in (0, 1]. Default 1, plain iteration, which contracts fastest
+    /// where it contracts at all in all directions; smaller values help when eigenvalues of the
+    /// Jacobian lie near or below -1.
     #[config(default = 1.0)]
     pub damping: f64,
 }
@@ -40,9 +41,9 @@ impl PicardConfig {
 /// z <- z + damping (f(z) - z)
 /// ```
 ///
-/// Use it as the baseline, and where `f` contracts strongly: it has no history and cannot go wrong numerically. It
-/// diverges as soon as the spectral radius of `(1 - damping) I + damping J` exceeds 1; Anderson and Broyden often
-/// still converge there.
+/// Use it as the baseline, and where `f` contracts strongly: it has no history and cannot go wrong
+/// numerically. It diverges as soon as the spectral radius of `(1 - damping) I + damping J` exceeds
+/// 1; Anderson and Broyden often still converge there.
 ///
 /// Cost per step: one evaluation of `f`. Memory: one state.
 ///
@@ -52,8 +53,8 @@ impl PicardConfig {
 ///
 /// # Differences from the reference code
 ///
-/// The convergence test sees `f(z) - z`, not the damped step, so damping does not loosen the tolerance (TorchDEQ's
-/// `fixed_point_iter` tests the damped step).
+/// The convergence test sees `f(z) - z`, not the damped step, so damping does not loosen the
+/// tolerance (TorchDEQ's `fixed_point_iter` tests the damped step).
 #[derive(Clone, Debug)]
 pub struct Picard {
     damping: f64,

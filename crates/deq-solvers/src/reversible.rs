@@ -9,8 +9,9 @@ use burn::tensor::Tensor;
 /// Configuration of [`Reversible`].
 #[derive(Config, Debug, PartialEq)]
 pub struct ReversibleConfig {
-    /// Weight `damping` of the image against the point, in (0, 1). Going back divides by `1 - damping`, which multiplies rounding errors
-    /// at every step, so values near 1 are fast forward and inaccurate backward. Default 0.8, that of the method's code.
+    /// Weight of `f(z)` against the state, in (0, 1). Going back divides by `1 - damping`, which
+    /// multiplies rounding errors at every step, so values near 1 are fast forward and inaccurate
+    /// backward. Default 0.8, that of the method's code.
     #[config(default = 0.8)]
     pub damping: f64,
 }
@@ -37,12 +38,15 @@ impl ReversibleConfig {
 /// Two coupled damped iterations, each step of which can be undone exactly, up to rounding.
 ///
 /// ```text
-/// y <- (1 - damping) y + damping f(z)          z <- (z - damping f(y)) / (1 - damping)
-/// z <- (1 - damping) z + damping f(y)          y <- (y - damping f(z)) / (1 - damping)      (backward, in this order)
+/// forward      y <- (1 - damping) y + damping f(z)
+///              z <- (1 - damping) z + damping f(y)
+/// backward     z <- (z - damping f(y)) / (1 - damping)
+///              y <- (y - damping f(z)) / (1 - damping)
 /// ```
 ///
-/// Use it when the gradient of the iteration itself is wanted in constant memory: all iterates can be computed back from the last two. As a
-/// solver it is damped plain iteration, with its range of convergence; where only the equilibrium matters, Anderson needs fewer evaluations.
+/// Use it when the gradient of the iteration itself is wanted in constant memory: all iterates can
+/// be computed back from the last two. As a solver it is damped plain iteration, with its range of
+/// convergence; where only the equilibrium matters, Anderson needs fewer evaluations.
 ///
 /// Cost per step: one evaluation of `f`; a pair takes two. Memory: two states.
 ///
@@ -68,19 +72,18 @@ pub struct ReversiblePair {
 }
 
 impl Reversible {
-    /// The weight of the image.
+    /// The weight of `f(z)` against the state.
     pub fn damping(&self) -> f64 {
         self.damping
     }
 
-    /// `(1 - damping) point + damping image`
-    fn mix(&self, point: &Tensor<2>, image: &Tensor<2>) -> Tensor<2> {
-        point.clone().mul_scalar(1.0 - self.damping) + image.clone().mul_scalar(self.damping)
+    /// `(1 - damping) state + damping fz`
+    fn mix(&self, state: &Tensor<2>, fz: &Tensor<2>) -> Tensor<2> {
+        state.clone().mul_scalar(1.0 - self.damping) + fz.clone().mul_scalar(self.damping)
     }
 
-    fn unmix(&self, mixed: &Tensor<2>, image: &Tensor<2>) -> Tensor<2> {
-        (mixed.clone() - image.clone().mul_scalar(self.damping))
-            .mul_scalar(1.0 / (1.0 - self.damping))
+    fn unmix(&self, mixed: &Tensor<2>, fz: &Tensor<2>) -> Tensor<2> {
+        (mixed.clone() - fz.clone().mul_scalar(self.damping)).mul_scalar(1.0 / (1.0 - self.damping))
     }
 
     /// One pair of steps; two evaluations.
@@ -119,7 +122,7 @@ impl FixedPointSolver for Reversible {
     }
 
     fn step(&self, at: &Iterate, state: &mut Self::State) -> Tensor<2> {
-        // At z this moves y, at y it moves z: each state takes the image of the other.
+        // At z this moves y, at y it moves z: each state moves by `f` of the other.
         let next = self.mix(&state.other, at.fz());
         state.other = at.z().clone();
         next

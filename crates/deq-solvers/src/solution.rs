@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 /// The best iterate of every sample and how its solve went.
 #[derive(Clone, Debug)]
 pub struct Solution {
-    /// The iterate with the smallest residual, or the one that converged, `[batch, dim]`. Always finite if the start was.
+    /// The iterate with the smallest residual, or the one that converged, `[batch, dim]`. Always
+    /// finite if the start was.
     pub z: Tensor<2>,
-    /// Its image `f(z)`, `[batch, dim]`. One step of plain iteration closer to the fixed point of a contraction.
+    /// `f(z)` there, `[batch, dim]`. One step of plain iteration closer to the fixed point of a
+    /// contraction.
     pub fz: Tensor<2>,
     /// Evaluations, steps, residuals, statuses.
     pub stats: SolveStats,
@@ -41,7 +43,8 @@ impl Solution {
 /// Some samples of a solve did not converge.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error(
-    "{} of {} samples did not converge (largest relative residual {worst_rel_residual:.1e}); the first one: {first}",
+    "{} of {} samples did not converge (largest relative residual {worst_rel_residual:.1e}); the \
+     first one: {first}",
     counts.total() - counts.converged, counts.total()
 )]
 pub struct NotConverged {
@@ -58,8 +61,8 @@ pub struct NotConverged {
 pub struct SolveStats {
     /// Evaluations of `f`, on the batch or on those of its rows that were still active.
     pub nfe: usize,
-    /// Rows evaluated, summed over all evaluations: `nfe` times the batch, unless the map was evaluated
-    /// [by rows](crate::FixedPointMap::by_rows).
+    /// Rows evaluated, summed over all evaluations: `nfe` times the batch, unless the map was
+    /// evaluated [by rows](crate::FixedPointMap::by_rows).
     pub evaluated_rows: usize,
     /// Reads from the device, each of which waits for the work queued there.
     pub reads: usize,
@@ -110,8 +113,8 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     values.sum::<f64>() / n as f64
 }
 
-/// One step of a solve, as an observer sees it. Vectors have one entry per sample; samples that ended before keep the values of
-/// their answer.
+/// One step of a solve, as an observer sees it. Vectors have one entry per sample; samples that
+/// ended before keep the values of their answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
     /// The step, counted from 0 for the start.
@@ -129,8 +132,9 @@ pub struct StepReport {
 pub struct Trace {
     /// One entry per step, the start first.
     pub steps: Vec<StepReport>,
-    /// With [`TraceLevel::Iterates`](crate::TraceLevel), the point and the image of every step, `[batch, dim]` each. Samples that ended
-    /// show where the solver would have gone until the next read.
+    /// With [`TraceLevel::Iterates`](crate::TraceLevel), the point `z` and `f(z)` of every step,
+    /// `[batch, dim]` each. Samples that ended show where the solver would have gone until the next
+    /// read.
     pub iterates: Vec<(Tensor<2>, Tensor<2>)>,
 }
 
@@ -153,6 +157,6 @@ pub struct KeptState {
     pub reached: bool,
     /// The point, `[batch, dim]`.
     pub z: Tensor<2>,
-    /// Its image, `[batch, dim]`.
+    /// `f(z)` there, `[batch, dim]`.
     pub fz: Tensor<2>,
 }

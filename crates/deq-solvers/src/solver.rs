@@ -6,10 +6,11 @@ use crate::solution::{Solution, StepReport};
 use crate::stop::StopRule;
 use burn::tensor::{DType, Int, Tensor};
 
-/// An algorithm that proposes the next point from the present one and its image.
+/// An algorithm that proposes the next point from the present one and `f` there.
 ///
-/// The solver is immutable configuration and the state a separate value. Evaluations, convergence tests, budgets and
-/// traces belong to the loop in [`Solve::solve`], which every `FixedPointSolver` gets for free.
+/// The solver is immutable configuration and the state a separate value. Evaluations, convergence
+/// tests, budgets and traces belong to the loop in [`Solve::solve`], which every `FixedPointSolver`
+/// gets for free.
 pub trait FixedPointSolver: std::fmt::Debug + Send + Sync {
     /// What the algorithm remembers between steps.
     type State;
@@ -22,8 +23,9 @@ pub trait FixedPointSolver: std::fmt::Debug + Send + Sync {
 
     /// Proposes the next point for every sample.
     ///
-    /// Samples that have ended are held at their best iterate by the loop, which ignores the proposal for them; their rows
-    /// then repeat, and the algorithm must not turn that into a panic. A row that is not finite ends its sample as
+    /// Samples that have ended are held at their best iterate by the loop, which ignores the
+    /// proposal for them; their rows then repeat, and the algorithm must not turn that into a
+    /// panic. A row that is not finite ends its sample as
     /// [`Breakdown`](crate::SolveStatus::Breakdown).
     ///
     /// # Shapes
@@ -79,11 +81,12 @@ pub trait Solve: std::fmt::Debug + Send + Sync {
 
     /// Solves `z = f(z)` for every row of the batch, from `z0`.
     ///
-    /// A good start saves evaluations: pass the solution of a similar problem (the last frame, the last token, the last step of
-    /// training) to begin there. Failure to converge is reported per sample in [`SolveStats`](crate::SolveStats).
+    /// A good start saves evaluations: pass the solution of a similar problem (the last frame, the
+    /// last token, the last step of training) to begin there. Failure to converge is reported per
+    /// sample in [`SolveStats`](crate::SolveStats).
     ///
-    /// A map of 16-bit floats is evaluated in its own type, while iterates, history and small systems are f32; the answer comes back
-    /// in the type of `z0`.
+    /// A map of 16-bit floats is evaluated in its own type, while iterates, history and small
+    /// systems are f32; the answer comes back in the type of `z0`.
     ///
     /// # Shapes
     ///
@@ -96,7 +99,8 @@ pub trait Solve: std::fmt::Debug + Send + Sync {
         self.solve_observed(f, z0, stop, &mut |_| {})
     }
 
-    /// Solves like [`Solve::solve`] and shows every step to `observer`, as soon as it has been read from the device.
+    /// Solves like [`Solve::solve`] and shows every step to `observer`, as soon as it has been read
+    /// from the device.
     ///
     /// # Panics
     ///
@@ -119,24 +123,27 @@ pub trait Solve: std::fmt::Debug + Send + Sync {
     }
 }
 
-/// A solve that is driven from outside: evaluate the map at [`point`](Stepper::point), hand the image to
-/// [`observe`](Stepper::observe), until that returns `false`; then [`finish`](Stepper::finish).
+/// A solve that is driven from outside: evaluate the map at [`point`](Stepper::point), hand the
+/// result to [`observe`](Stepper::observe), until that returns `false`; then
+/// [`finish`](Stepper::finish).
 pub trait Stepper {
     /// Where the map is wanted next, `[batch, dim]`, in the type of the start.
     fn point(&self) -> Tensor<2>;
 
-    /// Takes the image of [`point`](Stepper::point), `[batch, dim]`, and returns whether the solve goes on.
+    /// Takes `f` of [`point`](Stepper::point), `[batch, dim]`, and returns whether the solve goes
+    /// on.
     ///
     /// # Panics
     ///
-    /// If the image has another shape.
+    /// If `f(z)` has another shape than the point.
     fn observe(&mut self, fz: Tensor<2>) -> bool;
 
-    /// Evaluates `f` where it is wanted, on the active rows alone if it can do that, and observes the image.
+    /// Evaluates `f` where it is wanted, on the active rows alone if it can do that, and observes
+    /// the result.
     ///
     /// # Panics
     ///
-    /// If the image has another shape.
+    /// If `f(z)` has another shape than the point.
     fn advance(&mut self, f: &mut dyn FixedPointMap) -> bool;
 
     /// The rows of samples that have not ended, `[rows]`; `None` while none has.
@@ -149,7 +156,7 @@ pub trait Stepper {
     ///
     /// # Panics
     ///
-    /// If no image was observed.
+    /// If nothing was observed.
     fn finish(self: Box<Self>) -> Solution;
 }
 
@@ -174,11 +181,10 @@ struct Drive<'a, S: FixedPointSolver> {
 
 impl<'a, S: FixedPointSolver> Drive<'a, S> {
     fn new(solver: &'a S, z0: Tensor<2>, stop: &StopRule) -> Self {
-        let [batch, _] = z0.dims();
         Self {
             solver,
             state: None,
-            monitor: Monitor::new(stop.config(), batch, z0.device()),
+            monitor: Monitor::new(stop, &z0),
             precision: Precision::of(&z0),
             point: z0,
         }
@@ -239,11 +245,11 @@ impl<S: FixedPointSolver> Stepper for Drive<'_, S> {
 
 /// # Panics
 ///
-/// If a map returned `image` for `point` and they differ in shape.
-pub(crate) fn assert_same_shape(image: &Tensor<2>, point: &Tensor<2>) {
+/// If a map returned `fz` for the point `z` and they differ in shape.
+pub(crate) fn assert_same_shape(fz: &Tensor<2>, z: &Tensor<2>) {
     assert_eq!(
-        image.dims(),
-        point.dims(),
+        fz.dims(),
+        z.dims(),
         "the map must keep the shape [batch, dim] of the state"
     );
 }

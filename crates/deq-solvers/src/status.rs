@@ -14,9 +14,10 @@ pub enum SolveStatus {
     MaxSteps,
     /// The best residual did not improve for [`StopConfig::patience`](crate::StopConfig) steps.
     Stalled,
-    /// The residual grew beyond [`StopConfig::divergence`](crate::StopConfig) times its first value.
+    /// The residual grew beyond [`StopConfig::divergence`](crate::StopConfig) times its first
+    /// value.
     Diverged,
-    /// The image of a finite point held a NaN or an infinity.
+    /// `f(z)` of a finite point held a NaN or an infinity.
     NonFinite,
     /// The solver itself proposed a point that is not finite.
     Breakdown,
@@ -56,8 +57,8 @@ impl std::fmt::Display for SolveStatus {
                 "not finite: the map returned a NaN or an infinity; check its inputs and parameters"
             }
             SolveStatus::Breakdown => {
-                "broke down: the solver's own recurrence overflowed or divided by zero; use a shorter history, more \
-                 regularisation, or another solver"
+                "broke down: the solver's own recurrence overflowed or divided by zero; use a \
+                 shorter history, more regularisation, or another solver"
             }
         })
     }

@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
-    /// Every sample is its own problem: it ends by its own residual and is held at its answer from then on.
+    /// Every sample is its own problem: it ends by its own residual and is held at its answer from
+    /// then on.
     #[default]
     Sample,
-    /// The batch is one problem, with norms over all of its entries, and all samples end together. This is what
-    /// `locuslab/deq` does; an answer then depends on the batch mates. For comparisons with recorded runs.
+    /// The batch is one problem, with norms over all of its entries, and all samples end together.
+    /// This is what `locuslab/deq` does; an answer then depends on the batch mates. For comparisons
+    /// with recorded runs.
     Batch,
 }
 
@@ -25,52 +27,57 @@ pub enum TraceLevel {
     Off,
     /// The residual norms of every step and sample: two numbers each.
     Residuals,
-    /// The residual norms, and every point with its image: two states for each step.
+    /// The residual norms, and every point with its `f(z)`: two states for each step.
     Iterates,
 }
 
 /// Tolerances and budgets of a solve, the same for every solver.
 ///
-/// A sample has converged when `|f(z) - z| <= max(abs_tol, rel_tol * (|f(z)| + rel_floor))`, with Euclidean norms over the sample.
+/// A sample has converged when `|f(z) - z| <= max(abs_tol, rel_tol * (|f(z)| + rel_floor))`, with
+/// Euclidean norms over the sample.
 #[derive(Config, Debug, PartialEq)]
 pub struct StopConfig {
-    /// The most steps of a solve. One step is one evaluation of `f` with its test; the evaluation of the start is the
-    /// first step. Default 30, the budget of the DEQ-Transformer without regularisation (Bai et al. 2021, Table 1).
+    /// The most steps of a solve. One step is one evaluation of `f` with its test; the evaluation
+    /// of the start is the first step. Default 30, the budget of the DEQ-Transformer without
+    /// regularisation (Bai et al. 2021, Table 1).
     #[config(default = 30)]
     pub max_steps: usize,
-    /// Absolute tolerance on the residual norm of a sample, in the units of the state. Default 0: relative only, since
-    /// the size of a state grows with its dimension.
+    /// Absolute tolerance on the residual norm of a sample, in the units of the state. Default 0:
+    /// relative only, since the size of a state grows with its dimension.
     #[config(default = 0.0)]
     pub abs_tol: f64,
-    /// Tolerance on the residual norm relative to the norm of `f(z)`, dimensionless. Default 1e-3, the forward
-    /// tolerance of Bai et al. 2021, Table 4.
+    /// Tolerance on the residual norm relative to the norm of `f(z)`, dimensionless. Default 1e-3,
+    /// the forward tolerance of Bai et al. 2021, Table 4.
     #[config(default = 1e-3)]
     pub rel_tol: f64,
-    /// Added to `|f(z)|` where the relative residual divides by it, in the units of the state. Default 0. The
-    /// original code has 1e-5 in its Anderson and 1e-9 in its Broyden solver.
+    /// Added to `|f(z)|` where the relative residual divides by it, in the units of the state.
+    /// Default 0. The original code has 1e-5 in its Anderson and 1e-9 in its Broyden solver.
     #[config(default = 0.0)]
     pub rel_floor: f64,
     /// Whether samples end one by one or the batch as a whole. Default one by one.
     #[config(default = "Scope::Sample")]
     pub scope: Scope,
-    /// Steps between reads of the residual norms from the device. Between reads the loop keeps evaluating `f`, so a
-    /// solve may spend up to `check_every - 1` evaluations more than it needs, and keeps as many points with their images;
-    /// the answers are the same. Default 1, which is right on a CPU; 3 to 5 suits a GPU, where a read stalls the queue.
+    /// Steps between reads of the residual norms from the device. Between reads the loop keeps
+    /// evaluating `f`, so a solve may spend up to `check_every - 1` evaluations more than it needs,
+    /// and keeps as many points with their `f(z)`; the answers are the same. Default 1, which is
+    /// right on a CPU; 3 to 5 suits a GPU, where a read stalls the queue.
     #[config(default = 1)]
     pub check_every: usize,
-    /// A sample ends as stalled when its best residual has not improved for so many steps. Default none: the
-    /// residual of a quasi-Newton solve may rise for many steps before it falls.
+    /// A sample ends as stalled when its best residual has not improved for so many steps. Default
+    /// none: the residual of a quasi-Newton solve may rise for many steps before it falls.
     #[config(default = "None")]
     pub patience: Option<usize>,
-    /// A sample ends as diverged when its residual exceeds this multiple of the larger of its first residual and
-    /// its tolerance. Default 1e4, above any transient growth seen in a solve that still converged.
+    /// A sample ends as diverged when its residual exceeds this multiple of the larger of its first
+    /// residual and its tolerance. Default 1e4, above any transient growth seen in a solve that
+    /// still converged.
     #[config(default = 1e4)]
     pub divergence: f64,
     /// What to record of every step. Default nothing.
     #[config(default = "TraceLevel::Off")]
     pub trace: TraceLevel,
-    /// The steps, counted from 0 for the start, whose points are returned in [`Solution::states`](crate::Solution),
-    /// for losses on the way to the equilibrium. Default none.
+    /// The steps, counted from 0 for the start, whose points are returned in
+    /// [`Solution::states`](crate::Solution), for losses on the way to the equilibrium. Default
+    /// none.
     #[config(default = "Vec::new()")]
     pub keep: Vec<usize>,
 }
@@ -157,7 +164,8 @@ impl StopRule {
         &self.config
     }
 
-    /// The same rule with another budget, of at least one step. Steps to keep beyond it are given the answer.
+    /// The same rule with another budget, of at least one step. Steps to keep beyond it are given
+    /// the answer.
     pub fn with_max_steps(mut self, max_steps: usize) -> Self {
         self.config.max_steps = max_steps.max(1);
         self

@@ -1,4 +1,5 @@
-//! A solve allocates no more than its documented memory. A binary of its own, since it counts every allocation of the process.
+//! A solve allocates no more than its documented memory. A binary of its own, since it counts every
+//! allocation of the process.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
@@ -26,8 +27,9 @@ fn peak(work: impl FnOnce() -> Tensor<2>) -> f64 {
     (peak - before) as f64 / STATE
 }
 
-/// Besides the history: point, image, residual, the best point and its image, and one temporary; up to two states of workspace that Flex takes for
-/// its matrix products, depending on how threads are scheduled; small change for norms and weights.
+/// Besides the history: z, f(z), the residual, the best z and its f(z), and one temporary; up to
+/// two states of workspace that Flex takes for its matrix products, depending on how threads are
+/// scheduled; small change for norms and weights.
 const LOOP: f64 = 8.1;
 
 #[test]
@@ -54,7 +56,8 @@ fn a_solve_allocates_no_more_than_its_documented_memory() {
                 AndersonConfig::new().with_kind(AndersonType::TypeI).into(),
                 15.0,
             ),
-            // While one factor grows, its old half and the zeros of its new half are there beside the whole.
+            // While one factor grows, its old half and the zeros of its new half are there beside
+            // the whole.
             (BroydenConfig::new().into(), 3.0 * broyden as f64 + 6.0),
             (BroydenConfig::new().with_history(5).into(), 17.0),
             (SolverConfig::reversible(), 1.0),
@@ -77,10 +80,10 @@ fn a_solve_allocates_no_more_than_its_documented_memory() {
         for (config, history) in [
             (
                 LinearSolverConfig::Gmres(GmresConfig::new().with_restart(restart)),
-                3.0 * restart as f64 + 3.0,
+                3.0 * restart as f64 + 4.0,
             ),
-            (LinearSolverConfig::bicgstab(), 6.0),
-            (LinearSolverConfig::neumann(), 2.0),
+            (LinearSolverConfig::bicgstab(), 8.0),
+            (LinearSolverConfig::neumann(), 3.0),
         ] {
             let solver = config.build().unwrap();
             let used = peak(|| {

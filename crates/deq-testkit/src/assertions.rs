@@ -20,7 +20,8 @@ pub fn relative_error(actual: &[f64], expected: &[f64]) -> f64 {
     difference / (norm(&mut expected.iter().copied()) + 1e-12)
 }
 
-/// Asserts that `actual` equals `expected` to a relative error of `tolerance` in the Euclidean norm.
+/// Asserts that `actual` equals `expected` to a relative error of `tolerance` in the Euclidean
+/// norm.
 ///
 /// # Panics
 ///

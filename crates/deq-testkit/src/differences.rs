@@ -2,8 +2,9 @@
 
 /// The gradient of `f` at `x` by central differences with step `eps^(1/3) (1 + |x_i|)`.
 ///
-/// The truncation error is of order `step^2` and the rounding error of order `eps / step`; the cube root balances them,
-/// which leaves about ten correct digits in f64 for a function of unit curvature.
+/// The truncation error is of order `step^2` and the rounding error of order `eps / step`; the cube
+/// root balances them, which leaves about ten correct digits in f64 for a function of unit
+/// curvature.
 pub fn finite_difference(mut f: impl FnMut(&[f64]) -> f64, x: &[f64]) -> Vec<f64> {
     let mut point = x.to_vec();
     (0..x.len())

@@ -159,17 +159,20 @@ pub fn cases(folder: &Path) -> Result<Vec<Golden>, GoldenError> {
 
 /// The case `name` of the folder that `DEQ_FIXTURES` names.
 ///
-/// `None`, with a line on standard error, if the variable is not set, so that a test can report itself skipped.
+/// `None`, with a line on standard error, if the variable is not set, so that a test can report
+/// itself skipped.
 ///
 /// # Panics
 ///
-/// If the variable is set but the case cannot be read, or if it is not set and `DEQ_REQUIRE_FIXTURES` is 1.
+/// If the variable is set but the case cannot be read, or if it is not set and
+/// `DEQ_REQUIRE_FIXTURES` is 1.
 pub fn fixture(name: &str) -> Option<Golden> {
     let folder = named_folder("DEQ_FIXTURES")?;
     Some(Golden::open(&folder, name).unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// All cases of the folder that `DEQ_FIXTURES` names whose sidecar has this `kind`; under the rules of [`fixture`].
+/// All cases of the folder that `DEQ_FIXTURES` names whose sidecar has this `kind`; under the rules
+/// of [`fixture`].
 ///
 /// # Panics
 ///

@@ -1,5 +1,5 @@
-//! Test problems with known answers, finite differences, assertions with written-down tolerances, and readers of
-//! recorded numbers with the [`parity`] checks on them.
+//! Test problems with known answers, finite differences, assertions with written-down tolerances,
+//! and readers of recorded numbers.
 //!
 //! A development dependency of every crate of the workspace; never published.
 
@@ -7,7 +7,6 @@ mod assertions;
 mod dense;
 mod differences;
 mod golden;
-pub mod parity;
 mod problems;
 
 pub use assertions::{assert_close, relative_error, values};
@@ -21,8 +20,8 @@ use std::sync::OnceLock;
 
 /// The plain CPU device with f64 as its float type.
 ///
-/// A device's types are fixed once the process makes its first tensor, so every test of a binary that uses this must use
-/// it first, and only it.
+/// A device's types are fixed once the process makes its first tensor, so every test of a binary
+/// that uses this must use it first, and only it.
 ///
 /// # Panics
 ///

@@ -12,8 +12,8 @@ pub struct Problem {
     pub z0: Tensor<2>,
     /// The solution, `[batch, dim]`.
     pub z_star: Tensor<2>,
-    /// A Lipschitz constant of the map in the Euclidean norm, below 1; the distance of a point to the solution is at most
-    /// its residual over `1 - lipschitz`.
+    /// A Lipschitz constant of the map in the Euclidean norm, below 1; the distance of a point to
+    /// the solution is at most its residual over `1 - lipschitz`.
     pub lipschitz: f64,
 }
 
@@ -138,7 +138,8 @@ fn random_orthogonal(dim: usize) -> Vec<f64> {
     rows.concat()
 }
 
-/// Blocks that rotate pairs of coordinates by different angles: eigenvalues all around the unit circle.
+/// Blocks that rotate pairs of coordinates by different angles: eigenvalues all around the unit
+/// circle.
 fn rotation(dim: usize) -> Vec<f64> {
     let mut matrix = vec![0.0; dim * dim];
     for block in 0..dim / 2 {

@@ -1,63 +1,91 @@
 //! Checkpoints that exist whole or not at all.
 //!
-//! A checkpoint is one folder with the model, the optimizer, the learning-rate schedule, the memory carried between steps and
-//! a manifest with their checksums. burn-train hands over the first three one by one, from threads of its own; they are
-//! collected, written to a temporary folder, and the folder is renamed into place when the last one has come.
+//! A checkpoint is one folder with the model, the optimizer, the memory carried between steps and
+//! a manifest with their checksums. burn-train hands over the first two one by one, from threads of
+//! its own; they are collected, written to a temporary folder, and the folder is renamed into place
+//! when the last one has come. The schedule of the learning rate follows from recipe and step.
 
-use crate::error::TrainError;
-use crate::files;
+use crate::error::{RunError, TrainError};
+use crate::files::{self, FileSum};
+use burn::optim::lr_scheduler::LrSchedulerRecord;
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::tensor::Bytes;
 use burn::train::checkpoint::{Checkpoint, Checkpointer, CheckpointerError};
+use deq_jacreg::PenaltyState;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use xxhash_rust::xxh3::xxh3_64;
 
-/// The records that burn-train saves.
-const TRAINER_PARTS: [&str; 3] = ["model.bpk", "optimizer.bpk", "schedule.bpk"];
+const MODEL: &str = "model.bpk";
+const OPTIMIZER: &str = "optimizer.bpk";
 /// The state carried between steps.
 const MEMORY: &str = "memory.safetensors";
 const MANIFEST: &str = "manifest.json";
 
 /// Where a run stood when the checkpoint was taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Position {
-    /// Rounds completed. A round ends with an evaluation and a checkpoint.
-    pub round: usize,
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Position {
     /// Training steps made.
-    pub step: usize,
+    pub(crate) step: usize,
+    /// Whether the evaluation was made that comes after them if they end a round.
+    pub(crate) evaluated: bool,
     /// Training time in seconds, over all sessions.
-    pub seconds: f64,
-    /// The weight of the Jacobian penalty that its controller has come to, if it has one.
+    pub(crate) seconds: f64,
+    /// What the policy of the Jacobian penalty has come to, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub penalty_weight: Option<f64>,
+    pub(crate) penalty: Option<PenaltyState>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Manifest {
-    position: Position,
-    files: BTreeMap<String, FileSum>,
-}
-
-#[derive(Debug, Serialize, Deserialize, PartialEq)]
-struct FileSum {
-    bytes: u64,
-    xxh3: String,
-}
-
-impl FileSum {
-    fn of(bytes: &[u8]) -> Self {
+impl Default for Position {
+    /// Before the first step.
+    fn default() -> Self {
         Self {
-            bytes: bytes.len() as u64,
-            xxh3: format!("{:016x}", xxh3_64(bytes)),
+            step: 0,
+            evaluated: true,
+            seconds: 0.0,
+            penalty: None,
         }
     }
 }
 
+/// The other files of a run when the checkpoint was taken, so that a resumed run knows them again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunSums {
+    /// The log up to there.
+    pub(crate) log: FileSum,
+    /// The recipe; two while it is being changed.
+    pub(crate) recipe: Vec<FileSum>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Manifest {
+    position: Position,
+    files: BTreeMap<String, FileSum>,
+    run: RunSums,
+    /// Of the manifest with an empty one.
+    checksum: FileSum,
+}
+
+impl Manifest {
+    /// The manifest with its own checksum.
+    fn sealed(mut self, path: &Path) -> Result<Self, TrainError> {
+        self.checksum = FileSum::default();
+        self.checksum = FileSum::of(&files::json_bytes(path, &self)?);
+        Ok(self)
+    }
+}
+
+/// A checkpoint whose checksums have been compared.
+pub(crate) struct Verified {
+    pub(crate) folder: PathBuf,
+    pub(crate) position: Position,
+    pub(crate) run: RunSums,
+}
+
 /// The checkpoints of one run.
 #[derive(Clone, Debug)]
-pub struct CheckpointStore {
+pub(crate) struct CheckpointStore {
     folder: PathBuf,
     keep: usize,
     pending: Arc<Mutex<Pending>>,
@@ -66,6 +94,7 @@ pub struct CheckpointStore {
 #[derive(Debug, Default)]
 struct Pending {
     position: Position,
+    run: RunSums,
     parts: BTreeMap<&'static str, Vec<u8>>,
 }
 
@@ -75,7 +104,7 @@ impl CheckpointStore {
     /// # Errors
     ///
     /// [`TrainError::Io`] if the folder cannot be created.
-    pub fn open(folder: &Path, keep: usize) -> Result<Self, TrainError> {
+    pub(crate) fn open(folder: &Path, keep: usize) -> Result<Self, TrainError> {
         files::create_folder(folder)?;
         Ok(Self {
             folder: folder.to_owned(),
@@ -89,7 +118,7 @@ impl CheckpointStore {
     /// # Errors
     ///
     /// [`TrainError::Io`] if something cannot be removed.
-    pub fn clear_partial(&self) -> Result<(), TrainError> {
+    pub(crate) fn clear_partial(&self) -> Result<(), TrainError> {
         for name in self.names()? {
             if name.starts_with('.') {
                 self.remove(&name)?;
@@ -98,10 +127,11 @@ impl CheckpointStore {
         Ok(())
     }
 
-    /// Begins a checkpoint: the position and the carried memory. It is complete once burn-train has saved its records.
-    pub fn begin(&self, position: Position, memory: Vec<u8>) {
+    /// Begins a checkpoint: the position, the carried memory, the other files of the run. It is
+    /// complete once burn-train has saved its records.
+    pub(crate) fn begin(&self, position: Position, memory: Vec<u8>, run: RunSums) {
         let mut pending = self.lock();
-        pending.position = position;
+        (pending.position, pending.run) = (position, run);
         pending.parts = BTreeMap::from([(MEMORY, memory)]);
     }
 
@@ -109,38 +139,57 @@ impl CheckpointStore {
     ///
     /// # Errors
     ///
-    /// [`TrainError::CorruptCheckpoint`] if a file is missing or altered.
-    pub fn newest(&self) -> Result<Option<(PathBuf, Position)>, TrainError> {
-        let newest = self.rounds()?.into_iter().max();
-        let Some(round) = newest else {
-            return Ok(None);
-        };
-        let folder = self.folder_of(round);
-        let position = verify(&folder)?;
-        Ok(Some((folder, position)))
+    /// [`RunError::CorruptCheckpoint`] if a file is missing or altered.
+    pub(crate) fn newest(&self) -> Result<Option<Verified>, TrainError> {
+        let newest = self.steps()?.into_iter().max();
+        newest.map(|step| verify(&self.folder_of(step))).transpose()
     }
 
-    /// The saver and loader of one of burn-train's records: 0 the model, 1 the optimizer, 2 the schedule.
-    pub(crate) fn part(&self, index: usize) -> CheckpointPart {
+    /// Lets the newest checkpoint belong to another recipe too.
+    pub(crate) fn add_recipe(&self, newest: &Verified, recipe: FileSum) -> Result<(), TrainError> {
+        let path = newest.folder.join(MANIFEST);
+        let mut manifest: Manifest = files::read_json(&path, "manifest")?;
+        manifest.run.recipe.push(recipe);
+        files::write_json(&path, &manifest.sealed(&path)?)
+    }
+
+    /// Saves and loads the model.
+    pub(crate) fn model_part(&self) -> CheckpointPart {
         CheckpointPart {
             store: self.clone(),
-            name: TRAINER_PARTS[index],
+            name: MODEL,
         }
+    }
+
+    /// Saves and loads the optimizer.
+    pub(crate) fn optimizer_part(&self) -> CheckpointPart {
+        CheckpointPart {
+            store: self.clone(),
+            name: OPTIMIZER,
+        }
+    }
+
+    /// Begins with the given schedule, and saves nothing.
+    pub(crate) fn schedule_part(&self, schedule: ModuleLrScheduler) -> SchedulePart {
+        SchedulePart(schedule)
     }
 
     fn put(&self, name: &'static str, bytes: Vec<u8>) -> Result<(), TrainError> {
         let mut pending = self.lock();
         pending.parts.insert(name, bytes);
-        if pending.parts.len() < TRAINER_PARTS.len() + 1 {
+        if ![MODEL, OPTIMIZER]
+            .iter()
+            .all(|part| pending.parts.contains_key(part))
+        {
             return Ok(());
         }
         let complete = std::mem::take(&mut *pending);
         drop(pending);
         self.write(&complete)?;
-        let mut rounds = self.rounds()?;
-        rounds.sort_unstable();
-        for round in rounds.iter().rev().skip(self.keep) {
-            self.remove(&folder_name(*round))?;
+        let mut steps = self.steps()?;
+        steps.sort_unstable();
+        for step in steps.iter().rev().skip(self.keep) {
+            self.remove(&folder_name(*step))?;
         }
         Ok(())
     }
@@ -150,32 +199,35 @@ impl CheckpointStore {
     /// # Errors
     ///
     /// [`TrainError::Io`] if something cannot be written.
-    pub(crate) fn write_model(&self, position: Position, model: Vec<u8>) -> Result<(), TrainError> {
+    pub(crate) fn write_model(&self, model: Vec<u8>, run: RunSums) -> Result<(), TrainError> {
         self.write(&Pending {
-            position,
-            parts: BTreeMap::from([(TRAINER_PARTS[0], model)]),
+            position: Position::default(),
+            run,
+            parts: BTreeMap::from([(MODEL, model)]),
         })
     }
 
     fn write(&self, complete: &Pending) -> Result<(), TrainError> {
-        let round = complete.position.round;
-        let partial = self.folder.join(format!(".{}", folder_name(round)));
+        let step = complete.position.step;
+        let partial = self.folder.join(format!(".{}", folder_name(step)));
         files::create_folder(&partial)?;
         for (name, bytes) in &complete.parts {
             files::write_whole(&partial.join(name), bytes)?;
         }
+        let parts = complete.parts.iter();
         let manifest = Manifest {
             position: complete.position,
-            files: complete
-                .parts
-                .iter()
+            files: parts
                 .map(|(name, bytes)| ((*name).to_owned(), FileSum::of(bytes)))
                 .collect(),
+            run: complete.run.clone(),
+            checksum: FileSum::default(),
         };
-        files::write_json(&partial.join(MANIFEST), &manifest)?;
-        let place = self.folder_of(round);
+        let path = partial.join(MANIFEST);
+        files::write_json(&path, &manifest.sealed(&path)?)?;
+        let place = self.folder_of(step);
         if place.exists() {
-            self.remove(&folder_name(round))?;
+            self.remove(&folder_name(step))?;
         }
         std::fs::rename(&partial, &place).map_err(|source| TrainError::io("write", &place, source))
     }
@@ -194,16 +246,16 @@ impl CheckpointStore {
             .collect()
     }
 
-    fn rounds(&self) -> Result<Vec<usize>, TrainError> {
+    fn steps(&self) -> Result<Vec<usize>, TrainError> {
         let names = self.names()?;
         Ok(names
             .iter()
-            .filter_map(|name| name.strip_prefix("round-")?.parse().ok())
+            .filter_map(|name| name.strip_prefix("step-")?.parse().ok())
             .collect())
     }
 
-    fn folder_of(&self, round: usize) -> PathBuf {
-        self.folder.join(folder_name(round))
+    fn folder_of(&self, step: usize) -> PathBuf {
+        self.folder.join(folder_name(step))
     }
 
     fn remove(&self, name: &str) -> Result<(), TrainError> {
@@ -216,40 +268,55 @@ impl CheckpointStore {
     }
 }
 
-fn folder_name(round: usize) -> String {
-    format!("round-{round:04}")
+fn folder_name(step: usize) -> String {
+    format!("step-{step:07}")
 }
 
-fn verify(folder: &Path) -> Result<Position, TrainError> {
-    let corrupt = |reason: String| TrainError::CorruptCheckpoint {
+fn verify(folder: &Path) -> Result<Verified, TrainError> {
+    let corrupt = |reason: String| RunError::CorruptCheckpoint {
         path: folder.to_owned(),
         reason,
     };
     let manifest: Manifest = files::read_json(&folder.join(MANIFEST), "manifest")
-        .map_err(|error| corrupt(error.to_string()))?;
-    if !manifest.files.contains_key(TRAINER_PARTS[0]) {
-        return Err(corrupt(format!(
-            "{} is not in the manifest",
-            TRAINER_PARTS[0]
-        )));
+        .map_err(|error| corrupt(chain(&error)))?;
+    if manifest.clone().sealed(folder)?.checksum != manifest.checksum {
+        return Err(corrupt(format!("{MANIFEST} does not match its checksum")).into());
+    }
+    if !manifest.files.contains_key(MODEL) {
+        return Err(corrupt(format!("{MODEL} is not in the manifest")).into());
     }
     for (name, expected) in &manifest.files {
-        let bytes = files::read(&folder.join(name)).map_err(|error| corrupt(error.to_string()))?;
+        let bytes = files::read(&folder.join(name)).map_err(|error| corrupt(chain(&error)))?;
         if FileSum::of(&bytes) != *expected {
-            return Err(corrupt(format!("{name} does not match its checksum")));
+            return Err(corrupt(format!("{name} does not match its checksum")).into());
         }
     }
-    Ok(manifest.position)
+    Ok(Verified {
+        folder: folder.to_owned(),
+        position: manifest.position,
+        run: manifest.run,
+    })
+}
+
+/// An error with its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text += &format!(": {inner}");
+        cause = inner.source();
+    }
+    text
 }
 
 /// Whether training can go on from a verified checkpoint.
 pub(crate) fn is_trainable(folder: &Path) -> bool {
-    folder.join(TRAINER_PARTS[1]).is_file()
+    folder.join(OPTIMIZER).is_file()
 }
 
 /// The model of a verified checkpoint.
 pub(crate) fn model_bytes(folder: &Path) -> Result<Bytes, TrainError> {
-    files::read(&folder.join(TRAINER_PARTS[0])).map(Bytes::from_bytes_vec)
+    files::read(&folder.join(MODEL)).map(Bytes::from_bytes_vec)
 }
 
 /// The carried memory of a verified checkpoint.
@@ -264,7 +331,7 @@ pub(crate) struct CheckpointPart {
 }
 
 impl<R: Checkpoint> Checkpointer<R> for CheckpointPart {
-    fn save(&self, _round: usize, record: R) -> Result<(), CheckpointerError> {
+    fn save(&self, _step: usize, record: R) -> Result<(), CheckpointerError> {
         let bytes = record
             .checkpoint_into_bytes()
             .map_err(CheckpointerError::Record)?;
@@ -274,14 +341,34 @@ impl<R: Checkpoint> Checkpointer<R> for CheckpointPart {
     }
 
     /// The store drops old checkpoints itself, whole.
-    fn delete(&self, _round: usize) -> Result<(), CheckpointerError> {
+    fn delete(&self, _step: usize) -> Result<(), CheckpointerError> {
         Ok(())
     }
 
-    fn restore(&self, round: usize) -> Result<R, CheckpointerError> {
-        let path = self.store.folder_of(round).join(self.name);
-        let bytes = std::fs::read(path).map_err(CheckpointerError::IOError)?;
+    fn restore(&self, _round: usize) -> Result<R, CheckpointerError> {
+        let unknown = |error: TrainError| CheckpointerError::Unknown(chain(&error));
+        let newest = self.store.newest().map_err(unknown)?;
+        let newest = newest.ok_or(CheckpointerError::Unknown("no checkpoint".to_owned()))?;
+        let bytes =
+            std::fs::read(newest.folder.join(self.name)).map_err(CheckpointerError::IOError)?;
         R::checkpoint_from_bytes(Bytes::from_bytes_vec(bytes)).map_err(CheckpointerError::Record)
+    }
+}
+
+/// The schedule of the learning rate, which follows from recipe and step.
+pub(crate) struct SchedulePart(ModuleLrScheduler);
+
+impl Checkpointer<LrSchedulerRecord> for SchedulePart {
+    fn save(&self, _step: usize, _record: LrSchedulerRecord) -> Result<(), CheckpointerError> {
+        Ok(())
+    }
+
+    fn delete(&self, _step: usize) -> Result<(), CheckpointerError> {
+        Ok(())
+    }
+
+    fn restore(&self, _round: usize) -> Result<LrSchedulerRecord, CheckpointerError> {
+        Ok(self.0.to_record())
     }
 }
 
@@ -289,16 +376,15 @@ impl<R: Checkpoint> Checkpointer<R> for CheckpointPart {
 mod tests {
     use super::*;
 
-    fn save(store: &CheckpointStore, round: usize) {
+    fn save(store: &CheckpointStore, step: usize) {
         let position = Position {
-            round,
-            step: 10 * round,
+            step,
             seconds: 1.0,
-            penalty_weight: Some(0.1 + 0.2),
+            ..Position::default()
         };
-        store.begin(position, vec![9; 16]);
-        for name in TRAINER_PARTS {
-            store.put(name, vec![round as u8; 32]).unwrap();
+        store.begin(position, vec![9; 16], RunSums::default());
+        for name in [MODEL, OPTIMIZER] {
+            store.put(name, vec![step as u8; 32]).unwrap();
         }
     }
 
@@ -307,13 +393,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = CheckpointStore::open(folder.path(), 2).unwrap();
         assert!(store.newest().unwrap().is_none());
-        (1..=3).for_each(|round| save(&store, round));
-        let (path, position) = store.newest().unwrap().unwrap();
-        assert!(path.ends_with("round-0003"));
-        assert_eq!((position.round, position.step), (3, 30));
-        let mut rounds = store.rounds().unwrap();
-        rounds.sort_unstable();
-        assert_eq!(rounds, [2, 3]);
+        [10, 20, 30].into_iter().for_each(|step| save(&store, step));
+        let newest = store.newest().unwrap().unwrap();
+        assert!(newest.folder.ends_with("step-0000030"));
+        assert_eq!(newest.position.step, 30);
+        let mut steps = store.steps().unwrap();
+        steps.sort_unstable();
+        assert_eq!(steps, [20, 30]);
     }
 
     #[test]
@@ -321,14 +407,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = CheckpointStore::open(folder.path(), 2).unwrap();
         save(&store, 1);
-        store.begin(Position::default(), vec![1]);
-        store.put(TRAINER_PARTS[0], vec![1]).unwrap();
+        store.begin(Position::default(), vec![1], RunSums::default());
+        store.put(MODEL, vec![1]).unwrap();
         // A process killed while writing leaves a hidden folder, which the next one clears.
-        std::fs::create_dir(folder.path().join(".round-0002")).unwrap();
+        std::fs::create_dir(folder.path().join(".step-0000002")).unwrap();
         let store = CheckpointStore::open(folder.path(), 2).unwrap();
-        assert_eq!(store.newest().unwrap().unwrap().1.round, 1);
+        assert_eq!(store.newest().unwrap().unwrap().position.step, 1);
         store.clear_partial().unwrap();
-        assert_eq!(store.names().unwrap(), ["round-0001"]);
+        assert_eq!(store.names().unwrap(), ["step-0000001"]);
     }
 
     #[test]
@@ -336,9 +422,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = CheckpointStore::open(folder.path(), 2).unwrap();
         save(&store, 1);
-        let model = folder.path().join("round-0001").join("model.bpk");
+        let model = folder.path().join("step-0000001").join("model.bpk");
         std::fs::write(&model, [1, 2, 3]).unwrap();
-        let message = store.newest().unwrap_err().to_string();
+        let message = store.newest().err().unwrap().to_string();
         assert!(
             message.contains("model.bpk does not match its checksum")
                 && message.contains("delete this folder"),
@@ -346,5 +432,23 @@ mod tests {
         );
         std::fs::remove_file(model).unwrap();
         assert!(store.newest().is_err());
+    }
+
+    #[test]
+    fn an_edited_manifest_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::open(folder.path(), 2).unwrap();
+        save(&store, 1);
+        let newest = store.newest().unwrap().unwrap();
+        store.add_recipe(&newest, FileSum::of(b"recipe")).unwrap();
+        assert_eq!(store.newest().unwrap().unwrap().run.recipe.len(), 1);
+        let path = newest.folder.join(MANIFEST);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("\"step\": 1", "\"step\": 2")).unwrap();
+        let message = store.newest().err().unwrap().to_string();
+        assert!(
+            message.contains("manifest.json does not match"),
+            "{message}"
+        );
     }
 }

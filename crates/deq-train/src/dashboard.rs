@@ -1,7 +1,16 @@
-//! What burn-train shows while a model trains: its dashboard's metrics, and plain lines where there is no terminal.
+//! What burn-train shows while a model trains: its dashboard's metrics, and plain lines where there
+//! is no terminal.
 
+#[cfg(feature = "dashboard")]
+mod terminal;
+
+#[cfg(feature = "dashboard")]
+pub use terminal::restore_terminal;
+
+use crate::measure::Measure;
 use crate::records::StepRecord;
 use burn::tensor::TensorReadError;
+use burn::train::Interrupter;
 use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
 use burn::train::metric::{
     Metric, MetricAttributes, MetricDefinition, MetricId, MetricMetadata, MetricName, Numeric,
@@ -11,8 +20,30 @@ use burn::train::renderer::{
     EvaluationName, MetricState, MetricsRenderer, MetricsRendererEvaluation,
     MetricsRendererTraining,
 };
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// burn-train's dashboard, where there is a terminal to show it on and nothing against it.
+#[cfg(feature = "dashboard")]
+pub(crate) fn renderer(
+    plain: bool,
+    interrupter: &Interrupter,
+    round: Option<usize>,
+) -> Option<Box<dyn MetricsRenderer>> {
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
+    (terminal && !plain).then(|| terminal::guarded(interrupter, round))
+}
+
+/// No dashboard is compiled in.
+#[cfg(not(feature = "dashboard"))]
+pub(crate) fn renderer(
+    _plain: bool,
+    _interrupter: &Interrupter,
+    _round: Option<usize>,
+) -> Option<Box<dyn MetricsRenderer>> {
+    None
+}
 
 /// A number of a step, averaged over a split.
 #[derive(Clone)]
@@ -45,17 +76,21 @@ impl Gauge {
         Self::new("Loss", |step| Some(step.loss))
     }
 
-    pub(crate) fn perplexity() -> Self {
-        Self {
-            display: f64::exp,
-            ..Self::new("Perplexity", |step| Some(step.loss))
+    /// The measure of a task.
+    pub(crate) fn quality(measure: &Measure) -> Self {
+        let mut name = measure.name().to_owned();
+        if let Some(first) = name.get_mut(..1) {
+            first.make_ascii_uppercase();
         }
-    }
-
-    pub(crate) fn accuracy() -> Self {
-        Self {
-            higher_is_better: true,
-            ..Self::new("Accuracy", |step| step.accuracy)
+        match measure {
+            Measure::Perplexity => Self {
+                display: f64::exp,
+                ..Self::new(&name, |step| Some(step.loss))
+            },
+            _ => Self {
+                higher_is_better: measure.higher_is_better(),
+                ..Self::new(&name, |step| step.quality)
+            },
         }
     }
 
@@ -270,7 +305,8 @@ impl LineRenderer {
         if let Some(left) = self.time_left() {
             line += &format!(" | {} left", clock(left));
         }
-        eprintln!("{line}");
+        // Nobody may be there to read it.
+        let _ = writeln!(std::io::stderr(), "{line}");
     }
 
     fn time_left(&self) -> Option<Duration> {

@@ -1,6 +1,6 @@
 //! Devices by name.
 
-use crate::error::TrainError;
+use crate::error::{DeviceError, TrainError};
 use burn::tensor::Device;
 
 /// Every device name with the cargo feature that brings it.
@@ -18,8 +18,8 @@ const DEVICES: [(&str, bool); 6] = [
 ///
 /// # Errors
 ///
-/// [`TrainError::UnknownDevice`] for a name that does not exist, [`TrainError::DeviceNotCompiled`] for one whose cargo
-/// feature is off.
+/// [`DeviceError::Unknown`] for a name that does not exist, [`DeviceError::NotCompiled`] for one
+/// whose cargo feature is off.
 pub fn device(name: &str) -> Result<Device, TrainError> {
     let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
     let list = |only_compiled: bool| {
@@ -28,9 +28,11 @@ pub fn device(name: &str) -> Result<Device, TrainError> {
             .filter(|(_, compiled)| *compiled || !only_compiled);
         names.map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
     };
-    let unknown = || TrainError::UnknownDevice {
-        name: name.to_owned(),
-        known: list(false),
+    let unknown = || {
+        TrainError::from(DeviceError::Unknown {
+            name: name.to_owned(),
+            known: list(false),
+        })
     };
     let &(feature, compiled) = DEVICES
         .iter()
@@ -41,11 +43,12 @@ pub fn device(name: &str) -> Result<Device, TrainError> {
         return Err(unknown());
     }
     if !compiled {
-        return Err(TrainError::DeviceNotCompiled {
+        return Err(DeviceError::NotCompiled {
             name: name.to_owned(),
             feature,
             compiled: list(true),
-        });
+        }
+        .into());
     }
     make(feature, index).ok_or_else(unknown)
 }
@@ -93,7 +96,7 @@ mod tests {
         #[cfg(not(feature = "rocm"))]
         assert_eq!(
             device("rocm:1").unwrap_err().to_string(),
-            "the device rocm:1 is not compiled in (there is: flex): rebuild with `--features rocm`"
+            "the device rocm:1 is not compiled in (there is: flex): build with the cargo feature rocm"
         );
     }
 }

@@ -1,11 +1,37 @@
-//! What can go wrong in a run, each in one sentence that says what to do.
+//! What can go wrong in a run, by concern, each in one sentence that says what to do.
 
+use crate::tasks::images::ImagesError;
+use crate::tasks::text::TextError;
 use std::path::{Path, PathBuf};
 
-/// An error of a training or evaluation run.
+/// An error of any kind, for tasks that are not part of this crate.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// An error of a training or evaluation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
+    /// The recipe is wrong.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The folder of a run does not hold what it should.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// Training came to an end before its last step.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// There is no such device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A checkpoint of another program does not fit.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+    /// Text, or a language model, is not as it should be.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// Images, or a model of them, are not as they should be.
+    #[error(transparent)]
+    Images(#[from] ImagesError),
     /// The data cannot be used.
     #[error(transparent)]
     Data(#[from] deq_data::DataError),
@@ -18,7 +44,34 @@ pub enum TrainError {
     /// The penalty is misconfigured.
     #[error(transparent)]
     Penalty(#[from] deq_jacreg::InvalidPenalty),
-    /// A field of the recipe lies outside its range.
+    /// An error of a task of one's own.
+    #[error(transparent)]
+    Task(BoxError),
+    /// A file cannot be read or written.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// `read`, `write`, `create`, ...
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A chart could not be drawn.
+    #[error("cannot draw the chart {title:?}: {reason}")]
+    Chart {
+        /// Its title.
+        title: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What can be wrong with a recipe.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecipeError {
+    /// A field lies outside its range.
     #[error("{field} is {value}, but must be {requirement}")]
     OutOfRange {
         /// The field.
@@ -28,61 +81,57 @@ pub enum TrainError {
         /// What would be right.
         requirement: &'static str,
     },
-    /// There is no penalty whose weight could be controlled.
-    #[error(
-        "controller needs a Jacobian penalty, whose frequency and estimator it uses: set penalty"
-    )]
-    ControllerWithoutPenalty,
-    /// A tokenizer was given for text that is read by words or bytes.
-    #[error("a tokenizer was given, but the level is {level}: set it to tokenizer")]
-    TokenizerAtOtherLevel {
-        /// The level.
-        level: deq_data::Level,
+    /// There is no recipe of this name.
+    #[error("there is no preset {name:?}{}: choose one of {known}", meant(nearest))]
+    UnknownPreset {
+        /// The name given.
+        name: String,
+        /// What was probably meant.
+        nearest: Option<String>,
+        /// The names there are, separated by commas.
+        known: String,
     },
-    /// The vocabulary in the folder of a run is not the one that the run was trained with.
+    /// A field that no recipe has.
     #[error(
-        "the vocabulary kept in {path} is not that of the run: restore vocab.txt or tokenizer.json from a copy"
+        "{path} has a field {field:?}, which a recipe does not have{}",
+        meant(nearest)
     )]
-    KeptVocabulary {
-        /// The run.
+    UnknownField {
+        /// The file, or where the field was given.
         path: PathBuf,
+        /// The field, by its path in JSON.
+        field: String,
+        /// What was probably meant.
+        nearest: Option<String>,
     },
-    /// A preset is for another kind of data.
-    #[error("the preset {preset} does not fit the data {data}: choose mini, which fits all")]
-    PresetForOtherTask {
-        /// The preset.
-        preset: String,
-        /// The data.
-        data: String,
+    /// A value of a wrong type, or a field that is missing.
+    #[error("{path} is not right: {reason}")]
+    WrongValue {
+        /// The file or the field.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
     },
-    /// A ResNet is to classify pixels, or pictures are given to a model of pixels.
-    #[error(
-        "the model does not fit the data {data}: a ResNet or a classifier takes classified pictures, a segmenter takes label maps"
-    )]
-    ModelForOtherTask {
-        /// The data.
-        data: String,
+    /// The schedule of the learning rate cannot be made.
+    #[error("the learning rate has no schedule: {reason}")]
+    Schedule {
+        /// Why.
+        reason: String,
     },
-    /// Pictures of a size that the model cannot take.
-    #[error(
-        "{field} makes pictures with a side of {side} pixels, but the model needs multiples of {multiple}"
-    )]
-    SideMultiple {
-        /// The transform.
-        field: &'static str,
-        /// The side.
-        side: usize,
-        /// What it must be a multiple of.
-        multiple: usize,
+    /// The task has no network of this kind.
+    #[error("{task} has no network {network:?}: {choices}")]
+    NoSuchNetwork {
+        /// The task.
+        task: &'static str,
+        /// The network asked for.
+        network: crate::recipe::Network,
+        /// What there is.
+        choices: &'static str,
     },
-    /// Pixels that are to be classified are moved.
-    #[error(
-        "eval_transform moves pixels, but a segmentation is measured where they are: set it to whole or pad_to_multiple"
-    )]
-    MovedPixels,
     /// Two trainings are to be compared by their equilibria, of which there are none.
     #[error(
-        "all {steps} steps are unrolled, {pretrain} were asked for, so that there is no equilibrium to compare: train longer or set --pretrain"
+        "all {steps} steps are unrolled, {pretrain} were asked for, so that there is no \
+         equilibrium to compare: set more steps, or fewer pretrain_steps"
     )]
     NothingSolved {
         /// Steps of the training.
@@ -90,103 +139,59 @@ pub enum TrainError {
         /// Steps of the pre-training.
         pretrain: usize,
     },
-    /// A budget of a solve was given to a network that solves nothing.
-    #[error(
-        "the run {path} is of a network without an equilibrium: leave out the most steps of a solve"
-    )]
-    NoEquilibrium {
-        /// The run.
-        path: PathBuf,
-    },
-    /// Overlays were asked for from a model that makes none.
-    #[error(
-        "the run {path} classifies whole pictures and makes no overlays: leave out the folder for them"
-    )]
-    NoOverlays {
-        /// The run.
-        path: PathBuf,
-    },
-    /// Two overlays would be written to one file.
-    #[error(
-        "the overlays of {first} and {second} would have the same name: predict them one by one, or into different folders"
-    )]
-    SameOverlay {
-        /// A picture.
-        first: PathBuf,
-        /// Another one.
-        second: PathBuf,
-    },
-    /// The data have other classes than those that a run was trained on.
-    #[error(
-        "the classes of the data are not those of the run {path}: give the data it was trained on"
-    )]
-    OtherClasses {
-        /// The run.
-        path: PathBuf,
-    },
-    /// A loader yields nothing.
-    #[error("the {split} split has nothing to read")]
-    NoSegments {
-        /// The split.
-        split: &'static str,
-    },
-    /// There is no recipe of this name.
-    #[error("there is no preset {name:?}: choose one of {known}")]
-    UnknownPreset {
-        /// The name given.
-        name: String,
-        /// The names there are, separated by commas.
-        known: String,
-    },
-    /// There is no device of this name.
-    #[error("there is no device {name:?}: choose one of {known}")]
-    UnknownDevice {
-        /// The name given.
-        name: String,
-        /// The names there are, separated by commas.
-        known: String,
-    },
-    /// The device exists but this program was built without it.
-    #[error(
-        "the device {name} is not compiled in (there is: {compiled}): rebuild with `--features {feature}`"
-    )]
-    DeviceNotCompiled {
-        /// The name given.
-        name: String,
-        /// The cargo feature that brings it.
-        feature: &'static str,
-        /// The devices compiled in, separated by commas.
-        compiled: String,
-    },
-    /// A file cannot be read or written.
-    #[error("cannot {action} {path}: {source}")]
-    Io {
-        /// `read`, `write`, `create`, ...
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+}
+
+fn meant(nearest: &Option<String>) -> String {
+    nearest
+        .as_ref()
+        .map_or(String::new(), |name| format!("; did you mean {name:?}?"))
+}
+
+/// What can be wrong with the folder of a run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
     /// The folder holds no run.
-    #[error("{path} is not a run: it has no config.json; give the folder that `deq train` printed")]
+    #[error("{path} is not a run: it has no config.json; give a folder that training has written")]
     NotARun {
         /// The folder.
         path: PathBuf,
     },
     /// The folder already holds a run.
-    #[error(
-        "{path} already holds a run: add --resume to continue it, or choose another folder with --run"
-    )]
-    RunExists {
+    #[error("{path} already holds a run: resume it, or choose another folder")]
+    Exists {
         /// The folder.
         path: PathBuf,
     },
     /// There is nothing to resume.
-    #[error("there is no run to resume in {path}: start one without --resume")]
+    #[error("there is no run to resume in {path}: start one there")]
     NothingToResume {
         /// The folder searched.
         path: PathBuf,
+    },
+    /// The run was written by another version.
+    #[error(
+        "{path} has the format {}, but this program reads format {expected}: \
+         use the version that wrote it, or start a new run",
+        found.map_or("of no version".to_owned(), |found| found.to_string())
+    )]
+    OtherFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its version, if it has one.
+        found: Option<u64>,
+        /// The one that is read.
+        expected: u32,
+    },
+    /// The run is of another task.
+    #[error("{path} is of the task {found}, not {expected}")]
+    OtherTask {
+        /// The file.
+        path: PathBuf,
+        /// Its task.
+        found: String,
+        /// The one asked for.
+        expected: &'static str,
     },
     /// A JSON file of the run is malformed.
     #[error("{path} is not a valid {what}: {reason}; restore it from a copy or start a new run")]
@@ -198,32 +203,55 @@ pub enum TrainError {
         /// Where and why parsing failed.
         reason: String,
     },
-    /// The run was made with another configuration.
+    /// A resumed run is to have other data, another model or other draws.
     #[error(
-        "{path} was started with another configuration: {field} is {there} there and {here} here; \
-         give the same options, or start a new run"
+        "{path} was started with {field} = {there}, and {here} is given now: a run keeps its data, \
+         model, batch and seed; leave the field as it was, or start a new run"
     )]
-    OtherConfig {
+    CannotChange {
         /// The run.
         path: PathBuf,
-        /// The first field that differs.
+        /// The field.
         field: String,
         /// Its value in the run.
         there: String,
-        /// Its value in this command.
+        /// The value given.
         here: String,
     },
     /// The data are not those the run was started with.
     #[error(
-        "the vocabulary of the data is not that of the run {path}: give the --data it was trained on"
+        "the data in {data} are not those that {path} was trained on ({what}): \
+         give the same data, or start a new run"
     )]
-    OtherVocabulary {
+    OtherData {
+        /// The run.
+        path: PathBuf,
+        /// Where the data lie.
+        data: String,
+        /// In what they differ.
+        what: String,
+    },
+    /// Another process trains in the folder.
+    #[error("{path} is being trained by another process: wait for it, or choose another folder")]
+    Busy {
         /// The run.
         path: PathBuf,
     },
+    /// A file of the run is not what training has written.
+    #[error(
+        "{path} is not what training has written: {how}; \
+         restore it from a copy, or start a new run"
+    )]
+    Altered {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        how: &'static str,
+    },
     /// A checkpoint is damaged.
     #[error(
-        "the checkpoint {path} is damaged ({reason}): delete this folder to go on from the one before it"
+        "the checkpoint {path} is damaged ({reason}): \
+         delete this folder to go on from the one before it"
     )]
     CorruptCheckpoint {
         /// The checkpoint folder.
@@ -237,97 +265,116 @@ pub enum TrainError {
         /// The run.
         path: PathBuf,
     },
+    /// A budget of a solve was given to a network that solves nothing.
+    #[error("{path} is of a network without an equilibrium: there are no solver steps to limit")]
+    NoEquilibrium {
+        /// The run.
+        path: PathBuf,
+    },
+    /// The data have no such split.
+    #[error("the data have no {split} split")]
+    NoSplit {
+        /// The split.
+        split: &'static str,
+    },
+    /// A loader yields nothing.
+    #[error("the {split} split has nothing to read")]
+    NothingToRead {
+        /// The split.
+        split: &'static str,
+    },
+}
+
+/// Why a training came to an end before its last step.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Stopped {
+    /// It was told to stop.
+    #[error("training was interrupted at step {step}: resume {run} to go on")]
+    Interrupted {
+        /// The steps made; the last checkpoint is of this step.
+        step: usize,
+        /// The run.
+        run: PathBuf,
+    },
     /// The loss stopped being a number.
     #[error(
-        "the loss became {loss} at step {step}: lower the learning rate, raise --penalty, or resume from the last \
-         checkpoint with a smaller one"
+        "the loss became {loss} at step {step}: resume {run} with a smaller learning rate or a \
+         larger penalty; its last checkpoint is of step {checkpoint}"
     )]
     NonFiniteLoss {
         /// The step.
         step: usize,
         /// The value.
         loss: f64,
+        /// The run.
+        run: PathBuf,
+        /// The step of the last checkpoint, 0 if there is none.
+        checkpoint: usize,
     },
-    /// A checkpoint of another program lacks something, or contradicts the model.
+    /// A batch could not be made.
+    #[error("a batch of step {step} could not be made")]
+    Batch {
+        /// The step.
+        step: usize,
+        /// Why.
+        source: BoxError,
+    },
+    /// The training framework failed.
+    #[error("training stopped: {reason}")]
+    Framework {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What can be wrong with a device's name.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// There is no device of this name.
+    #[error("there is no device {name:?}: choose one of {known}")]
+    Unknown {
+        /// The name given.
+        name: String,
+        /// The names there are, separated by commas.
+        known: String,
+    },
+    /// The device exists but this program was built without it.
+    #[error(
+        "the device {name} is not compiled in (there is: {compiled}): \
+         build with the cargo feature {feature}"
+    )]
+    NotCompiled {
+        /// The name given.
+        name: String,
+        /// The cargo feature that brings it.
+        feature: &'static str,
+        /// The devices compiled in, separated by commas.
+        compiled: String,
+    },
+}
+
+/// What can be wrong between a run and a checkpoint of another program.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExchangeError {
+    /// A checkpoint lacks something, or contradicts the model.
     #[error("the checkpoint {path} does not fit: {report}")]
-    IncompleteCheckpoint {
+    Incomplete {
         /// The file.
         path: PathBuf,
         /// What became of every tensor.
         report: String,
     },
-    /// The data have another number of tokens than an imported model.
-    #[error(
-        "the model in {path} knows {expected} tokens, but the vocabulary of the data has {found}: give the data it was trained on"
-    )]
-    VocabularySize {
-        /// The file.
-        path: PathBuf,
-        /// Tokens of the model.
-        expected: usize,
-        /// Tokens of the data.
-        found: usize,
-    },
-    /// The data have another number of classes than an imported model.
-    #[error(
-        "the model in {path} knows {expected} classes, but the data have {found}: give data with the classes it was trained on"
-    )]
-    NumberOfClasses {
-        /// The file.
-        path: PathBuf,
-        /// Classes of the model.
-        expected: usize,
-        /// Classes of the data.
-        found: usize,
-    },
-    /// A stack of layers where a DEQ is needed.
-    #[error(
-        "{path} is the run of an explicit network with layers of its own, which the original program does not have"
-    )]
-    ExplicitNetwork {
-        /// The run.
-        path: PathBuf,
-    },
-    /// The weights of the loss are not one per class.
-    #[error("{given} class weights for {classes} classes: give one for each, or none")]
-    ClassWeights {
-        /// Weights there are.
-        given: usize,
-        /// Classes of the data.
-        classes: usize,
-    },
-    /// A run whose optimizer is not known cannot go on.
-    #[error(
-        "{path} was imported and has no state of an optimizer to go on with: it can be evaluated, generate, and be exported"
-    )]
-    NoOptimizer {
-        /// The run.
-        path: PathBuf,
-    },
-    /// A run from before vocabularies were kept in it.
-    #[error(
-        "{path} keeps no vocabulary to make text with: resume it with its data for a moment to have it written"
-    )]
-    NoVocabulary {
-        /// The run.
-        path: PathBuf,
-    },
-    /// Nothing to go on from.
-    #[error("the vocabulary has no token for the end of a line to begin with: give a prompt")]
-    NoPrompt,
-    /// A chart could not be drawn.
-    #[error("cannot draw the chart {title:?}: {reason}")]
-    Chart {
-        /// Its title.
-        title: &'static str,
-        /// Why.
-        reason: String,
-    },
-    /// The training loop stopped on an error of its own.
-    #[error("training stopped: {reason}")]
-    Stopped {
-        /// The error.
-        reason: String,
+    /// The other program has no such network.
+    #[error("the original program has no explicit network whose layers have weights of their own")]
+    ExplicitNetwork,
+    /// No other program has models of this task.
+    #[error("there is no other program whose checkpoints the task {task} could exchange")]
+    NoOriginal {
+        /// The task.
+        task: &'static str,
     },
 }
 
@@ -340,22 +387,30 @@ impl TrainError {
             source,
         }
     }
+
+    /// An error of a task of one's own.
+    pub fn task(error: impl Into<BoxError>) -> Self {
+        TrainError::Task(error.into())
+    }
 }
 
-/// [`TrainError::OutOfRange`] unless `valid`.
-pub(crate) fn require(
+/// [`RecipeError::OutOfRange`] unless `valid`, for the checks of a recipe.
+///
+/// # Errors
+///
+/// [`RecipeError::OutOfRange`].
+pub fn require(
     valid: bool,
     field: &'static str,
     value: f64,
     requirement: &'static str,
-) -> Result<(), TrainError> {
-    if valid {
-        Ok(())
-    } else {
-        Err(TrainError::OutOfRange {
+) -> Result<(), RecipeError> {
+    match valid {
+        true => Ok(()),
+        false => Err(RecipeError::OutOfRange {
             field,
             value,
             requirement,
-        })
+        }),
     }
 }

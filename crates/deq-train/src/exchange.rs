@@ -1,39 +1,130 @@
-//! What imports of models of every task have in common.
+//! Models of other programs as runs, runs as files for other programs, and weights to begin with.
 
-use crate::error::TrainError;
+use crate::device::{any_device, device};
+use crate::error::{ExchangeError, RunError, TrainError};
+use crate::recipe::Recipe;
+use crate::run::{Trained, write_run};
 use crate::run_folder::RunFolder;
-use deq_models::checkpoint::LoadReport;
-use std::path::Path;
+use crate::task::{Opening, Task};
+use burn::module::Module;
+use deq_models::checkpoint::{LoadReport, StateDict, WeightsChoice, write};
+use std::path::{Path, PathBuf};
+
+/// How to import a checkpoint.
+#[derive(Clone, Debug)]
+pub struct ImportOptions {
+    /// The folder of the run to make.
+    pub run: PathBuf,
+    /// The device's name, see [`device`].
+    pub device: String,
+    /// Which weights are taken of a file that holds several, such as `ema`. Default: the trained
+    /// ones.
+    pub weights: Option<String>,
+}
 
 /// What an import made.
 #[derive(Clone, Debug)]
-pub struct Imported<M> {
-    /// The configuration of the model that the file holds.
-    pub model: M,
+pub struct Imported<T: Task> {
+    /// The recipe of the run, with the model that the file holds.
+    pub recipe: Recipe<T>,
     /// What became of every tensor.
     pub report: LoadReport,
     /// Parameters.
     pub parameters: usize,
 }
 
-/// The folder of a run that is to be made.
-pub(crate) fn vacant(run: &Path) -> Result<RunFolder, TrainError> {
-    let folder = RunFolder::new(run.to_owned());
-    match folder.exists() {
-        true => Err(TrainError::RunExists {
-            path: run.to_owned(),
-        }),
-        false => Ok(folder),
+/// Makes a run of a checkpoint of another program, to be evaluated, used, and trained on.
+///
+/// Names and shapes say what the model is; what they do not say is that of `recipe`, and so are the
+/// data, which must be those that the model was trained with as far as its shapes depend on them.
+///
+/// # Errors
+///
+/// [`TrainError`] if the file is not such a checkpoint, something is missing or has another shape
+/// (the report says what), the data do not fit, or there is a run in the folder already. Nothing is
+/// written then.
+pub fn import<T: Task>(
+    file: &Path,
+    mut recipe: Recipe<T>,
+    options: &ImportOptions,
+) -> Result<Imported<T>, TrainError> {
+    let run = &options.run;
+    if RunFolder::new(run.clone()).exists() {
+        let path = run.clone();
+        return Err(RunError::Exists { path }.into());
     }
+    let device = device(&options.device)?;
+    let mut state = StateDict::open(file)?;
+    if let Some(weights) = &options.weights {
+        let Ok(choice) = weights.parse::<WeightsChoice>();
+        state = state.with_choice(choice);
+    }
+    recipe.task.prepare(recipe.network)?;
+    recipe.task.sized_by(&state)?;
+    let sized = recipe.task.clone();
+    let data = recipe.task.open(&Opening {
+        training: true,
+        ..Opening::default()
+    })?;
+    recipe.task.fits(&sized, file)?;
+    recipe.validate()?;
+    let model = recipe.task.init(recipe.network, &device)?;
+    let (model, report) = recipe.task.load(model, &state)?;
+    require_complete(file, &report)?;
+    let parameters = model.num_params();
+    write_run((&recipe, &data), model, run)?;
+    Ok(Imported {
+        recipe,
+        report,
+        parameters,
+    })
+}
+
+/// Writes the newest model of a run as safetensors under the names of the other program.
+///
+/// # Errors
+///
+/// [`TrainError`] if there is no run or no checkpoint, the other program has no such model, or the
+/// file cannot be written.
+pub fn export<T: Task>(run: &Path, file: &Path) -> Result<(), TrainError> {
+    let trained = Trained::<T>::open(run, any_device(), None)?;
+    let tensors = trained.recipe.task.state_dict(&trained.model)?;
+    Ok(write(&tensors, file)?)
+}
+
+/// The model with the weights of a run, or of a checkpoint file; layers of the head that do not fit
+/// keep theirs.
+///
+/// # Errors
+///
+/// [`ExchangeError::Incomplete`] if anything else does not fit.
+pub(crate) fn with_weights_of<T: Task>(
+    task: &T,
+    model: T::Model,
+    path: &Path,
+) -> Result<T::Model, TrainError> {
+    let state = match path.is_dir() {
+        true => {
+            let trained = Trained::<T>::open(path, any_device(), None)?;
+            StateDict::from_tensors(trained.recipe.task.state_dict(&trained.model)?)
+        }
+        false => StateDict::open(path)?,
+    };
+    let (model, mut report) = task.load(model, &state)?;
+    report.missing.retain(|name| !T::is_head(name));
+    report.mismatched.retain(|wrong| !T::is_head(&wrong.name));
+    require_complete(path, &report)?;
+    Ok(model)
 }
 
 /// Refuses a checkpoint that does not fill the model.
-pub(crate) fn require_complete(path: &Path, report: &LoadReport) -> Result<(), TrainError> {
+fn require_complete(path: &Path, report: &LoadReport) -> Result<(), TrainError> {
     match report.is_complete() {
         true => Ok(()),
-        false => Err(TrainError::IncompleteCheckpoint {
+        false => Err(ExchangeError::Incomplete {
             path: path.to_owned(),
             report: report.to_string(),
-        }),
+        }
+        .into()),
     }
 }

@@ -1,59 +1,89 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-//! Training recipes for deep equilibrium models.
+//! Training of deep equilibrium models on burn-train: one trainer, any task.
 //!
-//! [`lm::train`] trains a DEQ-Transformer language model from an [`lm::LmRecipe`]: unrolled pre-training, then the equilibrium with the
-//! Jacobian penalty. A run is a folder:
+//! A [`Recipe`] determines a run: the [`Task`] with its data and model, the equilibrium layer, the
+//! Jacobian penalty, the schedule, the seed. [`train`] trains it: unrolled pre-training, then the
+//! equilibrium with the penalty. A run is a folder:
 //!
 //! - `config.json`: the whole recipe;
-//! - `vocab.txt` or `tokenizer.json`: the vocabulary, see [`deq_data::Vocabulary::load_from`];
 //! - `metrics.jsonl`: one JSON object per training step and evaluation, see [`records::Record`];
 //! - `checkpoints/`: the newest two, each written whole or not at all;
-//! - `report.html`: tables and curves in one self-contained page.
+//! - `report.html`: tables and curves in one self-contained page;
+//! - what the task keeps, such as a vocabulary.
 //!
-//! [`vision::train`] does the same for multiscale models on pictures, from a [`vision::VisionRecipe`]; the folder also gets `predictions.svg`, held-out pictures with
-//! what the model says about them. [`vision::predict`] applies a run to other pictures.
-//!
-//! [`lm::evaluate_run`] measures a run: perplexity, evaluations per solve, residual, spectral radius.
+//! [`tasks::text`] trains the DEQ-Transformer on text, [`tasks::images`] MDEQ on images; a model and
+//! data of your own implement [`TaskModel`] and [`Task`].
 //!
 //! ```no_run
-//! use deq_train::lm::{LmRecipe, TrainOptions, train};
+//! use deq_train::tasks::text::TextTask;
+//! use deq_train::{Recipe, TrainOptions, train};
 //!
-//! let recipe = LmRecipe::preset("tiny")?;
+//! let recipe = Recipe::<TextTask>::preset("tiny")?;
 //! let summary = train(recipe, &TrainOptions::new("flex", "runs/demo".into()))?;
-//! println!("{:.2} against {:.2}", summary.eval.perplexity(), summary.unigram_perplexity);
+//! println!("held-out perplexity: {}", summary.eval.quality.text());
 //! # Ok::<(), deq_train::TrainError>(())
 //! ```
 //!
+//! # Contents
+//!
+//! - [`Recipe`], [`Preset`]: what determines a run, and where to start from.
+//! - [`train`], [`evaluate`], [`evaluate_budgets`], [`import`], [`export`], [`Trained`].
+//! - [`Task`], [`TaskModel`], [`Batches`]: what a task of your own implements.
+//! - [`affordable_steps`], [`step_memory`]: what a run costs.
+//! - [`records`], [`report`]: what a run writes.
+//!
 //! # Feature flags
 //!
-//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn, and
-//! [`device`] knows which are there. `tokenizers`, a default, reads text by a `tokenizer.json`.
+//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass
+//! through to Burn, and [`device`] knows which are there. Defaults: `charts` draws the curves of
+//! reports, `dashboard` shows training in the terminal (plain lines without it), `tokenizers` reads
+//! text by a `tokenizer.json`.
 
-mod budget;
-mod chart;
+mod budget_table;
 mod checkpoint;
 mod clip;
 mod dashboard;
 mod device;
 mod error;
+mod evaluate;
 mod exchange;
-mod files;
-pub mod lm;
+pub mod files;
+mod loader;
 mod measure;
+mod presets;
+mod recipe;
 pub mod records;
-mod report;
-pub mod reproduce;
+pub mod report;
 mod rounds;
+mod run;
 mod run_folder;
 mod step;
-pub mod vision;
+mod step_memory;
+mod task;
+pub mod tasks;
+mod time;
 
-pub use budget::{Timed, affordable_steps, train_for};
-pub use checkpoint::{CheckpointStore, Position};
+pub use budget_table::{BudgetRow, BudgetTable, Variant, evaluate_budgets};
+#[cfg(feature = "dashboard")]
+pub use dashboard::restore_terminal;
 pub use dashboard::{clock, number, status_text};
 pub use device::{any_device, device};
-pub use error::TrainError;
-pub use exchange::Imported;
-pub use report::{ReportHeader, totals, write_report};
+pub use error::{
+    BoxError, DeviceError, ExchangeError, RecipeError, RunError, Stopped, TrainError, require,
+};
+pub use exchange::{ImportOptions, Imported, export, import};
+pub use measure::{Detail, Measure, Quality};
+pub use presets::Preset;
+pub use recipe::{FORMAT, Network, Optimizer, Recipe};
+pub use run::{
+    EvalOptions, OnProgress, Start, Summary, TrainOptions, Trained, evaluate, evaluate_with, train,
+    train_only,
+};
 pub use run_folder::RunFolder;
+pub use step_memory::{StepMemory, step_memory};
+pub use task::{
+    BatchOf, BatchPlan, Batches, BatchesFn, Memory, MemoryOf, Opening, Reading, Solved, Split,
+    Tally, TallyOf, Task, TaskModel,
+};
+pub use time::{affordable_steps, evaluation_seconds, train_for, without_tolerance};

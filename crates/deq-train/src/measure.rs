@@ -1,120 +1,122 @@
-//! What every evaluation measures, whatever the task.
+//! What quality is, and its value.
 
-use crate::error::TrainError;
-use crate::records::{EvalRecord, Quality, StepRecord};
-use burn::tensor::Tensor;
-use deq_core::solvers::{SolverConfig, StatusCounts, StopConfig, TraceLevel};
-use deq_core::{EquilibriumCell, FrozenCell};
-use deq_jacreg::{SpectralRadiusConfig, spectral_radius};
-use std::time::Instant;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
-/// The budget of the traced solve, which has no tolerance to stop at: twice what evaluation may spend.
-const TRACE_STEPS: usize = 60;
-
-/// Sums over the batches of an evaluation.
-pub(crate) struct Totals {
-    started: Instant,
-    nats: f64,
-    pub(crate) targets: usize,
-    pub(crate) batches: usize,
-    nfe: usize,
-    /// Over samples.
-    steps: f64,
-    residual: f64,
-    status: StatusCounts,
+/// The main number by which models of a task are compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// The exponential of the mean loss; lower is better, in relative terms.
+    Perplexity,
+    /// A share from 0 to 1 of something that is right, such as `accuracy`; higher is better.
+    Share(Cow<'static, str>),
+    /// An error of this name; lower is better, in relative terms.
+    Error(Cow<'static, str>),
 }
 
-impl Totals {
-    pub(crate) fn new() -> Self {
+impl Measure {
+    /// A share of this name.
+    pub const fn share(name: &'static str) -> Self {
+        Measure::Share(Cow::Borrowed(name))
+    }
+
+    /// An error of this name.
+    pub const fn error(name: &'static str) -> Self {
+        Measure::Error(Cow::Borrowed(name))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Measure::Perplexity => "perplexity",
+            Measure::Share(name) | Measure::Error(name) => name,
+        }
+    }
+
+    /// Whether higher is better.
+    pub fn higher_is_better(&self) -> bool {
+        matches!(self, Measure::Share(_))
+    }
+
+    /// The best of some values.
+    pub fn best(&self, values: &[f64]) -> f64 {
+        let values = values.iter().copied();
+        match self.higher_is_better() {
+            true => values.fold(f64::NEG_INFINITY, f64::max),
+            false => values.fold(f64::INFINITY, f64::min),
+        }
+    }
+
+    /// What a value loses against the best one: a difference of shares, a ratio of anything else.
+    pub fn loss(&self, value: f64, best: f64) -> f64 {
+        match self {
+            Measure::Share(_) => best - value,
+            Measure::Perplexity | Measure::Error(_) => value / best,
+        }
+    }
+
+    /// A value as it is printed, with its unit.
+    pub fn text(&self, value: f64) -> String {
+        match self {
+            Measure::Perplexity => format!("{value:.2}"),
+            Measure::Share(_) => format!("{:.2} %", 100.0 * value),
+            Measure::Error(_) => crate::dashboard::number(value),
+        }
+    }
+}
+
+/// A value of a [`Measure`], and what stands behind it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// What it is.
+    pub measure: Measure,
+    /// Its value.
+    #[serde(with = "crate::records::any_float")]
+    pub value: f64,
+    /// Other measures, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Detail>,
+}
+
+/// A measure beside the main one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Detail {
+    /// What it is, such as the class whose intersection over union it is.
+    pub measure: Measure,
+    /// Its value; absent where there is nothing to measure.
+    pub value: Option<f64>,
+}
+
+impl Quality {
+    /// A value alone.
+    pub fn new(measure: Measure, value: f64) -> Self {
         Self {
-            started: Instant::now(),
-            nats: 0.0,
-            targets: 0,
-            batches: 0,
-            nfe: 0,
-            steps: 0.0,
-            residual: 0.0,
-            status: StatusCounts::default(),
+            measure,
+            value,
+            others: Vec::new(),
         }
     }
 
-    pub(crate) fn add(&mut self, record: &StepRecord) {
-        self.nats += record.loss * record.targets as f64;
-        self.targets += record.targets;
-        self.batches += 1;
-        self.nfe += record.forward_nfe;
-        if let Some(solve) = &record.forward {
-            let samples = solve.status.total() as f64;
-            self.steps += solve.steps * samples;
-            self.residual += solve.residual * samples;
-            self.status.merge(&solve.status);
-        }
-    }
-
-    /// The record of `split` after training step `step`; `quality` is told the mean loss.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::NoSegments`] if nothing was added.
-    pub(crate) fn record(
-        self,
-        (split, step): (&'static str, usize),
-        probes: Probes,
-        quality: impl FnOnce(f64) -> Quality,
-    ) -> Result<EvalRecord, TrainError> {
-        if self.targets == 0 {
-            return Err(TrainError::NoSegments { split });
-        }
-        let loss = self.nats / self.targets as f64;
-        let solved = self.status.total();
-        let per_sample = |sum: f64| (solved > 0).then(|| sum / solved as f64);
-        Ok(EvalRecord {
-            step,
-            split: split.to_owned(),
-            loss,
-            quality: quality(loss),
-            targets: self.targets,
-            batches: self.batches,
-            nfe_per_solve: self.nfe as f64 / self.batches as f64,
-            steps: per_sample(self.steps),
-            residual: per_sample(self.residual),
-            status: self.status,
-            spectral_radius: probes.spectral_radius,
-            residual_by_step: probes.residual_by_step,
-            seconds: self.started.elapsed().as_secs_f64(),
-        })
+    /// The value as it is printed, with its unit.
+    pub fn text(&self) -> String {
+        self.measure.text(self.value)
     }
 }
 
-/// What is measured at a single equilibrium.
-#[derive(Default)]
-pub(crate) struct Probes {
-    spectral_radius: Option<f64>,
-    residual_by_step: Vec<f64>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The spectral radius at a state of a cell, and the residuals of one long solve. For a weight-tied network the radius is that at its last state, and
-/// tells whether it would settle if it went on.
-pub(crate) fn probe<C: EquilibriumCell>(
-    cell: &C,
-    context: &C::Context,
-    z: Tensor<2>,
-    solver: &SolverConfig,
-) -> Result<Probes, TrainError> {
-    let frozen = FrozenCell::new(cell, context);
-    let radius = spectral_radius(&frozen, z.clone(), &SpectralRadiusConfig::new())?;
-    // A tolerance that f32 does not reach, so that the whole curve is seen.
-    let stop = StopConfig::new()
-        .with_rel_tol(1e-12)
-        .with_max_steps(TRACE_STEPS)
-        .with_trace(TraceLevel::Residuals);
-    let forward = deq_core::DeqError::Forward;
-    let stop = stop.build().map_err(forward)?;
-    let solver = solver.build().map_err(forward)?;
-    let mut map = |z: Tensor<2>| frozen.call(z);
-    let solution = solver.solve(&mut map, z.zeros_like(), &stop);
-    Ok(Probes {
-        spectral_radius: Some(radius.mean()),
-        residual_by_step: solution.trace.map_or(Vec::new(), |trace| trace.mean_rel()),
-    })
+    #[test]
+    fn shares_are_compared_by_differences_and_other_measures_by_ratios() {
+        let accuracy = Measure::share("accuracy");
+        assert!((accuracy.best(&[0.4, 0.7, 0.6]) - 0.7).abs() < 1e-12);
+        assert!((accuracy.loss(0.6, 0.7) - 0.1).abs() < 1e-12);
+        assert_eq!(accuracy.text(0.9744), "97.44 %");
+        let error = Measure::error("rms error");
+        assert!((error.best(&[0.4, 0.2]) - 0.2).abs() < 1e-12);
+        assert!((error.loss(0.4, 0.2) - 2.0).abs() < 1e-12);
+        assert_eq!(Measure::Perplexity.text(7.336), "7.34");
+    }
 }

@@ -1,12 +1,14 @@
 //! What a run measures, and the file of JSON lines that keeps it.
 
-use crate::error::TrainError;
-use crate::files;
+use crate::error::{RunError, TrainError};
+use crate::files::{self, FileSum};
+use crate::measure::Quality;
 use deq_core::solvers::StatusCounts;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::Xxh3;
 
 /// How a step passes the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +26,10 @@ pub struct SolveRecord {
     /// Evaluations of `f` (forward) or vector-Jacobian products (backward), on the whole batch.
     pub nfe: usize,
     /// The mean steps of a sample.
+    #[serde(with = "any_float")]
     pub steps: f64,
     /// The mean relative residual at the answer.
+    #[serde(with = "any_float")]
     pub residual: f64,
     /// Samples by outcome.
     pub status: StatusCounts,
@@ -46,6 +50,7 @@ impl From<&deq_core::solvers::SolveStats> for SolveRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PenaltyRecord {
     /// The estimate of `|J|_F^2 / dim`.
+    #[serde(with = "any_float")]
     pub value: f64,
     /// Its weight in the loss.
     pub weight: f64,
@@ -62,14 +67,16 @@ pub struct StepRecord {
     pub step: usize,
     /// How it passed the layer.
     pub phase: Phase,
-    /// The mean negative log-likelihood per target, in nats, without the penalty; weighted by class if the recipe has such weights.
+    /// The mean loss per target, without the penalty; in nats where targets are predicted by their
+    /// likelihood.
+    #[serde(with = "any_float")]
     pub loss: f64,
-    /// What is predicted in the batch: tokens, pictures, or pixels that have a label.
-    #[serde(alias = "tokens")]
+    /// What is predicted in the batch: tokens, images, or pixels that have a label.
     pub targets: usize,
-    /// The share of pictures or pixels whose likeliest class is the right one; absent for text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub accuracy: Option<f64>,
+    /// The task's measure of quality on the batch; absent for a perplexity, which follows from the
+    /// loss.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "any_float")]
+    pub quality: Option<f64>,
     /// Evaluations of `f` forward, the tracked one included, the penalty's not.
     pub forward_nfe: usize,
     /// The forward solve; absent in the unrolled phase.
@@ -94,97 +101,55 @@ pub struct EvalRecord {
     pub step: usize,
     /// `valid` or `test`.
     pub split: String,
-    /// The mean negative log-likelihood per target, in nats.
+    /// The mean loss per target.
+    #[serde(with = "any_float")]
     pub loss: f64,
     /// How good that is, in the terms of the task.
-    #[serde(flatten)]
     pub quality: Quality,
-    /// Tokens, pictures, or labelled pixels evaluated.
-    #[serde(alias = "tokens")]
+    /// Tokens, images, or labelled pixels evaluated.
     pub targets: usize,
-    /// Batches evaluated, each one solve: segments of text, or batches of pictures.
-    #[serde(alias = "segments")]
+    /// Batches evaluated, each one solve: segments of text, or batches of images.
     pub batches: usize,
     /// Mean evaluations of `f` per batch.
-    #[serde(alias = "nfe_per_segment")]
     pub nfe_per_solve: f64,
     /// Mean steps of a sample; absent for an explicit network.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "any_float")]
     pub steps: Option<f64>,
     /// Mean relative residual at the answers; absent for an explicit network.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "any_float")]
     pub residual: Option<f64>,
     /// Solves by outcome, over all samples.
     pub status: StatusCounts,
     /// Spectral radius of the Jacobian at the equilibrium of the first batch, mean over its samples.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "any_float")]
     pub spectral_radius: Option<f64>,
-    /// Mean relative residual at each step of one solve of the first batch that is given a long budget and no tolerance.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Mean relative residual at each step of one solve of the first batch that is given a long
+    /// budget and no tolerance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "any_float")]
     pub residual_by_step: Vec<f64>,
     /// Wall time in seconds.
     pub seconds: f64,
 }
 
 impl EvalRecord {
-    /// `exp(loss)`.
-    pub fn perplexity(&self) -> f64 {
-        self.loss.exp()
+    /// The share of solves that met the tolerance; `None` for an explicit network.
+    pub fn converged(&self) -> Option<f64> {
+        let total = self.status.total();
+        (total > 0).then(|| self.status.converged as f64 / total as f64)
     }
 }
 
-/// The measure of a task.
+/// What was changed when a run was resumed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Quality {
-    /// Of language models.
-    Text {
-        /// `exp(loss)`.
-        perplexity: f64,
-    },
-    /// Of the segmentation of pictures.
-    Segmentation {
-        /// The mean of `iou` over the classes that occur.
-        miou: f64,
-        /// The share of labelled pixels whose class is right.
-        accuracy: f64,
-        /// For each class, the pixels where prediction and label agree on it over those where at least one says it; null for a class that neither says.
-        iou: Vec<Option<f64>>,
-    },
-    /// Of the classification of pictures.
-    Classification {
-        /// The share of pictures whose likeliest class is right.
-        accuracy: f64,
-    },
-}
-
-impl Quality {
-    /// Its name and its main number: perplexity, mean intersection over union, or accuracy.
-    pub fn main(&self) -> (&'static str, f64) {
-        match self {
-            Quality::Text { perplexity } => ("perplexity", *perplexity),
-            Quality::Segmentation { miou, .. } => ("mean IoU", *miou),
-            Quality::Classification { accuracy } => ("accuracy", *accuracy),
-        }
-    }
-
-    /// The share of right predictions, for pictures.
-    pub fn accuracy(&self) -> Option<f64> {
-        match self {
-            Quality::Text { .. } => None,
-            Quality::Segmentation { accuracy, .. } | Quality::Classification { accuracy } => {
-                Some(*accuracy)
-            }
-        }
-    }
-
-    /// The mean intersection over union, for segmentation.
-    pub fn miou(&self) -> Option<f64> {
-        match self {
-            Quality::Segmentation { miou, .. } => Some(*miou),
-            Quality::Text { .. } | Quality::Classification { .. } => None,
-        }
-    }
+pub struct ChangeRecord {
+    /// The steps made before.
+    pub step: usize,
+    /// The field of the recipe, by its path in JSON.
+    pub field: String,
+    /// Its value before.
+    pub from: serde_json::Value,
+    /// Its value from here on.
+    pub to: serde_json::Value,
 }
 
 /// A line of `metrics.jsonl`.
@@ -195,6 +160,8 @@ pub enum Record {
     Step(StepRecord),
     /// An evaluation.
     Eval(EvalRecord),
+    /// A field of the recipe that a resumed run changed.
+    Change(ChangeRecord),
 }
 
 impl Record {
@@ -202,53 +169,59 @@ impl Record {
     pub fn as_step(&self) -> Option<&StepRecord> {
         match self {
             Record::Step(step) => Some(step),
-            Record::Eval(_) => None,
+            _ => None,
         }
     }
 
-    fn step(&self) -> usize {
+    /// The evaluation, if it is one.
+    pub fn as_eval(&self) -> Option<&EvalRecord> {
         match self {
-            Record::Step(record) => record.step,
-            Record::Eval(record) => record.step,
+            Record::Eval(eval) => Some(eval),
+            _ => None,
         }
     }
 }
 
 /// The open `metrics.jsonl` of a run.
-#[derive(Debug)]
-pub struct RunLog {
+pub(crate) struct RunLog {
     path: PathBuf,
     file: File,
+    bytes: u64,
+    hash: Xxh3,
 }
 
 impl RunLog {
-    /// Opens the log, keeping only what happened up to `step`: a killed run may have logged steps that its last
-    /// checkpoint does not contain, and half a line.
+    /// Opens the log, keeping only what the checkpoint knows, by its length and checksum: a killed
+    /// run may have logged steps that its last checkpoint does not contain, and half a line.
     ///
     /// # Errors
     ///
-    /// [`TrainError::Io`] if the file cannot be rewritten.
-    pub fn open(path: &Path, step: usize) -> Result<Self, TrainError> {
-        // Lines are kept as they are: parsing a float and printing it again may move its last digit.
-        let mut kept = String::new();
-        if path.exists() {
-            let bytes = files::read(path)?;
-            let text = String::from_utf8_lossy(&bytes);
-            for (json, record) in parse(path, &text)? {
-                if record.step() <= step {
-                    kept += json;
-                    kept.push('\n');
-                }
+    /// [`RunError::Altered`] if that part is not what it was; [`TrainError::Io`].
+    pub(crate) fn open(path: &Path, known: &FileSum) -> Result<Self, TrainError> {
+        let error = |source| TrainError::io("write", path, source);
+        let mut options = OpenOptions::new();
+        let options = options.read(true).append(true).create(known.bytes == 0);
+        let mut file = match options.open(path) {
+            Err(source) if source.kind() == ErrorKind::NotFound => {
+                return Err(altered(path, "it is missing"));
             }
+            other => other.map_err(error)?,
+        };
+        let mut hash = Xxh3::new();
+        let copied = std::io::copy(&mut (&mut file).take(known.bytes), &mut Hashing(&mut hash));
+        let found = copied.map_err(error)?;
+        if found < known.bytes {
+            return Err(altered(path, "it has become shorter"));
         }
-        files::write_whole(path, kept.as_bytes())?;
-        let file = OpenOptions::new()
-            .append(true)
-            .open(path)
-            .map_err(|source| TrainError::io("write", path, source))?;
+        if known.bytes > 0 && FileSum::new(found, hash.digest()) != *known {
+            return Err(altered(path, "it does not match its checksum"));
+        }
+        file.set_len(known.bytes).map_err(error)?;
         Ok(Self {
             path: path.to_owned(),
             file,
+            bytes: known.bytes,
+            hash,
         })
     }
 
@@ -256,12 +229,76 @@ impl RunLog {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Io`] if the file cannot be written.
-    pub fn append(&mut self, record: &Record) -> Result<(), TrainError> {
-        self.file
-            .write_all(line(record).as_bytes())
-            .map_err(|source| TrainError::io("write", &self.path, source))
+    /// [`RunError::Altered`] if the file at its place is no longer the one that was opened;
+    /// [`TrainError::Io`] if it cannot be written.
+    pub(crate) fn append(&mut self, record: &Record) -> Result<(), TrainError> {
+        self.check()?;
+        let line = line(record);
+        let written = self.file.write_all(line.as_bytes());
+        written.map_err(|source| TrainError::io("write", &self.path, source))?;
+        self.bytes += line.len() as u64;
+        self.hash.update(line.as_bytes());
+        Ok(())
     }
+
+    /// Length and checksum of what was written.
+    pub(crate) fn sum(&self) -> FileSum {
+        FileSum::new(self.bytes, self.hash.digest())
+    }
+
+    /// That the file at its place is the one that was opened, and nobody else has written to it.
+    fn check(&self) -> Result<(), TrainError> {
+        let error = |source| TrainError::io("read", &self.path, source);
+        let there = match std::fs::metadata(&self.path) {
+            Err(source) if source.kind() == ErrorKind::NotFound => {
+                return Err(altered(
+                    &self.path,
+                    "it was removed or moved during training",
+                ));
+            }
+            other => other.map_err(error)?,
+        };
+        let ours = self.file.metadata().map_err(error)?;
+        match same_file(&there, &ours) && there.len() == self.bytes {
+            true => Ok(()),
+            false => Err(altered(
+                &self.path,
+                "it was replaced or written to during training",
+            )),
+        }
+    }
+}
+
+struct Hashing<'a>(&'a mut Xxh3);
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+fn same_file(a: &Metadata, b: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+#[cfg(not(unix))]
+fn same_file(_: &Metadata, _: &Metadata) -> bool {
+    true
+}
+
+fn altered(path: &Path, how: &'static str) -> TrainError {
+    RunError::Altered {
+        path: path.to_owned(),
+        how,
+    }
+    .into()
 }
 
 fn line(record: &Record) -> String {
@@ -273,7 +310,7 @@ fn line(record: &Record) -> String {
 ///
 /// # Errors
 ///
-/// [`TrainError::Io`] if the file cannot be read, [`TrainError::Malformed`] for a broken line before the last.
+/// [`TrainError::Io`] if the file cannot be read, [`RunError::Malformed`] for a broken line before the last.
 pub fn read_records(path: &Path) -> Result<Vec<Record>, TrainError> {
     let bytes = files::read(path)?;
     let text = String::from_utf8_lossy(&bytes);
@@ -291,15 +328,86 @@ fn parse<'a>(path: &Path, text: &'a str) -> Result<Vec<(&'a str, Record)>, Train
             Ok(record) => records.push((*json, record)),
             Err(_) if index + 1 == lines.len() && !whole => break,
             Err(error) => {
-                return Err(TrainError::Malformed {
+                return Err(RunError::Malformed {
                     path: path.to_owned(),
                     what: "log of a run",
                     reason: format!("line {}: {error}", index + 1),
-                });
+                }
+                .into());
             }
         }
     }
     Ok(records)
+}
+
+/// Floats that JSON has no number for, as the strings `NaN`, `inf` and `-inf`: a diverged run is
+/// logged as what it is.
+pub(crate) mod any_float {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+    use serde_json::Value;
+
+    /// One float, or several.
+    pub(crate) trait Floats: Sized {
+        fn to_value(&self) -> Value;
+        fn from_value(value: Value) -> Option<Self>;
+    }
+
+    impl Floats for f64 {
+        fn to_value(&self) -> Value {
+            match self.is_finite() {
+                true => Value::from(*self),
+                false => Value::from(self.to_string()),
+            }
+        }
+
+        fn from_value(value: Value) -> Option<Self> {
+            match value {
+                Value::String(text) => text.parse().ok(),
+                other => other.as_f64(),
+            }
+        }
+    }
+
+    impl Floats for Option<f64> {
+        fn to_value(&self) -> Value {
+            self.as_ref().map_or(Value::Null, f64::to_value)
+        }
+
+        fn from_value(value: Value) -> Option<Self> {
+            match value {
+                Value::Null => Some(None),
+                other => f64::from_value(other).map(Some),
+            }
+        }
+    }
+
+    impl Floats for Vec<f64> {
+        fn to_value(&self) -> Value {
+            self.iter().map(f64::to_value).collect()
+        }
+
+        fn from_value(value: Value) -> Option<Self> {
+            match value {
+                Value::Array(values) => values.into_iter().map(f64::from_value).collect(),
+                _ => None,
+            }
+        }
+    }
+
+    pub(crate) fn serialize<T: Floats, S: Serializer>(
+        floats: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        floats.to_value().serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, T: Floats, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<T, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let text = value.to_string();
+        T::from_value(value).ok_or_else(|| D::Error::custom(format!("{text} is not a number")))
+    }
 }
 
 #[cfg(test)]
@@ -312,7 +420,7 @@ mod tests {
             phase: Phase::Equilibrium,
             loss: 1.5,
             targets: 8,
-            accuracy: None,
+            quality: None,
             forward_nfe: 7,
             forward: Some(SolveRecord::default()),
             backward: None,
@@ -322,59 +430,97 @@ mod tests {
         })
     }
 
+    fn steps(path: &Path) -> Vec<usize> {
+        let records = read_records(path).unwrap();
+        records
+            .iter()
+            .filter_map(Record::as_step)
+            .map(|step| step.step)
+            .collect()
+    }
+
     #[test]
     fn a_reopened_log_forgets_what_the_checkpoint_does_not_know_and_half_lines() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        let mut log = RunLog::open(&path, 0).unwrap();
-        for n in 1..=4 {
+        let mut log = RunLog::open(&path, &FileSum::default()).unwrap();
+        for n in 1..=2 {
+            log.append(&step(n)).unwrap();
+        }
+        let known = log.sum();
+        for n in 3..=4 {
             log.append(&step(n)).unwrap();
         }
         let mut bytes = std::fs::read(&path).unwrap();
         bytes.truncate(bytes.len() - 10);
         std::fs::write(&path, bytes).unwrap();
-        assert_eq!(read_records(&path).unwrap().len(), 3);
+        assert_eq!(steps(&path), [1, 2, 3]);
 
-        let mut log = RunLog::open(&path, 2).unwrap();
+        let mut log = RunLog::open(&path, &known).unwrap();
         log.append(&step(3)).unwrap();
-        let steps: Vec<usize> = read_records(&path)
-            .unwrap()
-            .iter()
-            .map(Record::step)
-            .collect();
-        assert_eq!(steps, [1, 2, 3]);
+        assert_eq!(steps(&path), [1, 2, 3]);
+        assert_eq!(log.sum(), FileSum::of(&std::fs::read(&path).unwrap()));
     }
 
     #[test]
-    fn evaluations_keep_their_measure_and_old_names_are_read() {
-        let text = r#"{"event":"eval","step":3,"split":"valid","loss":1.5,"perplexity":4.5,"tokens":7,"segments":2,"nfe_per_segment":9.5,
-            "status":{"converged":1,"max_steps":0,"stalled":0,"diverged":0,"non_finite":0,"breakdown":0},"seconds":0.1}"#;
-        let Record::Eval(eval) = serde_json::from_str(text).unwrap() else {
+    fn a_log_that_was_emptied_cut_edited_or_removed_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = RunLog::open(&path, &FileSum::default()).unwrap();
+        (1..=3).for_each(|n| log.append(&step(n)).unwrap());
+        let known = log.sum();
+        let whole = std::fs::read(&path).unwrap();
+        let refused = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            RunLog::open(&path, &known).err().unwrap().to_string()
+        };
+        assert!(refused(b"").contains("it has become shorter"));
+        assert!(refused(&whole[..whole.len() - 5]).contains("it has become shorter"));
+        let edited = String::from_utf8(whole.clone())
+            .unwrap()
+            .replace("1.5", "2.5");
+        assert!(refused(edited.as_bytes()).contains("checksum"));
+        std::fs::remove_file(&path).unwrap();
+        let message = RunLog::open(&path, &known).err().unwrap().to_string();
+        assert!(message.contains("it is missing"), "{message}");
+
+        // And while it is open.
+        std::fs::write(&path, &whole).unwrap();
+        let mut log = RunLog::open(&path, &known).unwrap();
+        std::fs::rename(&path, folder.path().join("moved")).unwrap();
+        let mut next = || log.append(&step(4)).unwrap_err().to_string();
+        assert!(next().contains("removed or moved"));
+        std::fs::write(&path, &whole).unwrap();
+        assert!(cfg!(not(unix)) || next().contains("replaced"));
+    }
+
+    #[test]
+    fn records_keep_every_number_whatever_it_is() {
+        let mut record = EvalRecord {
+            step: 3,
+            split: "valid".to_owned(),
+            loss: f64::INFINITY,
+            quality: Quality::new(crate::Measure::share("accuracy"), 0.1 + 0.2),
+            targets: 7,
+            batches: 2,
+            nfe_per_solve: 9.5,
+            steps: Some(f64::NEG_INFINITY),
+            residual: None,
+            status: StatusCounts::default(),
+            spectral_radius: Some(0.7),
+            residual_by_step: vec![1.0, f64::INFINITY],
+            seconds: 0.1,
+        };
+        let again = |record: &EvalRecord| {
+            let record = Record::Eval(record.clone());
+            serde_json::from_str::<Record>(&line(&record)).unwrap()
+        };
+        assert_eq!(again(&record), Record::Eval(record.clone()));
+        record.loss = f64::NAN;
+        let Record::Eval(back) = again(&record) else {
             panic!("an evaluation");
         };
-        assert_eq!((eval.targets, eval.batches), (7, 2));
-        for quality in [
-            Quality::Text {
-                perplexity: 0.1 + 0.2,
-            },
-            Quality::Classification {
-                accuracy: 0.1 + 0.2,
-            },
-            Quality::Segmentation {
-                miou: 0.25,
-                accuracy: 0.75,
-                iou: vec![Some(0.25), None],
-            },
-        ] {
-            let record = Record::Eval(EvalRecord {
-                quality,
-                ..eval.clone()
-            });
-            assert_eq!(
-                serde_json::from_str::<Record>(&line(&record)).unwrap(),
-                record
-            );
-        }
+        assert!(back.loss.is_nan());
     }
 
     #[test]

@@ -1,174 +1,141 @@
-//! Training in rounds, for any learner: burn-train's events and checkpoints around steps that may carry a memory.
+//! Training in rounds: burn-train's events and checkpoints around steps that may carry a memory.
 
-use crate::checkpoint::{CheckpointStore, Position};
-use crate::dashboard::{Gauge, LineRenderer, StatusText};
-use crate::error::TrainError;
-use crate::records::{EvalRecord, Record, RunLog, StepRecord};
-use burn::data::dataloader::{DataLoader, Progress};
+use crate::checkpoint::{CheckpointStore, Position, RunSums};
+use crate::dashboard::{self, Gauge, LineRenderer, StatusText};
+use crate::error::{Stopped, TrainError};
+use crate::evaluate::{EvalPlan, evaluate};
+use crate::files::FileSum;
+use crate::recipe::Recipe;
+use crate::records::{Record, RunLog};
+use crate::run_folder::RunFolder;
+use crate::step::{InputOf, LearnerOf, OutputOf};
+use crate::task::{Memory, MemoryOf, Task};
+use burn::data::dataloader::DataLoader;
 use burn::module::Module;
-use burn::optim::AdamConfig;
-use burn::optim::lr_scheduler::LrSchedulerConfig;
-use burn::optim::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
-use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
-use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
-use burn::optim::lr_scheduler::sequential::SequentialLrSchedulerConfig;
 use burn::tensor::Device;
 use burn::train::checkpoint::{CheckpointingAction, CheckpointingStrategy};
 use burn::train::logger::InMemoryMetricLogger;
-use burn::train::metric::Adaptor;
 use burn::train::metric::store::EventStoreClient;
 use burn::train::{
-    EventProcessorTraining, InferenceStep, Interrupter, ItemLazy, Learner, LearnerEvent,
-    LearnerModel, SupervisedLearningStrategy, SupervisedTraining, SupervisedTrainingEventProcessor,
-    TrainLoader, TrainStep, TrainingComponents, TrainingItem, TrainingStrategy, ValidLoader,
+    EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
+    SupervisedTraining, SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents,
+    TrainingItem, TrainingStrategy, ValidLoader,
 };
-use deq_jacreg::{WeightController, WeightControllerConfig};
-use std::path::Path;
+use deq_jacreg::{Observation, PenaltyPolicy};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// What a step reads.
-pub(crate) trait RoundInput: Send + 'static {
-    /// What is carried from step to step.
-    type Memory: Carried;
-
-    /// The training step, counted from 0.
-    fn step(&self) -> usize;
-
-    /// Takes the memory of the steps before, and the weight of the penalty if a controller sets it.
-    fn prepare(&mut self, memory: &mut Self::Memory, penalty_weight: Option<f64>);
-}
-
-/// What a step measured.
-pub(crate) trait RoundOutput: ItemLazy + Adaptor<StepRecord> + 'static {
-    /// What is carried from step to step.
-    type Memory: Carried;
-
-    /// Its numbers.
-    fn record(&mut self) -> &mut StepRecord;
-
-    /// What the next step needs.
-    fn memory(&self) -> Self::Memory;
-}
-
-/// What is carried from step to step, and kept in checkpoints.
-pub(crate) trait Carried: Clone + Default + Send + Sync + 'static {
-    /// The content of a file; empty for nothing.
-    fn to_bytes(&self) -> Vec<u8>;
-}
-
-/// Nothing is carried.
-impl Carried for () {
-    fn to_bytes(&self) -> Vec<u8> {
-        Vec::new()
-    }
-}
-
-/// What is trained, and on what terms.
-pub(crate) trait RoundTask: Send + Sync + 'static {
-    /// What is carried from step to step.
-    type Memory: Carried;
-    /// The input of a step.
-    type In: RoundInput<Memory = Self::Memory>;
-    /// The outcome of a step.
-    type Out: RoundOutput<Memory = Self::Memory>;
-    /// The model with what it needs to make a step.
-    type Learner: LearnerModel
-        + TrainStep<Input = Self::In, Output = Self::Out>
-        + InferenceStep<Input = Self::In, Output = Self::Out>;
-
-    /// The number of rounds.
-    fn rounds(&self) -> usize;
-
-    /// The steps made by the end of round `round`, counted from 1.
-    fn steps_after(&self, round: usize) -> usize;
-
-    /// The controller of the penalty's weight, which was checked.
-    fn controller(&self) -> Option<&WeightControllerConfig>;
-
-    /// Reads all of `loader` with a model in evaluation mode and hands every output to `on_item`.
-    fn evaluate(
-        &self,
-        learner: &Self::Learner,
-        loader: &dyn DataLoader<Self::In>,
-        step: usize,
-        on_item: &mut dyn FnMut(Self::Out, Progress),
-    ) -> Result<EvalRecord, TrainError>;
-}
-
 /// Trains round by round. A round is a range of steps, an evaluation, and a checkpoint.
 ///
-/// burn-train's own strategies treat batches as independent and checkpoint between passes over the data. A language model carries its memory from
-/// step to step, every DEQ changes phase at a given step, and a run must resume in the middle of a pass; hence a strategy of its own.
-pub(crate) struct RoundStrategy<T: RoundTask> {
-    pub(crate) task: T,
+/// burn-train's own strategies treat batches as independent and checkpoint between passes over the
+/// data. A language model carries its memory from step to step, every DEQ changes phase at a given
+/// step, and a run must resume in the middle of a pass; hence a strategy of its own.
+pub(crate) struct RoundStrategy<T: Task> {
+    pub(crate) recipe: Recipe<T>,
     pub(crate) device: Device,
     pub(crate) store: CheckpointStore,
-    /// Where a resumed run stands, and its memory.
-    pub(crate) start: (Position, T::Memory),
-    /// The log, and the error that ended training, if one did.
-    state: Mutex<StrategyState>,
+    /// Where training begins, and the memory there.
+    pub(crate) start: (Position, MemoryOf<T>),
+    /// The step after which training is interrupted.
+    pub(crate) stop_after: Option<usize>,
+    /// Interrupts training when it is set.
+    pub(crate) stop: Option<Arc<AtomicBool>>,
+    pub(crate) folder: RunFolder,
+    /// The recipe as it was written.
+    pub(crate) recipe_sum: FileSum,
+    pub(crate) state: Mutex<StrategyState>,
 }
 
-struct StrategyState {
-    log: RunLog,
-    error: Option<TrainError>,
+/// The log, where training stands, and the error that ended it, if one did.
+pub(crate) struct StrategyState {
+    pub(crate) log: RunLog,
+    pub(crate) checkpoint: usize,
+    pub(crate) error: Option<TrainError>,
 }
 
-type Events<T> = SupervisedTrainingEventProcessor<<T as RoundTask>::Learner>;
+type Events<T> = SupervisedTrainingEventProcessor<LearnerOf<T>>;
 
 /// What changes while training.
-struct Session<T: RoundTask> {
-    learner: Learner<T::Learner>,
-    memory: T::Memory,
-    controller: Option<WeightController>,
+struct Session<T: Task> {
+    learner: Learner<LearnerOf<T>>,
+    memory: MemoryOf<T>,
+    policy: Option<PenaltyPolicy>,
+    /// Steps made.
+    step: usize,
     events: Events<T>,
     interrupter: Interrupter,
 }
 
-impl<T: RoundTask> Session<T> {
+impl<T: Task> Session<T> {
     /// Hands an event to burn-train; a failure there stops training.
-    fn train_event(&mut self, event: LearnerEvent<T::Out>) {
+    fn train_event(&mut self, event: LearnerEvent<OutputOf<T>>) {
         let result = self.events.process_train(event);
         self.interrupter.fail_on_error(result);
     }
 
-    fn valid_event(&mut self, event: LearnerEvent<T::Out>) {
+    fn valid_event(&mut self, event: LearnerEvent<OutputOf<T>>) {
         let result = self.events.process_valid(event);
         self.interrupter.fail_on_error(result);
     }
 }
 
-impl<T: RoundTask> SupervisedLearningStrategy<T::Learner> for RoundStrategy<T> {
+impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
     fn fit(
         &self,
-        components: TrainingComponents<T::Learner>,
-        learner: Learner<T::Learner>,
-        train: TrainLoader<T::Learner>,
-        valid: ValidLoader<T::Learner>,
-        starting_epoch: usize,
-    ) -> (T::Learner, Events<T>) {
+        components: TrainingComponents<LearnerOf<T>>,
+        learner: Learner<LearnerOf<T>>,
+        train: TrainLoader<LearnerOf<T>>,
+        valid: ValidLoader<LearnerOf<T>>,
+        _starting_epoch: usize,
+    ) -> (LearnerOf<T>, Events<T>) {
         let train = train.to_device(&self.device);
         let valid = valid.to_device(&self.device.clone().inner());
-        let (mut position, memory) = self.start.clone();
+        let (position, memory) = self.start.clone();
         let mut session = Session::<T> {
             learner,
             memory,
-            controller: self.controller(position.penalty_weight),
+            policy: self.policy(&position),
+            step: position.step,
             events: components.event_processor,
             interrupter: components.interrupter,
         };
         session.learner.fork(&self.device);
         let mut checkpointer = components.checkpointer;
         let started = Instant::now();
-        let before = position.seconds;
+        let mut save = |session: &Session<T>, evaluated: bool| {
+            let known = std::slice::from_ref(&self.recipe_sum);
+            self.folder.check_recipe(known)?;
+            let position = Position {
+                step: session.step,
+                evaluated,
+                seconds: position.seconds + started.elapsed().as_secs_f64(),
+                penalty: session.policy.as_ref().map(PenaltyPolicy::state),
+            };
+            let mut state = self.lock();
+            state.checkpoint = session.step;
+            let run = RunSums {
+                log: state.log.sum(),
+                recipe: known.to_vec(),
+            };
+            // Running statistics take in their last update when a model turns to evaluation, and not
+            // when it is recorded.
+            drop(session.learner.model().valid());
+            self.store.begin(position, session.memory.to_bytes(), run);
+            if let Some(checkpointer) = &mut checkpointer {
+                checkpointer.checkpoint(&session.learner, session.step, &components.event_store);
+            }
+            Ok(())
+        };
 
-        for round in starting_epoch..=components.num_epochs {
-            let steps = self.task.steps_after(round - 1)..self.task.steps_after(round);
-            let slice = train.slice(steps.start, steps.end);
+        for round in self.recipe.round_at(&position)..=self.recipe.rounds {
+            let end = self.recipe.steps_after(round);
+            let slice = train.slice(session.step.min(end), end);
             let result = self
                 .train_round(round, &mut session, slice)
-                .and_then(|()| self.validate(round, &mut session, &valid));
+                .and_then(|()| self.validate(round, &mut session, &valid))
+                .and_then(|evaluated| save(&session, evaluated));
             if let Err(error) = result {
                 session.interrupter.stop(Some(&error.to_string()));
                 self.lock().error = Some(error);
@@ -177,16 +144,6 @@ impl<T: RoundTask> SupervisedLearningStrategy<T::Learner> for RoundStrategy<T> {
             if session.interrupter.should_stop() {
                 break;
             }
-            position = Position {
-                round,
-                step: steps.end,
-                seconds: before + started.elapsed().as_secs_f64(),
-                penalty_weight: session.controller.as_ref().map(WeightController::weight),
-            };
-            if let Some(checkpointer) = &mut checkpointer {
-                self.store.begin(position, session.memory.to_bytes());
-                checkpointer.checkpoint(&session.learner, round, &components.event_store);
-            }
         }
         // Waits for the last checkpoint to be written.
         drop(checkpointer);
@@ -194,31 +151,14 @@ impl<T: RoundTask> SupervisedLearningStrategy<T::Learner> for RoundStrategy<T> {
     }
 }
 
-impl<T: RoundTask> RoundStrategy<T> {
-    /// A strategy that begins at `start` and writes to `log`.
-    pub(crate) fn new(
-        task: T,
-        device: Device,
-        store: CheckpointStore,
-        start: (Position, T::Memory),
-        log: RunLog,
-    ) -> Self {
-        Self {
-            task,
-            device,
-            store,
-            start,
-            state: Mutex::new(StrategyState { log, error: None }),
-        }
-    }
-
-    /// The controller of the task, where a resumed run had left it.
-    fn controller(&self, weight: Option<f64>) -> Option<WeightController> {
-        let config = self.task.controller()?;
-        let controller = config.build().expect("the recipe was validated");
-        Some(match weight {
-            Some(weight) => controller.resume(weight),
-            None => controller,
+impl<T: Task> RoundStrategy<T> {
+    /// The policy of the penalty, where a resumed run had left it.
+    fn policy(&self, position: &Position) -> Option<PenaltyPolicy> {
+        let config = self.recipe.penalty.as_ref()?;
+        let policy = config.policy().expect("the recipe was validated");
+        Some(match position.penalty {
+            Some(state) => policy.resume(state),
+            None => policy,
         })
     }
 
@@ -226,11 +166,22 @@ impl<T: RoundTask> RoundStrategy<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn non_finite(&self, step: usize, loss: f64) -> TrainError {
+        let (run, checkpoint) = (self.folder.path().to_owned(), self.lock().checkpoint);
+        let stopped = Stopped::NonFiniteLoss {
+            step,
+            loss,
+            run,
+            checkpoint,
+        };
+        stopped.into()
+    }
+
     fn train_round(
         &self,
         round: usize,
         session: &mut Session<T>,
-        loader: TrainLoader<T::Learner>,
+        loader: TrainLoader<LearnerOf<T>>,
     ) -> Result<(), TrainError> {
         session.train_event(LearnerEvent::StartSplit {
             epoch_number: round,
@@ -238,34 +189,47 @@ impl<T: RoundTask> RoundStrategy<T> {
         });
         let mut iterator = loader.iter();
         while let Some(input) = iterator.next() {
-            let mut input = input.map_err(|error| TrainError::Stopped {
-                reason: error.to_string(),
+            let step = session.step;
+            let mut input = input.map_err(|error| Stopped::Batch {
+                step: step + 1,
+                source: error.into(),
             })?;
-            let weight = session.controller.as_ref().map(WeightController::weight);
-            input.prepare(&mut session.memory, weight);
-            let step = input.step() + 1;
+            input.step = step;
+            input.memory = std::mem::take(&mut session.memory);
+            let seed = self.recipe.seed;
+            input.penalty = match (&mut session.policy, self.recipe.penalty_phase(step)) {
+                (Some(policy), Some(phase)) => policy.decide(seed, step, phase),
+                _ => None,
+            };
             let mut out = session.learner.train_step(input);
-            session.memory = out.item.memory();
+            session.memory = std::mem::take(&mut out.item.memory);
             session.learner.lr_step();
             let rate = session.learner.lr_current();
-            let record = out.item.record();
+            let record = &mut out.item.record;
             record.learning_rate = rate.base();
-            if let (Some(controller), Some(solve)) = (&mut session.controller, &record.forward) {
-                // A solve that broke off early was not a short one.
-                let status = &solve.status;
-                let failed = status.diverged + status.non_finite + status.breakdown;
-                controller.update(if failed > 0 { f64::NAN } else { solve.steps });
+            let quality = self.recipe.task.quality(record.loss, &out.item.tally);
+            record.quality = match quality.measure {
+                // It follows from the loss, and a mean of perplexities is not one.
+                crate::Measure::Perplexity => None,
+                _ => Some(quality.value),
+            };
+            if let (Some(policy), Some(solve)) = (&mut session.policy, &record.forward) {
+                policy.observe(Observation::solve(solve.steps, &solve.status));
             }
-            let loss = record.loss;
-            if !loss.is_finite() {
-                return Err(TrainError::NonFiniteLoss { step, loss });
+            if !record.loss.is_finite() {
+                return Err(self.non_finite(step + 1, record.loss));
             }
             self.lock().log.append(&Record::Step(record.clone()))?;
             session.learner.optimizer_step(out.grads);
+            session.step += 1;
             let progress = iterator.progress();
-            let item = TrainingItem::new(out.item, progress, Some(step), Some(rate));
+            let item = TrainingItem::new(out.item, progress, Some(session.step), Some(rate));
             session.train_event(LearnerEvent::ProcessedItem(item));
-            if session.interrupter.should_stop() {
+            let enough = self.stop_after.is_some_and(|most| session.step >= most);
+            if enough && session.step < self.recipe.steps {
+                session.interrupter.stop(None);
+            }
+            if self.should_stop(&session.interrupter) {
                 return Ok(());
             }
         }
@@ -273,139 +237,122 @@ impl<T: RoundTask> RoundStrategy<T> {
         Ok(())
     }
 
+    /// Whether training is to stop, by this library's means or burn-train's.
+    fn should_stop(&self, interrupter: &Interrupter) -> bool {
+        let asked = self.stop.as_ref();
+        if asked.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            interrupter.stop(None);
+        }
+        interrupter.should_stop()
+    }
+
+    /// The evaluation at the end of a round; `false` if it was interrupted.
     fn validate(
         &self,
         round: usize,
         session: &mut Session<T>,
-        loader: &ValidLoader<T::Learner>,
-    ) -> Result<(), TrainError> {
-        if session.interrupter.should_stop() {
-            return Ok(());
+        loader: &ValidLoader<LearnerOf<T>>,
+    ) -> Result<bool, TrainError> {
+        if self.should_stop(&session.interrupter) {
+            return Ok(false);
         }
         session.valid_event(LearnerEvent::StartSplit {
             epoch_number: round,
             total_items: loader.num_items(),
         });
         let model = session.learner.model().valid();
-        let step = self.task.steps_after(round);
-        let record = self
-            .task
-            .evaluate(&model, loader.as_ref(), step, &mut |out, progress| {
+        let plan = EvalPlan::new(&self.recipe, "valid", session.step);
+        let task = &self.recipe.task;
+        let record = evaluate(
+            task,
+            &model,
+            loader.as_ref(),
+            &plan,
+            &mut |out, progress| {
                 let iteration = progress.items_processed;
                 let item = TrainingItem::new(out, progress, Some(iteration), None);
                 session.valid_event(LearnerEvent::ProcessedItem(item));
-            })?;
+                match self.should_stop(&session.interrupter) {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            },
+        )?;
+        let Some(record) = record else {
+            return Ok(false);
+        };
         if !record.loss.is_finite() {
-            return Err(TrainError::NonFiniteLoss {
-                step: record.step,
-                loss: record.loss,
-            });
+            return Err(self.non_finite(record.step, record.loss));
         }
         self.lock().log.append(&Record::Eval(record))?;
         session.valid_event(LearnerEvent::EndSplit(round));
         session.train_event(LearnerEvent::EndEpoch(round));
-        Ok(())
+        Ok(true)
     }
 }
 
-/// Checkpoints after every round; the store itself drops old ones.
-struct EveryRound;
+/// A checkpoint whenever the strategy asks for one; the store itself drops old ones.
+struct Always;
 
-impl CheckpointingStrategy for EveryRound {
+impl CheckpointingStrategy for Always {
     fn checkpointing(&mut self, _: usize, _: &EventStoreClient) -> Vec<CheckpointingAction> {
         vec![CheckpointingAction::Save]
     }
 }
 
 /// The loaders of training and of evaluation.
-pub(crate) type Loaders<T> = [Arc<dyn DataLoader<<T as RoundTask>::In>>; 2];
-
-/// How a run is shown: where its files are, whether as lines even on a terminal, and the number beside the loss.
-pub(crate) struct Display<'a> {
-    pub(crate) run: &'a Path,
-    pub(crate) plain: bool,
-    pub(crate) quality: Gauge,
-}
+pub(crate) type Loaders<T> = [Arc<dyn DataLoader<InputOf<T>>>; 2];
 
 /// Trains from where the strategy begins to the last round.
-pub(crate) fn launch<T: RoundTask>(
-    learner: Learner<T::Learner>,
+pub(crate) fn launch<T: Task>(
+    learner: Learner<LearnerOf<T>>,
     [train, valid]: Loaders<T>,
     strategy: &Arc<RoundStrategy<T>>,
-    display: Display<'_>,
-) -> Result<T::Learner, TrainError> {
-    let store = &strategy.store;
-    let mut training = SupervisedTraining::new(display.run, train, valid)
+    plain: bool,
+) -> Result<LearnerOf<T>, TrainError> {
+    let (store, recipe) = (&strategy.store, &strategy.recipe);
+    let position = strategy.start.0;
+    let mut training = SupervisedTraining::new(strategy.folder.path(), train, valid)
         .metrics((
             Gauge::loss(),
-            display.quality,
+            Gauge::quality(&recipe.task.measure()),
             Gauge::steps(),
             Gauge::residual(),
         ))
         .metrics_text((StatusText::default(),))
         .with_metric_logger(InMemoryMetricLogger::new())
         .with_application_logger(None)
-        .with_checkpointing_strategy(EveryRound)
-        .with_custom_checkpointers(store.part(0), store.part(1), store.part(2))
+        .with_checkpointing_strategy(Always)
+        .with_custom_checkpointers(
+            store.model_part(),
+            store.optimizer_part(),
+            store.schedule_part(recipe.schedule(position.step)?),
+        )
         .with_training_strategy(TrainingStrategy::Custom(strategy.clone()))
-        .num_epochs(strategy.task.rounds());
-    let round = strategy.start.0.round;
-    if round > 0 {
-        training = training.checkpoint(round);
+        .num_epochs(recipe.rounds);
+    let done = (position.step > 0).then(|| recipe.round_at(&position) - 1);
+    if let Some(done) = done {
+        training = training.checkpoint(done);
     }
-    if display.plain || !std::io::IsTerminal::is_terminal(&std::io::stdout()) {
-        training = training.renderer(Box::new(LineRenderer::new()));
-    }
+    training = match dashboard::renderer(plain, &training.interrupter(), done) {
+        Some(renderer) => training.renderer(renderer),
+        None => training.renderer(Box::new(LineRenderer::new())),
+    };
     let result = training.launch(learner);
-    if let Some(error) = strategy.lock().error.take() {
+    let mut state = strategy.lock();
+    if let Some(error) = state.error.take() {
         return Err(error);
     }
     if let Some(error) = result.error {
-        return Err(TrainError::Stopped {
-            reason: error.to_string(),
-        });
+        let reason = error.to_string();
+        return Err(Stopped::Framework { reason }.into());
     }
-    if let Some(interruption) = result.interrupted {
-        let reason = interruption.reason.unwrap_or("interrupted".to_owned());
-        return Err(TrainError::Stopped {
-            reason: format!("{reason}; run the same command with --resume to go on"),
-        });
+    match result.interrupted {
+        None => Ok(result.model),
+        Some(_) => Err(Stopped::Interrupted {
+            step: state.checkpoint,
+            run: strategy.folder.path().to_owned(),
+        }
+        .into()),
     }
-    Ok(result.model)
-}
-
-/// Adam with the betas and the epsilon of the original code.
-pub(crate) fn adam() -> AdamConfig {
-    AdamConfig::new().with_beta_2(0.999).with_epsilon(1e-8)
-}
-
-/// Linear warm-up from a hundredth of the peak over the first of `steps`, then cosine decay to 0.
-pub(crate) fn warmup_and_cosine(
-    peak: f64,
-    warmup: usize,
-    steps: usize,
-) -> Result<ModuleLrScheduler, TrainError> {
-    let decay = CosineAnnealingLrSchedulerConfig::new(peak, steps - warmup);
-    let schedule = if warmup == 0 {
-        decay.init()
-    } else {
-        let rise = LinearLrSchedulerConfig::new(0.01 * peak, peak, warmup);
-        SequentialLrSchedulerConfig::new(
-            vec![
-                LrSchedulerConfig::Linear(rise),
-                LrSchedulerConfig::Cosine(decay),
-            ],
-            vec![warmup],
-        )
-        .init()
-    };
-    schedule.map_err(|reason| TrainError::Stopped { reason })
-}
-
-/// A seed for one step (the finaliser of SplitMix64).
-pub(crate) fn step_seed(seed: u64, step: usize) -> u64 {
-    let mut x = seed.wrapping_add((step as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

@@ -1,51 +1,23 @@
 //! The files of a run.
 
-use crate::checkpoint::{CheckpointStore, Position, model_bytes};
-use crate::error::TrainError;
-use crate::files;
+use crate::checkpoint::{CheckpointStore, RunSums, Verified, model_bytes};
+use crate::error::{RunError, TrainError};
+use crate::files::{self, FileSum};
+use crate::recipe::{FIXED, Recipe, differences};
+use crate::records::ChangeRecord;
+use crate::task::Task;
 use burn::module::Module;
 use burn::store::{ModuleRecord, RecordError};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// Checkpoints kept: the newest, and the one before it in case the newest is damaged.
 pub(crate) const KEEP: usize = 2;
 
-/// A recipe that runs are made of.
-pub trait Recipe: Serialize + DeserializeOwned {
-    /// The value of its field `kind`.
-    const KIND: &'static str;
-    /// What it is the configuration of.
-    const WHAT: &'static str;
-}
-
 /// The files of a run.
 #[derive(Clone, Debug)]
 pub struct RunFolder {
     path: PathBuf,
-}
-
-/// The recipe in a JSON value that was read from `path`.
-///
-/// # Errors
-///
-/// [`TrainError::Malformed`] if it is one of another kind, or a field is missing or of a wrong type.
-pub(crate) fn recipe_from<R: Recipe>(
-    value: serde_json::Value,
-    path: &Path,
-) -> Result<R, TrainError> {
-    let malformed = |reason: String| TrainError::Malformed {
-        path: path.to_owned(),
-        what: R::WHAT,
-        reason,
-    };
-    let kind = value.get("kind").and_then(|kind| kind.as_str());
-    if kind != Some(R::KIND) {
-        let found = kind.unwrap_or("missing");
-        return Err(malformed(format!("its kind is {found}, not {}", R::KIND)));
-    }
-    serde_json::from_value(value).map_err(|error| malformed(error.to_string()))
 }
 
 impl RunFolder {
@@ -59,7 +31,8 @@ impl RunFolder {
         &self.path
     }
 
-    pub(crate) fn config(&self) -> PathBuf {
+    /// The whole recipe, as JSON.
+    pub fn config(&self) -> PathBuf {
         self.path.join("config.json")
     }
 
@@ -82,20 +55,22 @@ impl RunFolder {
         self.config().is_file()
     }
 
-    /// What was trained here: `lm` or `vision`.
+    /// The task of the run, such as `text` or `images`.
     ///
     /// # Errors
     ///
-    /// [`TrainError::NotARun`] if there is none, [`TrainError::Malformed`] if its configuration is damaged.
+    /// [`RunError::NotARun`] if there is none, [`RunError::Malformed`] if its configuration is damaged.
     pub fn kind(&self) -> Result<String, TrainError> {
         let kind = self
             .json()?
             .get("kind")
             .and_then(|kind| Some(kind.as_str()?.to_owned()));
-        kind.ok_or_else(|| TrainError::Malformed {
-            path: self.config(),
-            what: "configuration",
-            reason: "it has no kind".to_owned(),
+        kind.ok_or_else(|| {
+            TrainError::from(RunError::Malformed {
+                path: self.config(),
+                what: "configuration",
+                reason: "it has no kind".to_owned(),
+            })
         })
     }
 
@@ -103,71 +78,151 @@ impl RunFolder {
     ///
     /// # Errors
     ///
-    /// [`TrainError::NotARun`] if there is none, [`TrainError::Malformed`] if it is not JSON.
+    /// [`RunError::NotARun`] if there is none, [`RunError::Malformed`] if it is not JSON.
     pub fn json(&self) -> Result<serde_json::Value, TrainError> {
         if !self.exists() {
-            return Err(TrainError::NotARun {
+            return Err(RunError::NotARun {
                 path: self.path.clone(),
-            });
+            }
+            .into());
         }
         files::read_json(&self.config(), "configuration")
     }
 
-    /// The recipe of the run.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::NotARun`] if there is none, [`TrainError::Malformed`] if it is one of another kind.
-    pub(crate) fn read<R: Recipe>(&self) -> Result<R, TrainError> {
-        recipe_from(self.json()?, &self.config())
-    }
-
-    /// Writes a run of a model that came from elsewhere: a checkpoint without an optimizer, and then the recipe, since a folder with a recipe is a run.
-    pub(crate) fn write_imported<M: Module, R: Recipe>(
+    /// Writes a run of a model that came from elsewhere: a checkpoint without an optimizer, and then
+    /// the recipe, since a folder with a recipe is a run.
+    pub(crate) fn write_imported<M: Module, T: Task>(
         &self,
         model: M,
-        recipe: &R,
+        recipe: &Recipe<T>,
     ) -> Result<(), TrainError> {
-        let bytes = model
-            .into_record()
-            .into_bytes()
-            .map_err(|error| TrainError::Stopped {
-                reason: error.to_string(),
-            })?;
+        let bytes = model.into_record().into_bytes().map_err(|error| {
+            TrainError::io(
+                "write",
+                &self.path,
+                std::io::Error::other(error.to_string()),
+            )
+        })?;
         let store = CheckpointStore::open(&self.checkpoints(), 1)?;
-        store.write_model(Position::default(), bytes.to_vec())?;
+        let run = RunSums {
+            log: FileSum::default(),
+            recipe: vec![self.recipe_sum(recipe)?],
+        };
+        store.write_model(bytes.to_vec(), run)?;
         files::write_json(&self.config(), recipe)
     }
 
-    /// Writes the recipe, or compares it with the one of the run to resume.
-    pub(crate) fn claim<R: Recipe>(&self, recipe: &R, resume: bool) -> Result<(), TrainError> {
-        match (self.exists(), resume) {
-            (true, false) => Err(TrainError::RunExists {
-                path: self.path.clone(),
-            }),
-            (false, true) => Err(TrainError::NothingToResume {
-                path: self.path.clone(),
-            }),
-            (false, false) => {
-                files::create_folder(&self.path)?;
-                files::write_json(&self.config(), recipe)
+    /// Length and checksum of the recipe as it is written.
+    fn recipe_sum<T: Task>(&self, recipe: &Recipe<T>) -> Result<FileSum, TrainError> {
+        Ok(FileSum::of(&files::json_bytes(&self.config(), recipe)?))
+    }
+
+    /// That the recipe in the folder is one of those a checkpoint belongs to.
+    pub(crate) fn check_recipe(&self, known: &[FileSum]) -> Result<(), TrainError> {
+        let path = self.config();
+        let altered = |how| RunError::Altered {
+            path: path.clone(),
+            how,
+        };
+        if !path.is_file() {
+            return Err(altered("it is missing").into());
+        }
+        match known.contains(&FileSum::of(&files::read(&path)?)) {
+            true => Ok(()),
+            false => {
+                Err(altered("it was edited; a resumed run takes its changes as options").into())
             }
-            (true, true) => match first_difference(&self.read::<R>()?, recipe) {
-                None => Ok(()),
-                Some((field, there, here)) => Err(TrainError::OtherConfig {
-                    path: self.path.clone(),
-                    field,
-                    there,
-                    here,
-                }),
-            },
         }
     }
 
+    /// Keeps other trainings out of the folder until the file is dropped, or the process ends.
+    pub(crate) fn lock(&self) -> Result<File, TrainError> {
+        let path = self.path.join("lock");
+        let error = |source| TrainError::io("lock", &path, source);
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false);
+        let file = options.open(&path).map_err(error)?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                let path = self.path.clone();
+                Err(RunError::Busy { path }.into())
+            }
+            Err(TryLockError::Error(source)) => Err(error(source)),
+        }
+    }
+
+    /// What a recipe changes in a run that is resumed at `step`. Data, model and draws must stay the
+    /// same.
+    pub(crate) fn changes<T: Task>(
+        &self,
+        recipe: &Recipe<T>,
+        step: usize,
+    ) -> Result<Vec<ChangeRecord>, TrainError> {
+        let before = serde_json::to_value(Recipe::<T>::of_run(&self.path)?).unwrap_or_default();
+        let after = serde_json::to_value(recipe).unwrap_or_default();
+        let mut changes = Vec::new();
+        for (field, from, to) in differences(&before, &after) {
+            let within = |name: &str| {
+                field
+                    .strip_prefix(name)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
+            let place = T::PLACES
+                .iter()
+                .any(|place| within(&format!("task.{place}")));
+            if within("task.fingerprint") {
+                return Err(RunError::OtherData {
+                    path: self.path.clone(),
+                    data: recipe.task.place(),
+                    what: field,
+                }
+                .into());
+            }
+            if FIXED.into_iter().any(within) && !place {
+                return Err(RunError::CannotChange {
+                    path: self.path.clone(),
+                    field,
+                    there: from.to_string(),
+                    here: to.to_string(),
+                }
+                .into());
+            }
+            if field != "preset" {
+                changes.push(ChangeRecord {
+                    step,
+                    field,
+                    from,
+                    to,
+                });
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Writes the recipe, and returns its length and checksum.
+    pub(crate) fn write_recipe<T: Task>(
+        &self,
+        recipe: &Recipe<T>,
+        resumed: Option<(&CheckpointStore, &Verified)>,
+    ) -> Result<FileSum, TrainError> {
+        let sum = self.recipe_sum(recipe)?;
+        if let Some((store, newest)) = resumed
+            && !newest.run.recipe.contains(&sum)
+        {
+            // Before the recipe, so that a kill between the two leaves a run that can be resumed.
+            store.add_recipe(newest, sum.clone())?;
+        }
+        files::write_json(&self.config(), recipe)?;
+        Ok(sum)
+    }
+
     /// The newest checkpoint with its position.
-    pub(crate) fn newest(&self) -> Result<(PathBuf, Position), TrainError> {
-        let none = || TrainError::NoCheckpoint {
-            path: self.path.clone(),
+    pub(crate) fn newest(&self) -> Result<Verified, TrainError> {
+        let none = || {
+            TrainError::from(RunError::NoCheckpoint {
+                path: self.path.clone(),
+            })
         };
         if !self.checkpoints().is_dir() {
             return Err(none());
@@ -178,41 +233,12 @@ impl RunFolder {
     }
 }
 
-/// The path and the two values of the first field in which the recipes differ.
-fn first_difference<R: Recipe>(there: &R, here: &R) -> Option<(String, String, String)> {
-    fn differ(
-        path: &str,
-        there: &serde_json::Value,
-        here: &serde_json::Value,
-    ) -> Option<(String, String, String)> {
-        use serde_json::Value::Object;
-        match (there, here) {
-            (Object(a), Object(b)) => a.keys().chain(b.keys()).find_map(|key| {
-                let null = serde_json::Value::Null;
-                let path = match path {
-                    "" => key.clone(),
-                    _ => format!("{path}.{key}"),
-                };
-                differ(
-                    &path,
-                    a.get(key).unwrap_or(&null),
-                    b.get(key).unwrap_or(&null),
-                )
-            }),
-            _ if there == here => None,
-            _ => Some((path.to_owned(), there.to_string(), here.to_string())),
-        }
-    }
-    let json = |recipe| serde_json::to_value(recipe).unwrap_or_default();
-    differ("", &json(there), &json(here))
-}
-
 /// Loads the model of a verified checkpoint.
 pub(crate) fn load_model<M: Module>(model: M, checkpoint: &Path) -> Result<M, TrainError> {
-    let corrupt = |error: RecordError| TrainError::CorruptCheckpoint {
+    let corrupt = |error: RecordError| RunError::CorruptCheckpoint {
         path: checkpoint.to_owned(),
         reason: error.to_string(),
     };
     let record = ModuleRecord::from_bytes(model_bytes(checkpoint)?).map_err(corrupt)?;
-    model.try_load_record(record).map_err(corrupt)
+    Ok(model.try_load_record(record).map_err(corrupt)?)
 }

@@ -1,73 +1,50 @@
-//! What training steps of every task have in common: their phase, the penalty, the gradient.
+//! One step of training or evaluation, for any task.
 
 use crate::clip::clip_global_norm;
-use crate::error::{TrainError, require};
-use crate::records::{PenaltyRecord, Phase};
+use crate::error::TrainError;
+use crate::recipe::{Network, Recipe};
+use crate::records::{PenaltyRecord, Phase, SolveRecord, StepRecord};
+use crate::task::{MemoryOf, Reading, Task, TaskModel};
 use burn::module::Module;
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
-use deq_core::{Deq, DeqConfig, Equilibrium};
-use deq_jacreg::{
-    JacobianPenalty, JacobianPenaltyConfig, Penalty, TangentCell, WeightControllerConfig,
-};
-use deq_models::Depth;
+use burn::tensor::{Device, Tensor};
+use burn::train::metric::Adaptor;
+use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
+use deq_core::{Depth, Deq};
+use deq_jacreg::{JacobianPenalty, Penalty};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// What a recipe says about single steps.
 #[derive(Debug)]
 pub(crate) struct StepPlan {
     pub(crate) deq: Deq,
-    /// Applications of an explicit network, in the place of the equilibrium.
-    pub(crate) explicit: Option<usize>,
-    pub(crate) penalty: Option<JacobianPenalty>,
-    /// Its weight while pre-training, at the last state.
-    pub(crate) pretrain_penalty: f64,
-    pub(crate) pretrain_steps: usize,
-    pub(crate) pretrain_depth: usize,
+    network: Network,
+    penalty: Option<JacobianPenalty>,
+    pretrain_steps: usize,
+    pretrain_depth: usize,
     /// The largest norm of the whole gradient, if it is bounded.
-    pub(crate) clip: Option<f64>,
-    pub(crate) seed: u64,
-}
-
-/// Checks a penalty and the controller of its weight.
-///
-/// # Errors
-///
-/// [`TrainError`] naming the field, or [`TrainError::ControllerWithoutPenalty`].
-pub(crate) fn validate_penalty(
-    penalty: Option<&JacobianPenaltyConfig>,
-    controller: Option<&WeightControllerConfig>,
-    deq: &DeqConfig,
-) -> Result<(), TrainError> {
-    if let Some(penalty) = penalty {
-        penalty.validate()?;
-    }
-    let Some(controller) = controller else {
-        return Ok(());
-    };
-    controller.build()?;
-    // A solve cannot take longer than its budget: the weight would only ever fall.
-    require(
-        controller.target < deq.stop.max_steps as f64,
-        "controller.target",
-        controller.target,
-        "below the steps that a training solve may take",
-    )?;
-    match penalty {
-        Some(_) => Ok(()),
-        None => Err(TrainError::ControllerWithoutPenalty),
-    }
-}
-
-/// A penalty on its way into the loss.
-pub(crate) struct Weighted {
-    penalty: Penalty,
-    weight: f64,
+    clip: Option<f64>,
+    seed: u64,
 }
 
 impl StepPlan {
-    /// The phase and depth of training step `step`, counted from 0; `None` means evaluation.
+    pub(crate) fn new<T: Task>(recipe: &Recipe<T>) -> Result<Self, TrainError> {
+        let penalty = recipe.penalty.as_ref();
+        Ok(Self {
+            deq: recipe.deq.build()?,
+            network: recipe.network,
+            penalty: penalty.map(|penalty| penalty.build()).transpose()?,
+            pretrain_steps: recipe.pretrain_steps,
+            pretrain_depth: recipe.pretrain_depth,
+            clip: recipe.clip,
+            seed: recipe.seed,
+        })
+    }
+
+    /// Phase and depth of training step `step`, counted from 0; `None` means evaluation.
     pub(crate) fn depth<'a>(&self, step: Option<usize>, deq: &'a Deq) -> (Phase, Depth<'a>) {
-        match (self.explicit, step) {
+        match (self.network.depth(), step) {
             (Some(depth), _) => (Phase::Unrolled, Depth::Unrolled(depth)),
             (None, Some(step)) if step < self.pretrain_steps => {
                 (Phase::Unrolled, Depth::Unrolled(self.pretrain_depth))
@@ -75,63 +52,195 @@ impl StepPlan {
             _ => (Phase::Equilibrium, Depth::Equilibrium(deq)),
         }
     }
+}
 
-    /// The penalty of a step, if it has one; its weight is that of the schedule unless a controller gives another, and while pre-training that for this phase.
-    pub(crate) fn penalty<C: TangentCell>(
-        &self,
-        (step, phase): (usize, Phase),
-        controlled: Option<f64>,
-        (cell, context, equilibrium): (&C, &C::Context, &Equilibrium),
-    ) -> Option<Weighted> {
-        let penalty = self.penalty.as_ref()?;
-        let weight = match phase {
-            Phase::Equilibrium => controlled.unwrap_or_else(|| penalty.weight_at(step)),
-            Phase::Unrolled if self.explicit.is_none() => self.pretrain_penalty,
-            Phase::Unrolled => 0.0,
-        };
-        let drawn = match phase {
-            Phase::Equilibrium => penalty.applies_at(self.seed, step),
-            // Whatever the weight is to be at equilibria.
-            Phase::Unrolled => penalty.drawn_at(self.seed, step),
-        };
-        if weight <= 0.0 || !drawn {
-            return None;
-        }
-        Some(Weighted {
-            weight,
-            penalty: penalty
-                .estimate_exact(cell, context, equilibrium.z_star.clone())
-                .expect("the settings were checked and the state is f32 or f64"),
+/// A model with what it needs to make a step.
+#[derive(Module, Debug)]
+pub(crate) struct Learner<M: Module> {
+    pub(crate) model: M,
+    #[module(skip)]
+    pub(crate) plan: Arc<StepPlan>,
+}
+
+/// What a step reads.
+pub(crate) struct StepInput<M: TaskModel> {
+    pub(crate) batch: M::Batch,
+    /// The step, counted from 0.
+    pub(crate) step: usize,
+    pub(crate) memory: M::Memory,
+    /// The weight of the penalty, if this step has one.
+    pub(crate) penalty: Option<f64>,
+}
+
+/// What a step measured, and what the next one needs.
+pub(crate) struct StepOutput<M: TaskModel> {
+    pub(crate) record: StepRecord,
+    pub(crate) memory: M::Memory,
+    pub(crate) tally: M::Tally,
+}
+
+impl<M: TaskModel> ItemLazy for StepOutput<M> {
+    fn sync(self) -> Result<Self, burn::tensor::ExecutionError> {
+        Ok(self)
+    }
+}
+
+impl<M: TaskModel> Adaptor<StepRecord> for StepOutput<M> {
+    fn adapt(&self) -> StepRecord {
+        self.record.clone()
+    }
+}
+
+impl<M: TaskModel> Learner<M> {
+    /// A model with fresh weights, which the seed determines.
+    pub(crate) fn fresh<T>(recipe: &Recipe<T>, device: &Device) -> Result<Self, TrainError>
+    where
+        T: Task<Model = M>,
+    {
+        device.seed(recipe.seed);
+        Ok(Self {
+            model: recipe.task.init(recipe.network, device)?,
+            plan: Arc::new(StepPlan::new(recipe)?),
         })
     }
 
-    /// The clipped gradient of loss and penalty.
-    pub(crate) fn gradients<M: Module>(
-        &self,
-        module: &M,
-        loss: Tensor<1>,
-        penalty: Option<&Weighted>,
-    ) -> GradientsParams {
-        let total = match penalty {
-            Some(weighted) => loss + weighted.penalty.value.clone() * weighted.weight,
-            None => loss,
+    /// Reads a batch in evaluation mode.
+    pub(crate) fn read(&self, batch: &M::Batch, memory: &M::Memory) -> Reading<M> {
+        let (_, depth) = self.plan.depth(None, &self.plan.deq);
+        self.model.read(batch, memory, depth)
+    }
+
+    /// The weighted penalty of a step at the end of its solve.
+    fn penalty(&self, weight: Option<f64>, reading: &Reading<M>) -> Option<(f64, Penalty)> {
+        let (weight, penalty) = (weight?, self.plan.penalty.as_ref()?);
+        let (cell, solved) = (self.model.cell()?, reading.solved.as_ref()?);
+        let estimate = penalty
+            .at(cell, &solved.context, &solved.equilibrium.z)
+            .expect("the settings were checked and the state is f32 or f64");
+        Some((weight, estimate))
+    }
+}
+
+/// The numbers of a step, all but those of its backward pass.
+fn record<M: TaskModel>(
+    model: &M,
+    (input, phase): (&StepInput<M>, Phase),
+    reading: &Reading<M>,
+    loss: f64,
+) -> StepRecord {
+    let solve = reading.solved.as_ref();
+    let solve = solve.and_then(|solved| solved.equilibrium.solve.as_ref());
+    StepRecord {
+        step: input.step + 1,
+        phase,
+        loss,
+        quality: None,
+        targets: model.targets(&input.batch),
+        forward_nfe: reading.nfe,
+        forward: solve.map(SolveRecord::from),
+        backward: None,
+        penalty: None,
+        learning_rate: 0.0,
+        seconds: 0.0,
+    }
+}
+
+/// A seed for one step (the finaliser of SplitMix64).
+fn step_seed(seed: u64, step: usize) -> u64 {
+    let mut x = seed.wrapping_add((step as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+impl<M: TaskModel> TrainStep for Learner<M> {
+    type Input = StepInput<M>;
+    type Output = StepOutput<M>;
+
+    fn step(&self, input: StepInput<M>) -> TrainOutput<StepOutput<M>> {
+        let started = Instant::now();
+        let plan = &self.plan;
+        // Masks and probes depend on seed and step alone, so that a resumed run draws what the
+        // first one would have.
+        for device in self.model.devices() {
+            device.seed(step_seed(plan.seed, input.step));
+        }
+        let deq = plan.deq.at_step(plan.seed, input.step as u64);
+        let (phase, depth) = plan.depth(Some(input.step), &deq);
+        let reading = self.model.read(&input.batch, &input.memory, depth);
+        let loss = self.model.loss(&reading.output, &input.batch);
+        let penalty = self.penalty(input.penalty, &reading);
+        let total = match &penalty {
+            Some((weight, estimate)) => loss.clone() + estimate.value.clone() * *weight,
+            None => loss.clone(),
         };
-        let grads = GradientsParams::from_grads(total.backward(), module);
-        match self.clip {
-            Some(limit) => clip_global_norm(module, grads, limit),
+        let grads = GradientsParams::from_grads(total.backward(), self);
+        let grads = match plan.clip {
+            Some(limit) => clip_global_norm(self, grads, limit),
             None => grads,
+        };
+
+        let number = |tensor: Tensor<1>| tensor.inner().into_scalar::<f64>();
+        let solved = reading.solved.as_ref();
+        let backward = solved.and_then(|solved| solved.equilibrium.backward.solve());
+        let record = StepRecord {
+            backward: backward.as_ref().map(SolveRecord::from),
+            penalty: penalty.map(|(weight, estimate)| PenaltyRecord {
+                nfe: estimate.nfe(),
+                products: estimate.products,
+                value: number(estimate.value),
+                weight,
+            }),
+            seconds: started.elapsed().as_secs_f64(),
+            ..record(&self.model, (&input, phase), &reading, number(loss))
+        };
+        let tally = self.model.tally(&reading.output, &input.batch);
+        let memory = reading.memory;
+        TrainOutput {
+            grads,
+            item: StepOutput {
+                record,
+                memory,
+                tally,
+            },
         }
     }
 }
 
-impl Weighted {
-    /// The numbers of the penalty.
-    pub(crate) fn record(&self) -> PenaltyRecord {
-        PenaltyRecord {
-            value: self.penalty.value.clone().inner().into_scalar::<f64>(),
-            weight: self.weight,
-            nfe: self.penalty.nfe,
-            products: self.penalty.products,
+impl<M: TaskModel> InferenceStep for Learner<M> {
+    type Input = StepInput<M>;
+    type Output = StepOutput<M>;
+
+    fn step(&self, input: StepInput<M>) -> StepOutput<M> {
+        let started = Instant::now();
+        let reading = self.read(&input.batch, &input.memory);
+        let loss = self.model.held_out_loss(&reading.output, &input.batch);
+        let (phase, _) = self.plan.depth(None, &self.plan.deq);
+        let loss = loss.into_scalar::<f64>();
+        StepOutput {
+            record: StepRecord {
+                seconds: started.elapsed().as_secs_f64(),
+                ..record(&self.model, (&input, phase), &reading, loss)
+            },
+            tally: self.model.tally(&reading.output, &input.batch),
+            memory: reading.memory,
         }
+    }
+}
+
+/// The learner of a task.
+pub(crate) type LearnerOf<T> = Learner<<T as Task>::Model>;
+/// The input of a step of a task.
+pub(crate) type InputOf<T> = StepInput<<T as Task>::Model>;
+/// The outcome of a step of a task.
+pub(crate) type OutputOf<T> = StepOutput<<T as Task>::Model>;
+
+/// What a step reads whose batch is `batch`, before the trainer has told it memory and penalty.
+pub(crate) fn input<T: Task>(batch: crate::task::BatchOf<T>, step: usize) -> InputOf<T> {
+    StepInput {
+        batch,
+        step,
+        memory: MemoryOf::<T>::default(),
+        penalty: None,
     }
 }

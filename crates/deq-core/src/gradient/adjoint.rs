@@ -1,4 +1,5 @@
-//! Strategies that rewrite the cotangent before it enters one tracked evaluation at the equilibrium.
+//! Strategies that rewrite the cotangent before it enters one tracked evaluation at the
+//! equilibrium.
 
 use super::config::{ImplicitConfig, NeumannGradientConfig, ShineConfig};
 use crate::cell::{EquilibriumCell, FrozenCell};
@@ -48,6 +49,27 @@ pub(crate) struct At<C: EquilibriumCell> {
 }
 
 impl Adjoint {
+    /// The name of the strategy, as in a configuration.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Adjoint::Solved(_) => "implicit",
+            Adjoint::Series(_) => "neumann",
+            Adjoint::Shine { .. } => "shine",
+        }
+    }
+
+    /// The same with another solver, if it calls one.
+    pub(crate) fn with_solver(mut self, solver: Arc<dyn LinearSolve>) -> Option<Self> {
+        match &mut self {
+            Adjoint::Solved(with)
+            | Adjoint::Shine {
+                refine: Some(with), ..
+            } => with.solver = solver,
+            Adjoint::Series(_) | Adjoint::Shine { refine: None, .. } => return None,
+        }
+        Some(self)
+    }
+
     pub(crate) fn solved(config: &ImplicitConfig) -> Result<Self, DeqError> {
         Ok(Self::Solved(AdjointSolve::build(config)?))
     }
@@ -81,15 +103,18 @@ impl Adjoint {
         })
     }
 
-    /// Lets the cotangent of `image = f(z)` pass through the adjoint equation.
+    /// Lets the cotangent of `fz`, `f(z)` as rows, pass through the adjoint equation.
     pub(crate) fn attach<C: EquilibriumCell>(
         &self,
-        image: Tensor<2>,
+        fz: Tensor<2>,
         at: At<C>,
         report: BackwardReport,
     ) -> Tensor<2> {
+        if !fz.is_tracked() {
+            return fz;
+        }
         let adjoint = self.clone();
-        rewrite_cotangent(image, move |cotangent: Tensor<2>| {
+        rewrite_cotangent(fz, move |cotangent: Tensor<2>| {
             let (u, pass) = adjoint.answer(&at, cotangent);
             report.record(pass);
             u
@@ -138,7 +163,8 @@ fn solved(solution: Solution) -> BackwardPass {
     }
 }
 
-/// `-B^T`, which approximates `(I - J^T)^-1` since `B` approximates the inverse of `J - I`; the identity for samples where it is not trusted.
+/// `-B^T`, which approximates `(I - J^T)^-1` since `B` approximates the inverse of `J - I`; the
+/// identity for samples where it is not trusted.
 struct Shared<'a> {
     inverse: &'a InverseJacobian,
     /// `[batch, 1]`

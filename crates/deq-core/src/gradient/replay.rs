@@ -1,6 +1,6 @@
 //! A fixed number of damped steps, differentiated through: the unroll and the phantom gradient.
 
-use crate::cell::{EquilibriumCell, FrozenCell};
+use crate::cell::{EquilibriumCell, Flat, FrozenCell};
 use crate::error::{DeqError, require};
 use crate::report::{BackwardPass, BackwardReport};
 use crate::tape::{Inputs, Pulled, TapedCell, attach};
@@ -13,14 +13,16 @@ use std::sync::{Mutex, PoisonError};
 pub(crate) struct Replay {
     steps: usize,
     damping: f64,
-    /// States kept for the backward pass, the start included; with none given, everything stays on the tape.
+    /// States kept for the backward pass, the start included; with none given, everything stays on
+    /// the tape.
     stored_states: Option<usize>,
 }
 
 impl Replay {
     /// # Errors
     ///
-    /// If there are no steps, no states, or the damping is outside (0, 1]; `name` is the strategy that was configured.
+    /// If there are no steps, no states, or the damping is outside (0, 1]; `name` is the strategy
+    /// that was configured.
     pub(crate) fn build(
         name: ReplayNames,
         steps: usize,
@@ -53,25 +55,25 @@ impl Replay {
         self.steps
     }
 
-    /// The state after all steps, differentiable with respect to `z0`, the parameters and the context.
+    /// The state after all steps, differentiable with respect to `z0`, the parameters and the
+    /// context.
     ///
     /// # Shapes
     ///
     /// - z0, output: `[batch, dim]`
     pub(crate) fn run<C: EquilibriumCell>(
         self,
-        cell: &C,
-        context: &C::Context,
+        f: &Flat<'_, C>,
         z0: Tensor<2>,
         report: &BackwardReport,
     ) -> Tensor<2> {
         let Some(states) = self.stored_states else {
             return (0..self.steps).fold(z0, |z, _| {
-                let image = cell.forward(z.clone(), context);
-                self.mix(z, image)
+                let fz = f.call(z.clone());
+                self.mix(z, fz)
             });
         };
-        let frozen = FrozenCell::new(cell, context);
+        let frozen = f.freeze();
         let start = z0.clone().inner();
         let mut z = start.clone();
         let mut saved = VecDeque::new();
@@ -82,7 +84,7 @@ impl Replay {
             }
             z = self.step(&frozen, z);
         }
-        let inputs = Inputs::of(cell, context);
+        let inputs = Inputs::of(f.cell, f.context);
         let (tracked, report) = (inputs.tracked(), report.clone());
         // Handed over, so that the sweep can drop each when it has served.
         let saved = Mutex::new(saved);
@@ -109,15 +111,15 @@ impl Replay {
     }
 
     fn step<C: EquilibriumCell>(self, frozen: &FrozenCell<C>, z: Tensor<2>) -> Tensor<2> {
-        let image = frozen.call(z.clone());
-        self.mix(z, image)
+        let fz = frozen.call(z.clone());
+        self.mix(z, fz)
     }
 
-    fn mix(self, z: Tensor<2>, image: Tensor<2>) -> Tensor<2> {
+    fn mix(self, z: Tensor<2>, fz: Tensor<2>) -> Tensor<2> {
         if self.is_plain() {
-            return image;
+            return fz;
         }
-        z.mul_scalar(1.0 - self.damping) + image.mul_scalar(self.damping)
+        z.mul_scalar(1.0 - self.damping) + fz.mul_scalar(self.damping)
     }
 
     fn is_plain(self) -> bool {
@@ -178,15 +180,17 @@ impl<C: EquilibriumCell> Sweep<'_, C> {
     }
 
     fn pull(&mut self, z: Tensor<2>, cotangent: Tensor<2>) -> Tensor<2> {
+        let layout = self.frozen.layout();
         if self.replay.is_plain() {
-            return self.taped.pull(z, cotangent).product;
+            return self.taped.pull(layout, z, cotangent).product;
         }
         let along = cotangent.clone().mul_scalar(self.replay.damping);
-        self.taped.pull(z, along).product + cotangent.mul_scalar(1.0 - self.replay.damping)
+        self.taped.pull(layout, z, along).product + cotangent.mul_scalar(1.0 - self.replay.damping)
     }
 }
 
-/// Where the forward pass should store states, so that the backward pass finds the first ones it wants.
+/// Where the forward pass should store states, so that the backward pass finds the first ones it
+/// wants.
 fn first_stops(steps: usize, states: usize) -> Vec<usize> {
     let (mut at, mut free) = (0, states);
     let mut stops = Vec::new();
@@ -198,10 +202,11 @@ fn first_stops(steps: usize, states: usize) -> Vec<usize> {
     stops
 }
 
-/// After how many of `steps` the next state should be stored, if `states` can be, the present one included.
+/// After how many of `steps` the next state should be stored, if `states` can be, the present one
+/// included.
 ///
-/// With `r` the fewest repetitions for which `C(states + r, states) >= steps`, both parts must be reversible with at most `r`, and neither may be so short that
-/// the other wastes some.
+/// With `r` the fewest repetitions for which `C(states + r, states) >= steps`, both parts must be
+/// reversible with at most `r`, and neither may be so short that the other wastes some.
 fn split(steps: usize, states: usize) -> usize {
     let mut r = 1;
     while choose(states + r, states) < steps {
@@ -232,7 +237,8 @@ fn choose(n: usize, k: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Evaluations that a sweep makes besides the recorded ones, when the forward pass has stored its states.
+    /// Evaluations that a sweep makes besides the recorded ones, when the forward pass has stored
+    /// its states.
     fn repeated(steps: usize, states: usize, saved: bool) -> usize {
         let mut end = steps;
         let mut count = 0;
@@ -247,7 +253,8 @@ mod tests {
         count + (0..end).sum::<usize>()
     }
 
-    /// The fewest possible, by exhaustion over all first stops. A sweep that may not use stored states walks to the stop itself.
+    /// The fewest possible, by exhaustion over all first stops. A sweep that may not use stored
+    /// states walks to the stop itself.
     fn fewest(steps: usize, states: usize) -> usize {
         let mut table = vec![vec![0; states + 1]; steps + 1];
         for n in 2..=steps {
@@ -273,7 +280,8 @@ mod tests {
                 );
             }
         }
-        // 45 = C(8 + 2, 2): with eight states no step is evaluated more than twice, the forward pass included.
+        // 45 = C(8 + 2, 2): with eight states no step is evaluated more than twice, the forward
+        // pass included.
         assert!(repeated(45, 8, true) < 45);
     }
 

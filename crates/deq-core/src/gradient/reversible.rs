@@ -4,12 +4,14 @@ use crate::cell::{EquilibriumCell, FrozenCell};
 use crate::error::{DeqError, require};
 use crate::gradient::config::ReversibleGradientConfig;
 use crate::report::{BackwardPass, BackwardReport};
+use crate::state::StateLayout;
 use crate::tape::{Inputs, Pulled, TapedCell, attach};
 use burn::tensor::{Bool, Tensor, TensorData};
 use deq_solvers::{PicardConfig, Reversible, ReversiblePair, Solution, Solve, StopRule};
 use std::sync::Arc;
 
-/// The reversible iteration as plain iteration of pairs `[y, z]`, so that a sample's answer is always a whole number of pairs from its start.
+/// The reversible iteration as plain iteration of pairs `[y, z]`, so that a sample's answer is
+/// always a whole number of pairs from its start.
 #[derive(Clone, Debug)]
 pub(crate) struct ReversiblePairs {
     iteration: Reversible,
@@ -79,7 +81,8 @@ impl ReversiblePairs {
         let start = Tensor::cat(vec![z0.clone(), z0], 1);
         let mut solution = self.plain.solve(&mut step, start, &stop);
 
-        // The image of the best pair is one pair further, and has been paid for. It is unusable only if no evaluation was finite.
+        // What follows the best pair is one pair further, and has been paid for. It is unusable
+        // only if no evaluation was finite.
         let lost: Vec<bool> = (solution.stats.abs_residual.iter())
             .map(|residual| !residual.is_finite())
             .collect();
@@ -122,6 +125,7 @@ impl ReversiblePairs {
         let (tracked, iteration) = (inputs.tracked(), self.iteration.clone());
         attach(answer, Some(z0), inputs, move |cotangent| {
             let mut undo = Undo {
+                layout: frozen.layout(),
                 taped: TapedCell::new(&frozen, &tracked),
                 damping: iteration.damping(),
                 idle: None,
@@ -162,15 +166,17 @@ impl ReversiblePairs {
 }
 
 /// Undoes `a <- (1 - damping) a + damping f(b)`.
-struct Undo<C: EquilibriumCell> {
+struct Undo<'a, C: EquilibriumCell> {
+    layout: &'a StateLayout<C::State>,
     taped: TapedCell<C>,
     damping: f64,
     /// The samples that did not take this step, `[batch, 1]`, if there are any.
     idle: Option<Tensor<2, Bool>>,
 }
 
-impl<C: EquilibriumCell> Undo<C> {
-    /// Returns `a` before the step and the cotangents of `a` and `b`; all tensors are `[batch, dim]`.
+impl<C: EquilibriumCell> Undo<'_, C> {
+    /// Returns `a` before the step and the cotangents of `a` and `b`; all tensors are `[batch,
+    /// dim]`.
     fn half_step(
         &mut self,
         a: Tensor<2>,
@@ -180,9 +186,9 @@ impl<C: EquilibriumCell> Undo<C> {
     ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
         let along = a_cotangent.clone().mul_scalar(self.damping);
         let along = self.unless_idle(along.clone(), along.zeros_like());
-        let pull = self.taped.pull(b.clone(), along);
-        let before = (a.clone() - pull.image.mul_scalar(self.damping))
-            .mul_scalar(1.0 / (1.0 - self.damping));
+        let pull = self.taped.pull(self.layout, b.clone(), along);
+        let before =
+            (a.clone() - pull.fz.mul_scalar(self.damping)).mul_scalar(1.0 / (1.0 - self.damping));
         let kept = a_cotangent.clone().mul_scalar(1.0 - self.damping);
         (
             self.unless_idle(before, a),
@@ -200,7 +206,8 @@ impl<C: EquilibriumCell> Undo<C> {
     }
 }
 
-/// Some of the pairs that a solve has passed, the start among them, at equal distances: when there are too many, every second is dropped.
+/// Some of the pairs that a solve has passed, the start among them, at equal distances: when there
+/// are too many, every second is dropped.
 #[derive(Clone, Debug)]
 struct Landmarks {
     capacity: usize,

@@ -1,4 +1,5 @@
-//! What the layer does around its gradients: configuration, evaluation, budgets, starts, states on the way, threads.
+//! What the layer does around its gradients: configuration, evaluation, budgets, starts, states on
+//! the way, threads.
 
 use crate::support::*;
 use burn::module::{Module, Param};
@@ -7,9 +8,9 @@ use burn::tensor::{Device, Tensor};
 use deq_core::dropout::DropoutMask;
 use deq_core::solvers::{SolverConfig, StopConfig};
 use deq_core::{
-    CellContext, DeqConfig, EquilibriumCell, FrozenCell, GradientConfig, ImplicitConfig,
-    NeumannGradientConfig, PhantomConfig, ReversibleGradientConfig, ShineConfig, StateLayout,
-    TensorMap, UnrolledConfig, check, recomputed, unroll,
+    CellContext, DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, NeumannGradientConfig,
+    PhantomConfig, ReversibleGradientConfig, ShineConfig, TensorMap, UnrolledConfig, check,
+    recomputed, unroll,
 };
 use deq_testkit::{assert_close, relative_error, values};
 
@@ -92,11 +93,11 @@ fn evaluation_records_nothing_and_follows_its_own_stop_rule() {
         .unwrap();
     let plain = Tensor::zeros([BATCH, DIM], &plain_device());
     let out = deq.forward(&cell.valid(), &inputs.without_autodiff(), plain.clone());
-    assert!(!out.z.is_tracked());
+    assert!(!out.output.is_tracked());
     assert_eq!(out.nfe, 3);
     // Parameters on the autodiff device make it training, whatever the start is.
     let out = deq.forward(&cell, &inputs, plain);
-    assert!(out.z.is_tracked());
+    assert!(out.output.is_tracked());
     assert_eq!(out.nfe, out.solve.unwrap().nfe + 1);
 }
 
@@ -146,7 +147,7 @@ fn a_previous_solution_is_a_start_that_saves_evaluations() {
     let first = deq.forward(&cell, &inputs, zeros.clone());
     inputs.x = inputs.x * 1.01;
     let cold = deq.forward(&cell, &inputs, zeros);
-    let warm = deq.forward(&cell, &inputs, first.z_star);
+    let warm = deq.forward(&cell, &inputs, first.z);
     assert!(warm.nfe < cold.nfe, "{} against {}", warm.nfe, cold.nfe);
 }
 
@@ -167,8 +168,8 @@ fn states_on_the_way_carry_the_gradient_of_one_step() {
     assert_eq!((correction.step, correction.reached), (2, true));
     let three = unroll(&cell, &inputs, zeros(), 3);
     assert_close(
-        &values(&correction.z),
-        &values(&three.z),
+        &values(&correction.fz),
+        &values(&three.output),
         tolerance(1e-14),
         "z_2",
     );
@@ -177,31 +178,26 @@ fn states_on_the_way_carry_the_gradient_of_one_step() {
     let actual = gradients(
         &cell,
         &inputs,
-        loss(&out.z, &device) + third(correction.z.clone()),
+        loss(&out.output, &device) + third(correction.fz.clone()),
     );
-    let two = unroll(&cell, &inputs, zeros(), 2).z_star;
+    let two = unroll(&cell, &inputs, zeros(), 2).z;
     let step = cell.forward(two, &inputs);
     let again = deq.forward(&cell, &inputs, zeros());
-    let expected = gradients(&cell, &inputs, loss(&again.z, &device) + third(step));
+    let expected = gradients(&cell, &inputs, loss(&again.output, &device) + third(step));
     assert_gradients(&actual, &expected, 1e-12, "with a correction");
 
     let plain = Tensor::zeros([BATCH, DIM], &plain_device());
     let out = deq.forward(&cell.valid(), &inputs.without_autodiff(), plain);
     assert_eq!(out.corrections.len(), 2);
-    assert!(!out.corrections[1].z.is_tracked());
+    assert!(!out.corrections[1].fz.is_tracked());
 }
 
-/// Two tensors of different shapes that reach equilibrium together: a `[2, 3]` picture and a vector of 4 numbers, each reading the other.
+/// Two tensors of different shapes that reach equilibrium together: a `[2, 3]` picture and a vector
+/// of 4 numbers, each reading the other.
 #[derive(Module, Debug)]
 struct Coupled {
     down: Param<Tensor<2>>,
     up: Param<Tensor<2>>,
-}
-
-impl Coupled {
-    fn layout() -> StateLayout {
-        StateLayout::new([vec![2, 3], vec![4]])
-    }
 }
 
 #[derive(Clone)]
@@ -220,20 +216,17 @@ impl CellContext for CoupledContext {
 }
 
 impl EquilibriumCell for Coupled {
+    type State = (Tensor<3>, Tensor<2>);
     type Context = CoupledContext;
 
-    fn forward(&self, z: Tensor<2>, context: &CoupledContext) -> Tensor<2> {
-        let layout = Self::layout();
-        let (picture, vector) = (layout.part::<3>(&z, 0), layout.part::<2>(&z, 1));
+    fn forward(&self, z: Self::State, context: &CoupledContext) -> Self::State {
+        let (picture, vector) = z;
         let [batch, _, _] = picture.dims();
         let flat = picture.reshape([batch, 6]);
         let vector_next = context.mask.apply(flat.matmul(self.down.val()).tanh());
         let back = vector.matmul(self.up.val()).reshape([batch, 2, 3]);
         let picture_next = (back + context.picture.clone()).tanh();
-        layout.join(vec![
-            layout.flatten(0, picture_next),
-            layout.flatten(1, vector_next),
-        ])
+        (picture_next, vector_next)
     }
 }
 
@@ -253,10 +246,13 @@ fn every_strategy_handles_several_tensors_and_a_dropout_mask_held_through_the_so
             picture: picture.require_grad(),
             mask: mask.clone(),
         };
-        let z0 = Tensor::zeros([2, Coupled::layout().dim()], &device);
-        let out = deq.forward(&cell, &context, z0);
-        let vector = Coupled::layout().part::<2>(&out.z, 1);
-        let grads = (out.z.square().sum() + vector.sum()).backward();
+        let z0 = (
+            Tensor::zeros([2, 2, 3], &device),
+            Tensor::zeros([2, 4], &device),
+        );
+        let (picture, vector) = deq.forward(&cell, &context, z0).output;
+        let squares = picture.square().sum() + vector.clone().square().sum();
+        let grads = (squares + vector.sum()).backward();
         [
             values(&cell.down.val().grad(&grads).unwrap()),
             values(&cell.up.val().grad(&grads).unwrap()),
@@ -311,7 +307,7 @@ fn gradients_accumulate_over_batches() {
             let e = Tensor::zeros([size, DIM], &device);
             let out = deq.forward(&cell, &Inputs { x, e }, Tensor::zeros([size, DIM], &device));
             let weight = loss_weight(&device).slice([rows, 0..DIM]);
-            GradientsParams::from_grads((out.z.square() * weight).sum().backward(), &cell)
+            GradientsParams::from_grads((out.output.square() * weight).sum().backward(), &cell)
         };
         let whole = run(0..BATCH);
         let mut accumulator = GradientsAccumulator::new();
@@ -338,7 +334,7 @@ fn a_cell_goes_to_evaluation_and_back() {
         let before = gradients_of(&deq, &cell, &inputs);
         let plain = Tensor::zeros([BATCH, DIM], &plain_device());
         let out = deq.forward(&cell.valid(), &inputs.without_autodiff(), plain);
-        assert!(!out.z.is_tracked());
+        assert!(!out.output.is_tracked());
         cell = cell.valid().train();
         let after = gradients_of(&deq, &cell, &inputs);
         assert_gradients(&after, &before, 1e-14, "back in training");
@@ -401,8 +397,7 @@ fn a_wrong_pullback_is_found_and_a_right_one_passes() {
     let context = inputs(&self::device()).without_autodiff();
     let z = numbers([BATCH, DIM], 8, 1.0, &device);
     let u = numbers([BATCH, DIM], 9, 1.0, &device);
-    let error =
-        |cell: &Cell| check::pullback_error(&FrozenCell::new(cell, &context), z.clone(), u.clone());
+    let error = |cell: &Cell| check::pullback_error(cell, &context, z.clone(), u.clone());
     assert_eq!(error(&cell), None);
     cell.by_hand = true;
     assert!(error(&cell).unwrap() < if single() { 1e-5 } else { 1e-14 });
@@ -412,18 +407,18 @@ fn a_wrong_pullback_is_found_and_a_right_one_passes() {
 }
 
 #[test]
-fn the_recorded_image_is_a_function_of_parameters_alone() {
+fn the_recorded_evaluation_is_a_function_of_parameters_alone() {
     let device = device();
     let cell = Cell::new(true, &device);
     let inputs = inputs(&device);
     let exact = config(SolverConfig::anderson(), implicit(SolverConfig::anderson()));
     let z0 = || Tensor::zeros([BATCH, DIM], &device);
     let out = exact.build().unwrap().forward(&cell, &inputs, z0());
-    let through_image = gradients(&cell, &inputs, loss(&out.image.unwrap(), &device));
+    let through_fz = gradients(&cell, &inputs, loss(&out.fz.unwrap(), &device));
     assert!(out.backward.get().is_none(), "no adjoint was solved");
     let one_step = config(SolverConfig::anderson(), GradientConfig::OneStep);
     let expected = gradients_of(&one_step.build().unwrap(), &cell, &inputs);
-    assert_gradients(&through_image, &expected, 1e-13, "image");
+    assert_gradients(&through_fz, &expected, 1e-13, "fz");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The implicit gradient against the closed form, a long unroll, finite differences and recorded numbers.
+//! The implicit gradient against the closed form, a long unroll, finite differences and recorded
+//! numbers.
 
 use crate::support::*;
 use burn::module::{Module, Param};
@@ -23,7 +24,7 @@ fn implicit_gradients_equal_the_closed_form_with_every_pair_of_solvers() {
                 let z0 = Tensor::zeros([BATCH, DIM], &device);
                 let out = deq.forward(&cell, &inputs, z0);
                 assert!(out.solve.as_ref().unwrap().all_converged());
-                let actual = gradients(&cell, &inputs, loss(&out.z, &device));
+                let actual = gradients(&cell, &inputs, loss(&out.output, &device));
                 assert_gradients(&actual, &expected, 1e-8, "implicit against closed form");
                 assert!(out.backward.solve().unwrap().all_converged());
             }
@@ -38,7 +39,7 @@ fn implicit_gradients_equal_a_long_unroll() {
     let inputs = inputs(&device);
     let z0 = Tensor::zeros([BATCH, DIM], &device).require_grad();
     let unrolled = unroll(&cell, &inputs, z0.clone(), 150);
-    let grads = loss(&unrolled.z, &device).backward();
+    let grads = loss(&unrolled.output, &device).backward();
     let start = values(&z0.grad(&grads).unwrap());
     assert!(
         start.iter().all(|g| g.abs() < 1e-8),
@@ -46,16 +47,16 @@ fn implicit_gradients_equal_a_long_unroll() {
     );
 
     let unrolled = unroll(&cell, &inputs, z0.clone(), 150);
-    let expected = gradients(&cell, &inputs, loss(&unrolled.z, &device));
+    let expected = gradients(&cell, &inputs, loss(&unrolled.output, &device));
     let deq = config(SolverConfig::anderson(), implicit(SolverConfig::anderson()));
     let out = deq.build().unwrap().forward(&cell, &inputs, z0);
     assert_close(
-        &values(&out.z),
-        &values(&unrolled.z),
+        &values(&out.output),
+        &values(&unrolled.output),
         tolerance(1e-10),
         "z*",
     );
-    let actual = gradients(&cell, &inputs, loss(&out.z, &device));
+    let actual = gradients(&cell, &inputs, loss(&out.output, &device));
     assert_gradients(&actual, &expected, 1e-6, "implicit against unroll");
 }
 
@@ -69,7 +70,7 @@ fn the_unrolled_strategy_is_the_unroll() {
     let deq = config(SolverConfig::anderson(), gradient).build().unwrap();
     let out = deq.forward(&cell, &inputs, z0.clone());
     assert_eq!((out.nfe, out.solve.is_none()), (3, true));
-    let actual = gradients(&cell, &inputs, loss(&out.z, &device));
+    let actual = gradients(&cell, &inputs, loss(&out.output, &device));
     let mut z = z0;
     for _ in 0..3 {
         z = cell.forward(z, &inputs);
@@ -86,9 +87,9 @@ fn the_one_step_gradient_is_that_of_one_transition_at_the_equilibrium() {
     let deq = config(SolverConfig::anderson(), GradientConfig::OneStep);
     let z0 = Tensor::zeros([BATCH, DIM], &device);
     let out = deq.build().unwrap().forward(&cell, &inputs, z0);
-    let transition = cell.forward(out.z_star.clone(), &inputs);
+    let transition = cell.forward(out.z.clone(), &inputs);
     let expected = gradients(&cell, &inputs, loss(&transition, &device));
-    let actual = gradients(&cell, &inputs, loss(&out.z, &device));
+    let actual = gradients(&cell, &inputs, loss(&out.output, &device));
     assert_gradients(&actual, &expected, 1e-14, "one step");
     let exact = closed_form(&cell, &inputs);
     assert!(
@@ -113,13 +114,13 @@ fn implicit_gradients_equal_finite_differences_of_the_solved_loss() {
         .unwrap();
     let z0 = Tensor::zeros([BATCH, DIM], &tracked);
     let out = deq.forward(&cell, &inputs, z0);
-    let actual = gradients(&cell, &inputs, loss(&out.z, &tracked));
+    let actual = gradients(&cell, &inputs, loss(&out.output, &tracked));
 
     let plain = cell.valid();
     let solved = |cell: &Cell| {
         let z0 = Tensor::zeros([BATCH, DIM], &device);
         let out = deq.forward(cell, &inputs.without_autodiff(), z0);
-        loss(&out.z, &device).into_scalar::<f64>()
+        loss(&out.output, &device).into_scalar::<f64>()
     };
     let w = values(&plain.w.val());
     let expected = finite_difference(
@@ -143,17 +144,17 @@ fn a_hand_written_pullback_replaces_automatic_differentiation() {
     let inputs = inputs(&device);
     let z = numbers([BATCH, DIM], 8, 1.0, &plain_device());
     let u = numbers([BATCH, DIM], 9, 1.0, &plain_device());
-    let auto = values(&FrozenCell::new(&cell, &inputs).linearize(z.clone())(
+    let auto = values(&FrozenCell::new(&cell, &inputs, &z).linearize(z.clone())(
         u.clone(),
     ));
     cell.by_hand = true;
-    let hand = values(&FrozenCell::new(&cell, &inputs).linearize(z)(u));
+    let hand = values(&FrozenCell::new(&cell, &inputs, &z).linearize(z)(u));
     assert_close(&hand, &auto, 1e-14, "pullback");
 
     let deq = config(SolverConfig::anderson(), implicit(SolverConfig::anderson()));
     let z0 = Tensor::zeros([BATCH, DIM], &device);
     let out = deq.build().unwrap().forward(&cell, &inputs, z0);
-    let actual = gradients(&cell, &inputs, loss(&out.z, &device));
+    let actual = gradients(&cell, &inputs, loss(&out.output, &device));
     assert_gradients(&actual, &closed_form(&cell, &inputs), 1e-8, "by hand");
 }
 
@@ -168,12 +169,12 @@ fn two_equilibria_in_sequence_and_one_used_twice_get_the_right_gradient() {
     let build = |gradient| config(SolverConfig::anderson(), gradient).build().unwrap();
 
     let total = |deq: &deq_core::Deq| {
-        let one = deq.forward(&first, &inputs, zeros()).z;
+        let one = deq.forward(&first, &inputs, zeros()).output;
         let next = Inputs {
             x: one.clone(),
             e: zeros(),
         };
-        let two = deq.forward(&second, &next, zeros()).z;
+        let two = deq.forward(&second, &next, zeros()).output;
         // The first equilibrium reaches the loss by two ways, the second in two terms.
         loss(&one, &device) + loss(&two, &device) + two.sum().mul_scalar(0.3)
     };
@@ -200,7 +201,7 @@ fn an_adjoint_that_cannot_converge_says_so_and_gives_a_finite_gradient() {
     let z0 = Tensor::zeros([BATCH, DIM], &device);
     let out = deq.build().unwrap().forward(&cell, &inputs, z0);
     assert!(out.solve.as_ref().unwrap().all_converged());
-    let actual = gradients(&cell, &inputs, loss(&out.z, &device));
+    let actual = gradients(&cell, &inputs, loss(&out.output, &device));
     assert!(actual.iter().flatten().all(|g| g.is_finite()));
     assert!(actual[2].iter().any(|g| *g != 0.0));
     let report = out.backward.solve().unwrap();

@@ -1,9 +1,12 @@
-//! The equilibrium layer on small cells with known answers, in f64 (or in f32 on another device, see `support`).
+//! The equilibrium layer on small cells with known answers, in f64 (or in f32 on another device,
+//! see `support`).
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 mod behaviour;
 mod exact;
 mod normalization;
+mod own;
+mod states;
 mod strategies;
 mod support;

@@ -31,23 +31,28 @@ fn a_recomputed_unroll_has_the_gradient_of_the_unroll_and_stores_what_it_was_tol
     for steps in [1, 2, 3, 7, 20] {
         let z0 = numbers([BATCH, DIM], 7, 1.0, &device).require_grad();
         let taped = unroll(&cell, &inputs, z0.clone(), steps);
-        let grads = loss(&taped.z, &device).backward();
+        let grads = loss(&taped.output, &device).backward();
         let start = values(&z0.grad(&grads).unwrap());
         let taped = unroll(&cell, &inputs, z0, steps);
-        let expected = gradients(&cell, &inputs, loss(&taped.z, &device));
+        let expected = gradients(&cell, &inputs, loss(&taped.output, &device));
         for states in [1, 2, 3, 5, 30] {
             let gradient = UnrolledConfig::new(steps).with_stored_states(Some(states));
             let deq = layer(SolverConfig::anderson(), GradientConfig::Unrolled(gradient));
             let z0 = numbers([BATCH, DIM], 7, 1.0, &device).require_grad();
             let out = deq.forward(&cell, &inputs, z0.clone());
             assert_eq!(out.nfe, steps);
-            assert_close(&values(&out.z), &values(&taped.z), tolerance(1e-14), "z");
+            assert_close(
+                &values(&out.output),
+                &values(&taped.output),
+                tolerance(1e-14),
+                "z",
+            );
             let what = format!("{steps} steps from {states} states");
-            let grads = loss(&out.z, &device).backward();
+            let grads = loss(&out.output, &device).backward();
             let dz0 = values(&z0.grad(&grads).unwrap());
             assert_close(&dz0, &start, tolerance(1e-13), &what);
             let out = deq.forward(&cell, &inputs, z0);
-            let actual = gradients(&cell, &inputs, loss(&out.z, &device));
+            let actual = gradients(&cell, &inputs, loss(&out.output, &device));
             assert_gradients(&actual, &expected, 1e-13, &what);
             let pass = out.backward.get().unwrap();
             assert_eq!(pass.products, steps);
@@ -84,10 +89,10 @@ fn the_reversible_gradient_is_that_of_the_iteration_converged_or_not() {
             y = y * (1.0 - damping) + cell.forward(z.clone(), &inputs) * damping;
             z = z * (1.0 - damping) + cell.forward(y.clone(), &inputs) * damping;
         }
-        assert_close(&values(&out.z), &values(&z), tolerance(1e-14), "z");
+        assert_close(&values(&out.output), &values(&z), tolerance(1e-14), "z");
         let grads = loss(&z, &device).backward();
         let start = values(&z0.grad(&grads).unwrap());
-        let grads = loss(&out.z, &device).backward();
+        let grads = loss(&out.output, &device).backward();
         let actual = values(&z0.grad(&grads).unwrap());
         assert_close(&actual, &start, tolerance(1e-11), "dz0");
 
@@ -100,7 +105,7 @@ fn the_reversible_gradient_is_that_of_the_iteration_converged_or_not() {
             gradients(&cell, &inputs, loss(&z, &device))
         };
         let out = deq.build().unwrap().forward(&cell, &inputs, z0);
-        let actual = gradients(&cell, &inputs, loss(&out.z, &device));
+        let actual = gradients(&cell, &inputs, loss(&out.output, &device));
         assert_gradients(&actual, &expected, 1e-11, "reversible");
         let pass = out.backward.get().unwrap();
         assert_eq!((pass.products, pass.evaluations), (budget, 0));
@@ -126,7 +131,7 @@ fn stored_pairs_keep_rounding_from_spoiling_a_long_way_back() {
         let deq = config(solver(), GradientConfig::Reversible(gradient)).with_stop(stop.clone());
         let z0 = Tensor::zeros([BATCH, DIM], &device);
         let out = deq.build().unwrap().forward(&cell, &inputs, z0);
-        let gradients = gradients(&cell, &inputs, loss(&out.z, &device));
+        let gradients = gradients(&cell, &inputs, loss(&out.output, &device));
         let missed = out.backward.get().unwrap().reversal_error;
         (gradients, missed.into_iter().fold(0.0, f64::max))
     };
@@ -157,7 +162,7 @@ fn samples_of_a_reversible_solve_end_one_by_one_and_keep_their_own_gradient() {
     let z0 = Tensor::cat(
         vec![
             Tensor::zeros([1, DIM], &plain_device()),
-            answer.z_star.clone().narrow(0, 1, 1),
+            answer.z.clone().narrow(0, 1, 1),
             Tensor::full([1, DIM], 9.0, &plain_device()),
         ],
         0,
@@ -165,7 +170,7 @@ fn samples_of_a_reversible_solve_end_one_by_one_and_keep_their_own_gradient() {
     let out = deq.forward(&cell, &all, z0.clone());
     let steps = &out.solve.as_ref().unwrap().steps;
     assert!(steps[1] < steps[0] && steps[0] < steps[2], "{steps:?}");
-    let together = gradients(&cell, &all, loss(&out.z, &device));
+    let together = gradients(&cell, &all, loss(&out.output, &device));
 
     let mut sums = [0.0; DIM];
     for row in 0..BATCH {
@@ -181,7 +186,7 @@ fn samples_of_a_reversible_solve_end_one_by_one_and_keep_their_own_gradient() {
         };
         let alone = deq.forward(&cell, &one, z0.clone().narrow(0, row, 1));
         let weight = loss_weight(&device).narrow(0, row, 1);
-        let own = gradients(&cell, &one, (alone.z.square() * weight).sum());
+        let own = gradients(&cell, &one, (alone.output.square() * weight).sum());
         let row_of = |all: &[f64], width: usize| all[row * width..][..width].to_vec();
         assert_close(
             &row_of(&together[0], INPUT),
@@ -236,7 +241,7 @@ fn the_series_has_the_length_it_was_given_and_says_how_far_it_got() {
     let series = GradientConfig::Neumann(NeumannGradientConfig::new().with_terms(3));
     let deq = layer(SolverConfig::anderson(), series);
     let out = deq.forward(&cell, &inputs, Tensor::zeros([BATCH, DIM], &device));
-    let actual = gradients(&cell, &inputs, loss(&out.z, &device));
+    let actual = gradients(&cell, &inputs, loss(&out.output, &device));
     let pass = out.backward.get().unwrap();
     assert_eq!(pass.products, 3);
     let solve = pass.solve.unwrap();
@@ -244,9 +249,9 @@ fn the_series_has_the_length_it_was_given_and_says_how_far_it_got() {
     assert_eq!(solve.status, [SolveStatus::MaxSteps; BATCH]);
 
     // g + J^T g + (J^T)^2 g + (J^T)^3 g
-    let frozen = deq_core::FrozenCell::new(&cell, &inputs);
-    let g = out.z.clone().inner() * loss_weight(&plain_device()) * 2.0;
-    let product = frozen.linearize(out.z_star.clone());
+    let frozen = deq_core::FrozenCell::new(&cell, &inputs, &out.z);
+    let g = out.output.clone().inner() * loss_weight(&plain_device()) * 2.0;
+    let product = frozen.linearize(out.z.clone());
     let mut u = g.clone();
     for _ in 0..3 {
         u = product(u) + g.clone();
@@ -280,7 +285,7 @@ fn shine_beats_one_step_refines_to_the_exact_gradient_and_falls_back() {
         let out = layer(broyden(), gradient);
         let z0 = Tensor::zeros([BATCH, DIM], &device);
         let out = out.forward(&cell, &inputs, z0);
-        let gradients = gradients(&cell, &inputs, loss(&out.z, &device));
+        let gradients = gradients(&cell, &inputs, loss(&out.output, &device));
         (error(&gradients, &exact), out.backward.get())
     };
     let (one_step, _) = of(GradientConfig::OneStep);
@@ -323,7 +328,8 @@ impl std::fmt::Debug for Map {
 }
 
 impl EquilibriumCell for SuiteCell {
-    /// Added to the image, so that its gradient is the adjoint.
+    /// Added to `f(z)`, so that its gradient is the adjoint.
+    type State = Tensor<2>;
     type Context = Tensor<2>;
 
     fn forward(&self, z: Tensor<2>, shift: &Tensor<2>) -> Tensor<2> {
@@ -346,7 +352,7 @@ fn shine_beats_one_step_on_the_suite() {
             assert!(out.solve.unwrap().all_converged());
             let [batch, dim] = problem.z0.dims();
             let weight = numbers([batch, dim], 5, 1.0, &device());
-            let grads = (out.z * weight).sum().backward();
+            let grads = (out.output * weight).sum().backward();
             (values(&shift.grad(&grads).unwrap()), out.backward.get())
         };
         let (exact, _) = adjoint(implicit(LinearSolverConfig::gmres()));
@@ -371,7 +377,8 @@ fn shine_beats_one_step_on_the_suite() {
         let afresh = pass.unwrap().products;
         let refined = ShineConfig::new().with_refine(Some(loose));
         let (refined, pass) = adjoint(GradientConfig::Shine(refined));
-        // Tolerance 1e-3 on the preconditioned residual, whose condition is that of the shared inverse.
+        // Tolerance 1e-3 on the preconditioned residual, whose condition is that of the shared
+        // inverse.
         assert!(relative_error(&refined, &exact) < 1e-2, "{}", problem.name);
         let products = pass.unwrap().products;
         assert!(products <= afresh, "{}: {products}", problem.name);

@@ -61,6 +61,7 @@ impl Cell {
 }
 
 impl EquilibriumCell for Cell {
+    type State = Tensor<2>;
     type Context = Inputs;
 
     fn forward(&self, z: Tensor<2>, inputs: &Inputs) -> Tensor<2> {
@@ -69,11 +70,11 @@ impl EquilibriumCell for Cell {
         y + inputs.e.clone()
     }
 
-    fn pullback(&self, z: &Tensor<2>, inputs: &Inputs) -> Option<Pullback> {
+    fn pullback(&self, z: Tensor<2>, inputs: &Inputs) -> Option<Pullback<Tensor<2>>> {
         if !self.by_hand {
             return None;
         }
-        let y = self.linear(z.clone(), inputs).tanh();
+        let y = self.linear(z, inputs).tanh();
         let slope = y.square().neg() + 1.0;
         let w = self.w.val().inner();
         Some(Box::new(move |u| {
@@ -200,7 +201,7 @@ pub(crate) fn closed_form(cell: &Cell, inputs: &Inputs) -> [Vec<f64>; 5] {
     let device = context.x.device();
     let deq = config(SolverConfig::anderson(), GradientConfig::OneStep);
     let z0 = Tensor::zeros([BATCH, DIM], &device);
-    let z = deq.build().unwrap().forward(&plain, &context, z0).z;
+    let z = deq.build().unwrap().forward(&plain, &context, z0).output;
 
     let slope = if cell.tanh {
         plain.linear(z.clone(), &context).tanh().square().neg() + 1.0
@@ -239,14 +240,16 @@ pub(crate) fn all_linear_solvers() -> Vec<LinearSolverConfig> {
     solvers
 }
 
-/// The layer with tight tolerances, and its gradients for the loss of these tests from a start at zero.
+/// The layer with tight tolerances, and its gradients for the loss of these tests from a start at
+/// zero.
 pub(crate) fn gradients_of(deq: &Deq, cell: &Cell, inputs: &Inputs) -> [Vec<f64>; 5] {
     let z0 = Tensor::zeros([BATCH, DIM], &inputs.x.device());
     let out = deq.forward(cell, inputs, z0);
-    gradients(cell, inputs, loss(&out.z, &inputs.x.device()))
+    gradients(cell, inputs, loss(&out.output, &inputs.x.device()))
 }
 
-/// One configuration of every strategy; all but the one-step gradient are exact to 1e-6 on these cells.
+/// One configuration of every strategy; all but the one-step gradient are exact to 1e-6 on these
+/// cells.
 pub(crate) fn every_gradient() -> Vec<GradientConfig> {
     let phantom = PhantomConfig::new().with_steps(60).with_damping(1.0);
     let refined = ImplicitConfig::new().with_stop(tight());

@@ -4,7 +4,7 @@ mod archive;
 mod download;
 
 use crate::error::DataError;
-use crate::text::{CachePlace, Corpus, CorpusReader, Level};
+use crate::text::{CachePlace, CorpusReader, Level};
 use std::path::{Path, PathBuf};
 
 /// A text in a zip archive on some server.
@@ -18,8 +18,8 @@ pub struct RemoteText {
     pub mirror: &'static str,
     /// The files of train, valid and test.
     pub files: [RemoteFile; 3],
-    /// How many tokens train, valid and test have when they are read by words, and how many words there are, `<eos>` included. Compared where a
-    /// file has no checksum.
+    /// How many tokens train, valid and test have when they are read by words, and how many words
+    /// there are, `<eos>` included. Compared where a file has no checksum.
     pub tokens: [usize; 3],
     /// See [`tokens`](Self::tokens).
     pub vocabulary: usize,
@@ -36,7 +36,8 @@ pub struct RemoteFile {
     pub sha256: Option<&'static str>,
 }
 
-/// Where the author of WikiText keeps the archives, since the first place, a bucket of Salesforce at Amazon, answers 403 to everyone.
+/// Where the author of WikiText keeps the archives, since the first place, a bucket of Salesforce
+/// at Amazon, answers 403 to everyone.
 const MIRROR: &str = "https://wikitext.smerity.com";
 const LICENCE: &str = "Creative Commons Attribution-ShareAlike (Wikipedia)";
 
@@ -69,8 +70,8 @@ impl RemoteText {
 
     /// WikiText-103 by words (Merity et al., 2017), 190 MB to fetch.
     ///
-    /// No checksum of its files could be verified for this crate, so the tokens and words are counted instead and compared with the numbers that the
-    /// authors give.
+    /// No checksum of its files could be verified for this crate, so the tokens and words are
+    /// counted instead and compared with the numbers that the authors give.
     pub const WIKITEXT_103: RemoteText = RemoteText {
         name: "wikitext-103",
         archive: "wikitext-103-v1.zip",
@@ -160,17 +161,22 @@ pub enum FetchEvent {
     Checking,
 }
 
-/// Fetches a text into `folder`, from `mirror` or from the text's own, and returns whether it had to.
+/// Fetches a text into `folder`, from `mirror` or from the text's own, and returns whether it had
+/// to.
 ///
-/// The archive is downloaded beside the files, as `ARCHIVE.part`. If the connection is cut, the download goes on where it stopped, a few times by itself
-/// and then whenever this is called again. The files come into the folder when they have been compared with their checksums, or, where there is none,
-/// with the number of tokens and words; then the archive is removed. A folder that already has the files, or those of the same split under another
-/// name that [`Corpus::open`] knows, is left alone.
+/// The archive is downloaded beside the files, as `ARCHIVE.part`. If the connection is cut, the
+/// download goes on where it stopped, a few times by itself and then whenever this is called again.
+/// The files come into the folder when they have been compared with their checksums, or, where
+/// there is none, with the number of tokens and words; then the archive is removed. A folder that
+/// already has the files, or those of the same split under another name that
+/// [`Corpus::open`](crate::Corpus::open) knows, is left alone.
 ///
 /// # Errors
 ///
-/// [`DataError::CannotFetch`] if the server cannot be reached or refuses, which also says what to do without a network; [`DataError::BadArchive`],
-/// [`DataError::WrongChecksum`] or [`DataError::WrongCounts`] if what came is not the text, in which case it is removed; [`DataError::Io`].
+/// [`DataError::CannotFetch`] if the server cannot be reached or refuses, which also says what to
+/// do without a network; [`DataError::BadArchive`], [`DataError::WrongChecksum`] or
+/// [`DataError::WrongCounts`] if what came is not the text, in which case it is removed;
+/// [`DataError::Io`].
 ///
 /// # Examples
 ///
@@ -219,7 +225,8 @@ pub fn fetch(
     }
 }
 
-/// Unpacks into a hidden folder beside the files to come, compares, and moves the files to their places.
+/// Unpacks into a hidden folder beside the files to come, compares, and moves the files to their
+/// places.
 fn unpack(text: &RemoteText, part: &Path, folder: &Path) -> Result<(), DataError> {
     let within = tempfile::Builder::new()
         .prefix(".unpacking-")
@@ -242,13 +249,13 @@ fn unpack(text: &RemoteText, part: &Path, folder: &Path) -> Result<(), DataError
 /// Compares the numbers of tokens and words with those that are known.
 fn compare_counts(text: &RemoteText, folder: &Path) -> Result<(), DataError> {
     let reader = CorpusReader::new(folder, Level::Word).cache(CachePlace::Off);
-    let Corpus {
-        vocabulary,
-        train,
-        valid,
-        test,
-    } = reader.read()?;
-    let found = [train.len(), valid.len(), test.len(), vocabulary.len()];
+    let corpus = reader.read()?;
+    let found = [
+        corpus.train.len(),
+        corpus.valid.len(),
+        corpus.require_test()?.len(),
+        corpus.vocabulary.len(),
+    ];
     let [train, valid, test] = text.tokens;
     let expected = [train, valid, test, text.vocabulary];
     match found == expected {

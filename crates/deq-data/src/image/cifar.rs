@@ -1,9 +1,11 @@
 //! CIFAR-10.
 
 use super::dataset::{Example, ImageDataset, Target, VisionTask};
-use super::files;
+use super::files::{self, Listing};
+use super::fingerprint::Fingerprint;
 use super::raster::Picture;
 use crate::error::DataError;
+use crate::splits::aliases;
 use std::path::{Path, PathBuf};
 
 const SIDE: usize = 32;
@@ -24,23 +26,35 @@ const CLASSES: [&str; 10] = [
     "truck",
 ];
 
-/// CIFAR-10, in memory from the official binary files, or picture by picture from a folder.
+/// The most images read from binary files, 20 times those of CIFAR-10: they are kept in memory.
+const MOST_RECORDS: u64 = 1_000_000;
+/// The folder in the official archive.
+const ARCHIVE_FOLDER: &str = "cifar-10-batches-bin";
+
+/// CIFAR-10, in memory from the official binary files, or image by image from a folder.
 ///
 /// A folder may hold
 ///
-/// - the official `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, or any `*.bin` of whole records whose names begin with `train` or
+/// - the official `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, here or in
+///   `cifar-10-batches-bin`, or any `*.bin` of whole records whose names begin with `train` or
 ///   `test`: a byte with the label, then 1,024 bytes each of red, green and blue;
-/// - or folders `train` and `test` of pictures named `INDEX_LABEL.jpg` (or `.png`), as in `00000_6.jpg`.
+/// - or folders `train` and `test` of images named `INDEX_LABEL.jpg` (or `.png` and so on), as in
+///   `00000_6.jpg`. For `test`, the other names of a held-out part do as well: `valid`,
+///   `validation`, `val`, `dev`.
 #[derive(Clone, Debug)]
 pub struct Cifar10 {
     images: Images,
+    left_out: Vec<PathBuf>,
     classes: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
 enum Images {
     Records(Vec<u8>),
-    Files(Vec<(PathBuf, u16)>),
+    Files {
+        root: PathBuf,
+        labelled: Vec<(PathBuf, u16)>,
+    },
 }
 
 impl Cifar10 {
@@ -48,9 +62,10 @@ impl Cifar10 {
     ///
     /// # Errors
     ///
-    /// [`DataError`] if the folder holds none, or a file is not in the layout, each named with what would be right.
+    /// [`DataError`] if the folder holds none, or a file is not in the layout, each named with what
+    /// would be right.
     pub fn train(folder: &Path) -> Result<Self, DataError> {
-        Self::open(folder, "train", &["data_batch", "train"])
+        Self::open(folder, &["data_batch", "train"], aliases("train").iter())
     }
 
     /// The test images of a folder.
@@ -59,18 +74,29 @@ impl Cifar10 {
     ///
     /// As [`train`](Self::train).
     pub fn test(folder: &Path) -> Result<Self, DataError> {
-        Self::open(folder, "test", &["test"])
+        let folders = aliases("test").iter().chain(aliases("valid"));
+        Self::open(folder, &["test"], folders)
     }
 
     /// The images of binary files, in order.
     ///
     /// # Errors
     ///
-    /// [`DataError::Io`] if one cannot be read, [`DataError::NotCifar`] if one is empty or not made of whole records, [`DataError::LabelOutOfRange`] for a label that
-    /// is not below 10, [`DataError::NoImages`] without a file.
+    /// [`DataError::Io`] if one cannot be read, [`DataError::NotCifar`] if one is empty or not made
+    /// of whole records, [`DataError::LabelOutOfRange`] for a label that is not below 10,
+    /// [`DataError::NoImages`] without a file, [`DataError::BadImage`] for more than a million
+    /// images.
     pub fn from_files(paths: &[PathBuf]) -> Result<Self, DataError> {
         let mut records = Vec::new();
         for path in paths {
+            let size = std::fs::metadata(path).map_err(|source| DataError::read(path, source))?;
+            let total = size.len().saturating_add(records.len() as u64);
+            if total > MOST_RECORDS * RECORD as u64 {
+                return Err(DataError::BadImage {
+                    path: path.clone(),
+                    reason: format!("with it there are more than {MOST_RECORDS} images"),
+                });
+            }
             let bytes = std::fs::read(path).map_err(|source| DataError::read(path, source))?;
             if bytes.is_empty() || bytes.len() % RECORD != 0 {
                 return Err(DataError::NotCifar {
@@ -87,49 +113,65 @@ impl Cifar10 {
             return Err(DataError::NoImages {
                 path: PathBuf::new(),
                 expected: "a list of CIFAR-10 files must not be empty",
+                found: "nothing".to_owned(),
             });
         }
-        Ok(Self::new(Images::Records(records)))
+        Ok(Self::new(Images::Records(records), Vec::new()))
     }
 
-    fn open(folder: &Path, split: &str, prefixes: &[&str]) -> Result<Self, DataError> {
-        if !folder.is_dir() {
-            return Err(DataError::NoFolder {
-                path: folder.to_owned(),
-            });
-        }
-        let mut binary = files::with_ending(folder, &["bin"])?;
+    fn open(
+        folder: &Path,
+        prefixes: &[&str],
+        folders: impl Iterator<Item = &'static &'static str>,
+    ) -> Result<Self, DataError> {
+        files::require_folder(folder)?;
+        let archive = folder.join(ARCHIVE_FOLDER);
+        let place = if archive.is_dir() { &archive } else { folder };
+        let mut binary = files::with_ending(place, &["bin"])?;
         binary.retain(|path| {
-            let name = files::name(path);
+            let name = files::label(path);
             prefixes.iter().any(|prefix| name.starts_with(prefix))
         });
         if !binary.is_empty() {
             return Self::from_files(&binary);
         }
-        let pictures = folder.join(split);
+        let mut parts = folders.map(|name| folder.join(name));
+        let Some(part) = parts.find(|path| path.is_dir()) else {
+            return Err(nothing(folder));
+        };
+        let listing = Listing::flat(&part)?;
         let mut labelled = Vec::new();
-        if pictures.is_dir() {
-            for path in files::with_ending(&pictures, &["jpg", "jpeg", "png"])? {
-                let label = label_in_name(&path)
-                    .ok_or_else(|| DataError::NoLabelInName { path: path.clone() })?;
-                require_class(&path, label)?;
-                labelled.push((path, label as u16));
-            }
+        for path in listing.images {
+            let label = label_in_name(&path)
+                .ok_or_else(|| DataError::NoLabelInName { path: path.clone() })?;
+            require_class(&path, label)?;
+            labelled.push((path, label as u16));
         }
         if labelled.is_empty() {
-            return Err(DataError::NoImages {
-                path: folder.to_owned(),
-                expected: "CIFAR-10 is data_batch_1.bin to data_batch_5.bin and test_batch.bin, or folders train and test with pictures named INDEX_LABEL.jpg",
-            });
+            return Err(nothing(&part));
         }
-        Ok(Self::new(Images::Files(labelled)))
+        let root = part;
+        Ok(Self::new(
+            Images::Files { root, labelled },
+            listing.left_out,
+        ))
     }
 
-    fn new(images: Images) -> Self {
+    fn new(images: Images, left_out: Vec<PathBuf>) -> Self {
         Self {
             images,
+            left_out,
             classes: CLASSES.map(str::to_owned).to_vec(),
         }
+    }
+}
+
+fn nothing(folder: &Path) -> DataError {
+    DataError::NoImages {
+        path: folder.to_owned(),
+        expected: "CIFAR-10 is data_batch_1.bin to data_batch_5.bin and test_batch.bin, or folders \
+                   train and test with images named INDEX_LABEL.jpg",
+        found: files::contents(folder),
     }
 }
 
@@ -154,28 +196,24 @@ impl ImageDataset for Cifar10 {
     fn len(&self) -> usize {
         match &self.images {
             Images::Records(records) => records.len() / RECORD,
-            Images::Files(files) => files.len(),
+            Images::Files { labelled, .. } => labelled.len(),
         }
     }
 
     fn example(&self, index: usize) -> Result<Example, DataError> {
-        let (picture, class) = match &self.images {
+        match &self.images {
             Images::Records(records) => {
                 let record = &records[index * RECORD..(index + 1) * RECORD];
                 let (label, planes) = (record[0], &record[1..]);
                 let pixels = (0..PLANE).flat_map(|i| [0, 1, 2].map(|c| planes[c * PLANE + i]));
-                let pixels = pixels.collect();
-                (Picture::new(SIDE, SIDE, pixels), u16::from(label))
+                let picture = Picture::new(SIDE, SIDE, pixels.collect());
+                Ok(Example::new(picture, Target::Class(u16::from(label))))
             }
-            Images::Files(files) => {
-                let (path, label) = &files[index];
-                (Picture::open(path)?, *label)
+            Images::Files { labelled, .. } => {
+                let (path, label) = &labelled[index];
+                Example::read(path, Target::Class(*label))
             }
-        };
-        Ok(Example {
-            picture,
-            target: Target::Class(class),
-        })
+        }
     }
 
     fn classes(&self) -> &[String] {
@@ -184,5 +222,23 @@ impl ImageDataset for Cifar10 {
 
     fn task(&self) -> VisionTask {
         VisionTask::Classification
+    }
+
+    fn left_out(&self) -> &[PathBuf] {
+        &self.left_out
+    }
+
+    /// Of binary files all bytes, whatever the files are called.
+    fn fingerprint(&self) -> Result<u64, DataError> {
+        let mut fingerprint = Fingerprint::new("CIFAR-10");
+        fingerprint.names(&self.classes);
+        match &self.images {
+            Images::Records(records) => fingerprint.bytes(records),
+            Images::Files { root, labelled } => {
+                let files: Vec<&PathBuf> = labelled.iter().map(|(path, _)| path).collect();
+                fingerprint.files(root, &files)?;
+            }
+        }
+        Ok(fingerprint.finish())
     }
 }

@@ -1,40 +1,67 @@
-//! What a data set of pictures is.
+//! What a data set of images is.
 
+use super::decode;
+use super::fingerprint::Fingerprint;
 use super::raster::{LabelMap, Picture};
+use super::survey::LabelSurvey;
 use super::transform::Normalization;
 use crate::error::DataError;
 use std::fmt::Debug;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What is to be predicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VisionTask {
-    /// The class of a picture.
+    /// The class of an image.
     Classification,
     /// The class of every pixel.
     Segmentation,
 }
 
-/// The right answer for one picture.
+/// The right answer for one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// The class.
     Class(u16),
-    /// The class of every pixel, of the picture's size.
+    /// The class of every pixel, of the image's size.
     Map(LabelMap),
 }
 
-/// A picture with the right answer.
+/// An image with the right answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// The picture.
+    /// The image.
     pub picture: Picture,
     /// The answer.
     pub target: Target,
+    /// The file, if it was read although it is cut short: all pixels are there, the end is not.
+    pub cut_short: Option<PathBuf>,
 }
 
-/// Pictures by index.
+impl Example {
+    /// An image from nowhere, or from a file that is whole.
+    pub fn new(picture: Picture, target: Target) -> Self {
+        Self {
+            picture,
+            target,
+            cut_short: None,
+        }
+    }
+
+    /// The image of a file with its answer.
+    pub(super) fn read(path: &Path, target: Target) -> Result<Self, DataError> {
+        let decoded = decode::open(path)?;
+        Ok(Self {
+            picture: decoded.picture,
+            target,
+            cut_short: decoded.cut_short.then(|| path.to_owned()),
+        })
+    }
+}
+
+/// Images by index.
 pub trait ImageDataset: Debug + Send + Sync {
     /// The number of examples.
     fn len(&self) -> usize;
@@ -48,7 +75,8 @@ pub trait ImageDataset: Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`DataError`] naming the file, if it cannot be read or is damaged. A [`Loader`](crate::Loader) counts such files and goes on.
+    /// [`DataError`] naming the file, if it cannot be read or is damaged. A
+    /// [`Loader`](crate::Loader) counts such files and goes on.
     ///
     /// # Panics
     ///
@@ -58,13 +86,38 @@ pub trait ImageDataset: Debug + Send + Sync {
     /// The names of the classes, in the order of their ids.
     fn classes(&self) -> &[String];
 
-    /// What each class counts in the loss, relative to the others, where classes are so uneven that rare ones would not be learnt; empty if all count the same.
+    /// What each class counts in the loss, relative to the others, where classes are so uneven that
+    /// rare ones would not be learnt; empty if all count the same.
     fn class_weights(&self) -> Vec<f32> {
         Vec::new()
     }
 
     /// What is to be predicted.
     fn task(&self) -> VisionTask;
+
+    /// Files that lie among the images but are not read, as their ending says; hidden ones aside.
+    fn left_out(&self) -> &[PathBuf] {
+        &[]
+    }
+
+    /// Counts the ids in the label maps. `None` where there are none in files.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::BadImage`] if not one label map can be read.
+    fn label_survey(&self) -> Result<Option<LabelSurvey>, DataError> {
+        Ok(None)
+    }
+
+    /// A number by which the data are recognised again wherever they lie: it depends on the classes
+    /// and on the names (as seen from the folder of the data), sizes and contents of the files. Of
+    /// more than 64 MiB of image files, contents are those of 256 files spread evenly, the first
+    /// MiB of each. It is the same for every run and machine.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Io`] naming a file that cannot be read.
+    fn fingerprint(&self) -> Result<u64, DataError>;
 }
 
 /// The two parts of a data set.
@@ -74,14 +127,29 @@ pub struct VisionSplits {
     pub train: Arc<dyn ImageDataset>,
     /// What to measure on.
     pub test: Arc<dyn ImageDataset>,
-    /// How to centre and scale the pictures of both.
+    /// How to centre and scale the images of both.
     pub normalization: Normalization,
+}
+
+impl VisionSplits {
+    /// The [fingerprint](ImageDataset::fingerprint) of both parts.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Io`] naming a file that cannot be read.
+    pub fn fingerprint(&self) -> Result<u64, DataError> {
+        let mut both = Fingerprint::new("splits");
+        both.number(self.train.fingerprint()?);
+        both.number(self.test.fingerprint()?);
+        Ok(both.finish())
+    }
 }
 
 /// The most label maps whose pixels are counted for the weights of classes.
 pub(super) const COUNTED_MAPS: usize = 100;
 
-/// `1 / ln(1.02 + p)` for a class that is the share `p` of the pixels, which lets rare ones count more (Paszke et al. 2016, "ENet", section 5.2).
+/// `1 / ln(1.02 + p)` for a class that is the share `p` of the pixels, which lets rare ones count
+/// more (Paszke et al. 2016, "ENet", section 5.2).
 pub(super) fn weights_by_share(classes: usize, maps: impl Iterator<Item = LabelMap>) -> Vec<f32> {
     let mut pixels = vec![0_u64; classes];
     for map in maps {
@@ -96,7 +164,8 @@ pub(super) fn weights_by_share(classes: usize, maps: impl Iterator<Item = LabelM
     pixels.iter().map(weight).collect()
 }
 
-/// A data set in an order where neighbours lie far apart, so that any first part of it is a sample of all: class folders and films come sorted.
+/// A data set in an order where neighbours lie far apart, so that any first part of it is a sample
+/// of all: class folders and films come sorted.
 ///
 /// ```
 /// use deq_data::{ImageDataset, Shapes, Spread, VisionTask};
@@ -118,7 +187,8 @@ impl Spread {
     /// All examples of `inner`, each once.
     pub fn new(inner: Arc<dyn ImageDataset>) -> Self {
         let len = inner.len().max(1);
-        // About a golden section of the way round each time; a stride without a common factor meets every example.
+        // About a golden section of the way round each time; a stride without a common factor meets
+        // every example.
         let section = (len as f64 * 0.618_034) as usize;
         let stride = (section.max(1)..=len).find(|stride| gcd(*stride, len) == 1);
         Self {
@@ -152,6 +222,18 @@ impl ImageDataset for Spread {
 
     fn task(&self) -> VisionTask {
         self.inner.task()
+    }
+
+    fn left_out(&self) -> &[PathBuf] {
+        self.inner.left_out()
+    }
+
+    fn label_survey(&self) -> Result<Option<LabelSurvey>, DataError> {
+        self.inner.label_survey()
+    }
+
+    fn fingerprint(&self) -> Result<u64, DataError> {
+        self.inner.fingerprint()
     }
 }
 

@@ -1,27 +1,55 @@
 //! Files to rasters, without a panic whatever they hold.
 
+use super::jpeg::{self, End};
 use super::raster::{LabelMap, Picture};
 use crate::error::DataError;
-use image::{ImageDecoder, ImageFormat, ImageReader, Limits};
-use std::io::Cursor;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use std::io::{Cursor, Read};
+use std::panic::catch_unwind;
 use std::path::Path;
 
-/// The largest width and height accepted, so that a damaged header cannot ask for all memory.
+/// The largest width and height accepted.
 const LARGEST: u32 = 16_384;
+/// The most pixels accepted, 8192 x 8192, since a header of a few bytes can ask for all memory.
+const MOST_PIXELS: u64 = 1 << 26;
+/// The memory that a decoder may take: the most pixels at 8 bytes each, 16-bit RGBA.
+const MOST_MEMORY: u64 = 8 * MOST_PIXELS;
+/// The largest file accepted: the most pixels at 8 bytes each, not compressed, and metadata.
+const LARGEST_FILE: u64 = MOST_MEMORY + (64 << 20);
+/// The formats that are read.
+const FORMATS: [ImageFormat; 7] = [
+    ImageFormat::Jpeg,
+    ImageFormat::Png,
+    ImageFormat::WebP,
+    ImageFormat::Bmp,
+    ImageFormat::Tiff,
+    ImageFormat::Gif,
+    ImageFormat::Pnm,
+];
+/// Their names, for messages.
+pub(super) const FORMAT_NAMES: &str = "JPEG, PNG, WebP, BMP, TIFF, GIF or PNM";
+
+/// An image as it was read.
+pub(super) struct Decoded {
+    pub(super) picture: Picture,
+    /// Whether the end marker is missing, but no pixel.
+    pub(super) cut_short: bool,
+}
 
 impl Picture {
-    /// Reads a JPEG or PNG file; which it is, its first bytes say. Grayscale, palettes, transparency, 16 bits, and the CMYK of JPEG become 8-bit RGB. A rotation
-    /// in the metadata is not applied, as torchvision does not.
+    /// Reads a JPEG, PNG, WebP, BMP, TIFF, GIF or PNM file; which it is, its first bytes say.
+    /// Grayscale, palettes, transparency, 16 bits, and the CMYK of JPEG become 8-bit RGB; of an
+    /// animation the first frame is read. A rotation in the metadata is not applied, as torchvision
+    /// does not. Bytes that follow the end of a JPEG do not matter, and one that lacks nothing but
+    /// its end marker is read.
     ///
     /// # Errors
     ///
-    /// [`DataError::Io`] if the file cannot be read, [`DataError::BadImage`] if it is not such an image, or damaged, or cut short.
+    /// [`DataError::Io`] if the file cannot be read, [`DataError::BadImage`] if it is not such an
+    /// image, damaged or cut short, or has a side of more than 16,384 pixels or more than 2^26
+    /// pixels.
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let bytes = std::fs::read(path).map_err(|source| DataError::read(path, source))?;
-        decode(&bytes).map_err(|reason| DataError::BadImage {
-            path: path.to_owned(),
-            reason,
-        })
+        Ok(open(path)?.picture)
     }
 
     /// Writes a PNG file, whole or not at all.
@@ -40,7 +68,7 @@ impl Picture {
             })
     }
 
-    /// The picture as a PNG file in memory.
+    /// The image as a PNG file in memory.
     pub fn to_png(&self) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
         let (width, height) = (self.width() as u32, self.height() as u32);
@@ -58,56 +86,142 @@ impl Picture {
 }
 
 impl LabelMap {
-    /// Reads a PNG of at most 8 bits, grayscale or palette, whose numbers (not colours) are ids; `map` says what becomes of each.
+    /// Reads a PNG of at most 8 bits, grayscale or palette, whose numbers (not colours) are ids;
+    /// `map` says what becomes of each.
     ///
     /// # Errors
     ///
-    /// [`DataError::Io`] if the file cannot be read, [`DataError::BadImage`] if it is no such PNG or damaged.
+    /// [`DataError::Io`] if the file cannot be read, [`DataError::BadImage`] if it is no such PNG,
+    /// damaged, or larger than [`Picture::open`] accepts.
     pub fn open(path: &Path, map: &[u8; 256]) -> Result<Self, DataError> {
-        let bytes = std::fs::read(path).map_err(|source| DataError::read(path, source))?;
-        decode_labels(&bytes, map).map_err(|reason| DataError::BadImage {
+        read_with(path, |bytes| decode_labels(bytes, map))
+    }
+}
+
+/// As [`Picture::open`], and says whether the end marker was missing.
+pub(super) fn open(path: &Path) -> Result<Decoded, DataError> {
+    read_with(path, decode)
+}
+
+/// Decodes a file; a panic of a decoder becomes an error too.
+fn read_with<T>(
+    path: &Path,
+    decode: impl Fn(&[u8]) -> Result<T, String> + std::panic::RefUnwindSafe,
+) -> Result<T, DataError> {
+    let bytes = read_bounded(path, LARGEST_FILE)?;
+    let decoded = catch_unwind(|| decode(&bytes))
+        .unwrap_or_else(|_| Err("the decoder failed on it, so it is damaged".to_owned()));
+    decoded.map_err(|reason| DataError::BadImage {
+        path: path.to_owned(),
+        reason: printable(&reason),
+    })
+}
+
+/// Reads a file of at most `most` bytes.
+pub(super) fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, DataError> {
+    let read = |source| DataError::read(path, source);
+    let file = std::fs::File::open(path).map_err(read)?;
+    let size = file.metadata().map_err(read)?.len();
+    let mut bytes = Vec::new();
+    // The size of what is no plain file, such as a pipe, is 0.
+    if size <= most {
+        bytes.reserve_exact(size as usize);
+        file.take(most + 1).read_to_end(&mut bytes).map_err(read)?;
+    }
+    if size > most || bytes.len() as u64 > most {
+        return Err(DataError::BadImage {
             path: path.to_owned(),
-            reason,
-        })
+            reason: format!("it is larger than the {most} bytes that are read"),
+        });
     }
+    Ok(bytes)
 }
 
-fn decode(bytes: &[u8]) -> Result<Picture, String> {
-    let reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|error| error.to_string())?;
-    let format = match reader.format() {
-        Some(format @ (ImageFormat::Jpeg | ImageFormat::Png)) => format,
-        _ => return Err("neither JPEG nor PNG".to_owned()),
+/// A message of a decoder without control characters, which may come from the file, and not too
+/// long.
+fn printable(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let clean: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(LONGEST)
+        .collect();
+    clean.trim_end().to_owned()
+}
+
+fn require_size(width: u32, height: u32) -> Result<(), String> {
+    let sides = 1..=LARGEST;
+    let pixels = u64::from(width) * u64::from(height);
+    if sides.contains(&width) && sides.contains(&height) && pixels <= MOST_PIXELS {
+        return Ok(());
+    }
+    Err(format!(
+        "{width} x {height} pixels: sides from 1 to {LARGEST} and at most {MOST_PIXELS} pixels \
+         are read"
+    ))
+}
+
+fn decode(bytes: &[u8]) -> Result<Decoded, String> {
+    let format = match image::guess_format(bytes) {
+        Ok(format) if FORMATS.contains(&format) => format,
+        Ok(other) => return Err(format!("it is {other:?}, not {FORMAT_NAMES}")),
+        Err(_) => return Err(format!("it is not {FORMAT_NAMES}")),
     };
-    if format == ImageFormat::Jpeg && !jpeg_is_whole(bytes) {
-        return Err("cut short: it has no end marker".to_owned());
+    let whole = |picture| Decoded {
+        picture,
+        cut_short: false,
+    };
+    if format != ImageFormat::Jpeg {
+        return decode_as(bytes, format).map(whole);
     }
-    let text = |error: image::ImageError| error.to_string();
-    let mut limits = Limits::default();
-    limits.max_image_width = Some(LARGEST);
-    limits.max_image_height = Some(LARGEST);
-    let mut decoder = reader.into_decoder().map_err(text)?;
-    decoder.set_limits(limits).map_err(text)?;
-    let picture = image::DynamicImage::from_decoder(decoder).map_err(text)?;
-    let (width, height) = (picture.width() as usize, picture.height() as usize);
-    if width == 0 || height == 0 {
-        return Err("it has no pixel".to_owned());
+    match jpeg::end(bytes) {
+        End::Marker(end) => decode_as(&bytes[..end], format).map(whole),
+        End::InScan => {
+            let completed = |filler| decode_as(&jpeg::completed(bytes, filler), format);
+            let picture = completed(0)?;
+            match picture == completed(0x55)? {
+                true => Ok(Decoded {
+                    picture,
+                    cut_short: true,
+                }),
+                false => Err("cut short: the end of its pixels is missing".to_owned()),
+            }
+        }
+        End::InHeader => Err("cut short: it ends before its pixels begin".to_owned()),
     }
-    Ok(Picture::new(width, height, picture.into_rgb8().into_raw()))
 }
 
-/// Whether the end marker comes after the last scan. Decoders fill the rest of a file that was cut short with gray and say nothing. Neither marker can occur
-/// inside of a scan, where 0xff is followed by 0.
-fn jpeg_is_whole(bytes: &[u8]) -> bool {
-    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
-    last(0xd9) > last(0xda)
+fn decode_as(bytes: &[u8], format: ImageFormat) -> Result<Picture, String> {
+    let text = |error: ImageError| match error {
+        ImageError::Limits(_) => {
+            format!("it needs more than the {MOST_MEMORY} bytes of memory that it may take")
+        }
+        other => other.to_string(),
+    };
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MOST_MEMORY);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(text)?;
+    let (width, height) = decoder.dimensions();
+    require_size(width, height)?;
+    if decoder.total_bytes() > MOST_MEMORY {
+        return Err(format!(
+            "its pixels take {} bytes, but at most {MOST_MEMORY} are read",
+            decoder.total_bytes()
+        ));
+    }
+    let picture = DynamicImage::from_decoder(decoder).map_err(text)?;
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    Ok(Picture::new(width, height, picture.into_rgb8().into_raw()))
 }
 
 fn decode_labels(bytes: &[u8], map: &[u8; 256]) -> Result<LabelMap, String> {
     // The crate `image` would turn a palette into its colours.
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(png::Transformations::IDENTITY);
+    decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
     let mut reader = decoder.read_info().map_err(|error| error.to_string())?;
     let info = reader.info();
     let (width, height) = (info.width, info.height);
@@ -119,13 +233,9 @@ fn decode_labels(bytes: &[u8], map: &[u8; 256]) -> Result<LabelMap, String> {
     if !numbers || bits > 8 {
         return Err("a label map must be a grayscale or palette PNG of at most 8 bits".to_owned());
     }
-    if width == 0 || height == 0 || width > LARGEST || height > LARGEST {
-        return Err(format!(
-            "{width} x {height} pixels: 1 to {LARGEST} are read"
-        ));
-    }
+    require_size(width, height)?;
     let (width, height) = (width as usize, height as usize);
-    // Programs that write small palettes pack several pixels into a byte; every row begins with a new one.
+    // Small palettes are packed, several pixels into a byte; every row begins with a new one.
     let row = (width * bits).div_ceil(8);
     let mut packed = vec![0; row * height];
     reader

@@ -1,87 +1,103 @@
 //! Class folders, the layout of ImageNet.
 
 use super::dataset::{Example, ImageDataset, Target, VisionTask};
-use super::files;
-use super::raster::Picture;
+use super::files::{self, Listing};
+use super::fingerprint::Fingerprint;
 use crate::error::DataError;
 use std::path::{Path, PathBuf};
 
-/// A folder with one folder per class, in which the JPEG and PNG files are the pictures: the layout of ImageNet. Class ids follow the sorted names of
-/// the folders, as torchvision's `ImageFolder` does.
+/// A folder with one folder per class, in which the image files, also those in folders further
+/// down, are the examples: the layout of ImageNet. Class ids follow the sorted names of the
+/// folders, as torchvision's `ImageFolder` does. Bytes of a name that are not UTF-8 and control
+/// characters are escaped in the name of the class.
+///
+/// Files with another ending than those of [images that are read](crate::Picture::open) are
+/// [left out](ImageDataset::left_out).
 #[derive(Clone, Debug)]
 pub struct ImageFolder {
+    root: PathBuf,
     classes: Vec<String>,
     files: Vec<(PathBuf, u16)>,
+    left_out: Vec<PathBuf>,
 }
 
 impl ImageFolder {
-    /// Lists the pictures of `folder`; none is opened yet.
+    /// Lists the images of `folder`; none is opened yet.
     ///
     /// # Errors
     ///
-    /// [`DataError::NoFolder`] if there is none, [`DataError::NoImages`] if there is no class, or a class without a picture,
-    /// [`DataError::TooManyClasses`] above 65,536.
+    /// [`DataError::NoFolder`] if there is none, [`DataError::NoImages`] if there is no class, or a
+    /// class without an image, [`DataError::TooManyClasses`] above 65,536.
     pub fn open(folder: &Path) -> Result<Self, DataError> {
-        if !folder.is_dir() {
-            return Err(DataError::NoFolder {
-                path: folder.to_owned(),
-            });
-        }
+        files::require_folder(folder)?;
         let folders = files::folders(folder)?;
-        let classes: Vec<String> = folders.iter().map(|path| files::name(path)).collect();
-        Self::list(folder, classes)
+        let classes = folders.iter().map(|path| files::label(path)).collect();
+        let numbered = folders.into_iter().enumerate().collect();
+        Self::list(folder, classes, numbered)
     }
 
-    /// The same with the classes of another part of the data, so that ids agree. A class may be missing here.
+    /// The same with the classes of another part of the data, so that ids agree. A class may be
+    /// missing here.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open), and [`DataError::UnknownClassFolder`] for a class that is not among `classes`.
+    /// As [`open`](Self::open), and [`DataError::UnknownClassFolder`] for a class that is not among
+    /// `classes`.
     pub fn open_with(folder: &Path, classes: &[String]) -> Result<Self, DataError> {
-        if !folder.is_dir() {
-            return Err(DataError::NoFolder {
-                path: folder.to_owned(),
-            });
-        }
+        files::require_folder(folder)?;
+        let mut numbered = Vec::new();
         for path in files::folders(folder)? {
-            if !classes.contains(&files::name(&path)) {
-                return Err(DataError::UnknownClassFolder { path });
+            let label = files::label(&path);
+            match classes.iter().position(|class| *class == label) {
+                Some(id) => numbered.push((id, path)),
+                None => return Err(DataError::UnknownClassFolder { path }),
             }
         }
-        Self::list(folder, classes.to_vec())
+        Self::list(folder, classes.to_vec(), numbered)
     }
 
-    fn list(folder: &Path, classes: Vec<String>) -> Result<Self, DataError> {
+    fn list(
+        root: &Path,
+        classes: Vec<String>,
+        folders: Vec<(usize, PathBuf)>,
+    ) -> Result<Self, DataError> {
         if classes.len() > 1 << 16 {
             return Err(DataError::TooManyClasses {
-                path: folder.to_owned(),
+                path: root.to_owned(),
                 classes: classes.len(),
             });
         }
-        let mut listed = Vec::new();
-        for (id, class) in classes.iter().enumerate() {
-            let path = folder.join(class);
-            if !path.is_dir() {
-                continue;
-            }
-            let pictures = files::with_ending(&path, &["jpg", "jpeg", "png"])?;
-            if pictures.is_empty() {
-                return Err(DataError::NoImages {
-                    path,
-                    expected: "every class folder must hold JPEG or PNG files",
-                });
-            }
-            listed.extend(pictures.into_iter().map(|picture| (picture, id as u16)));
-        }
-        if listed.is_empty() {
+        if folders.is_empty() {
             return Err(DataError::NoImages {
-                path: folder.to_owned(),
-                expected: "it must hold one folder per class, with JPEG or PNG files in each",
+                path: root.to_owned(),
+                expected: "it must hold one folder per class, with image files in each",
+                found: files::contents(root),
             });
         }
+        // Images beside the class folders have no class.
+        let loose = Listing::flat(root)?;
+        let mut left_out = loose.left_out;
+        left_out.extend(loose.images);
+        let mut listed = Vec::new();
+        for (id, path) in folders {
+            let listing = Listing::deep(&path)?;
+            if listing.images.is_empty() {
+                return Err(DataError::NoImages {
+                    found: files::contents(&path),
+                    path,
+                    expected: "every class folder must hold JPEG, PNG, WebP, BMP, TIFF, GIF or \
+                               PNM files",
+                });
+            }
+            let images = listing.images.into_iter();
+            listed.extend(images.map(|image| (image, id as u16)));
+            left_out.extend(listing.left_out);
+        }
         Ok(Self {
+            root: root.to_owned(),
             classes,
             files: listed,
+            left_out,
         })
     }
 
@@ -102,10 +118,7 @@ impl ImageDataset for ImageFolder {
 
     fn example(&self, index: usize) -> Result<Example, DataError> {
         let (path, class) = &self.files[index];
-        Ok(Example {
-            picture: Picture::open(path)?,
-            target: Target::Class(*class),
-        })
+        Example::read(path, Target::Class(*class))
     }
 
     fn classes(&self) -> &[String] {
@@ -114,5 +127,17 @@ impl ImageDataset for ImageFolder {
 
     fn task(&self) -> VisionTask {
         VisionTask::Classification
+    }
+
+    fn left_out(&self) -> &[PathBuf] {
+        &self.left_out
+    }
+
+    fn fingerprint(&self) -> Result<u64, DataError> {
+        let mut fingerprint = Fingerprint::new("image folder");
+        fingerprint.names(&self.classes);
+        let files: Vec<&PathBuf> = self.files.iter().map(|(path, _)| path).collect();
+        fingerprint.files(&self.root, &files)?;
+        Ok(fingerprint.finish())
     }
 }

@@ -1,4 +1,4 @@
-//! Batches of pictures, made by several threads ahead of time, and the same whatever their number.
+//! Batches of images, made by several threads ahead of time, and the same whatever their number.
 
 use super::dataset::{Example, ImageDataset, Target};
 use super::random::permutation;
@@ -15,11 +15,12 @@ use std::thread::JoinHandle;
 /// How a [`Loader`] cuts a data set into batches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoaderConfig {
-    /// Pictures in a batch.
+    /// Images in a batch.
     pub batch: usize,
     /// The seed of order and augmentation.
     pub seed: u64,
-    /// Whether every epoch has an order of its own. If so, a shorter batch at its end is left out; without, it is the last one.
+    /// Whether every epoch has an order of its own. If so, a shorter batch at its end is left out;
+    /// without, it is the last one.
     pub shuffle: bool,
     /// Threads that make batches; 0 makes each when it is asked for, on the thread that asks.
     pub workers: usize,
@@ -30,7 +31,8 @@ pub struct LoaderConfig {
 impl LoaderConfig {
     /// Shuffled batches by two workers with two batches waiting.
     ///
-    /// torchvision's users choose workers by the cores there are; two keep up with a CPU that trains beside them.
+    /// torchvision's users choose workers by the cores there are; two keep up with a CPU that
+    /// trains beside them.
     pub fn training(batch: usize, seed: u64) -> Self {
         Self {
             batch,
@@ -53,16 +55,17 @@ impl LoaderConfig {
     }
 }
 
-/// A batch of pictures as plain numbers.
+/// A batch of images as plain numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageBatch {
     /// The number of the batch since the start of training.
     pub step: usize,
-    /// Normalised pictures, `[len, 3, height, width]`.
+    /// Normalised images, `[len, 3, height, width]`.
     pub pixels: Vec<f32>,
-    /// Classes, `[len]`, or the class of every pixel, `[len, height, width]`, with [`IGNORE_LABEL`](crate::IGNORE_LABEL) where there is none.
+    /// Classes, `[len]`, or the class of every pixel, `[len, height, width]`, with
+    /// [`IGNORE_LABEL`](crate::IGNORE_LABEL) where there is none.
     pub targets: Vec<i32>,
-    /// Pictures in this batch.
+    /// Images in this batch.
     pub len: usize,
     /// Rows.
     pub height: usize,
@@ -72,6 +75,8 @@ pub struct ImageBatch {
     pub indices: Vec<usize>,
     /// Files that belong here but cannot be used.
     pub skipped: Vec<Skipped>,
+    /// Files that were read although they are cut short: all pixels are there, the end is not.
+    pub cut_short: Vec<PathBuf>,
 }
 
 /// A file that cannot be used.
@@ -85,10 +90,12 @@ pub struct Skipped {
 
 /// Batches by number, over any number of epochs.
 ///
-/// Batch `step` depends on the data set, the configuration and `step` alone. So a run that was interrupted goes on with the batches that it would have had, and the
-/// number of workers changes the speed only.
+/// Batch `step` depends on the data set, the configuration and `step` alone. So a run that was
+/// interrupted goes on with the batches that it would have had, and the number of workers changes
+/// the speed only.
 ///
-/// A file that cannot be used makes its batch shorter and is named in it; without shuffling a batch may even be empty.
+/// A file that cannot be used makes its batch shorter and is named in it; without shuffling a batch
+/// may even be empty.
 ///
 /// ```
 /// use deq_data::{ImageSource, Loader, LoaderConfig, Transform};
@@ -124,7 +131,8 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// [`DataError::OutOfRange`] if the batch is 0, or larger than the data set where batches are full, or a size of the transform means nothing.
+    /// [`DataError::OutOfRange`] if the batch is 0, or larger than the data set where batches are
+    /// full, or a size of the transform means nothing.
     pub fn new(
         dataset: Arc<dyn ImageDataset>,
         transform: Transform,
@@ -141,7 +149,7 @@ impl Loader {
             return Err(out_of_range("at least 1"));
         }
         if config.shuffle && config.batch > dataset.len() {
-            return Err(out_of_range("at most the number of training pictures"));
+            return Err(out_of_range("at most the number of training images"));
         }
         Ok(Self {
             inner: Arc::new(Inner {
@@ -174,7 +182,9 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// [`DataError::NothingReadable`] if the batches are shuffled and not one picture of this one can be used (without shuffling it is then empty), [`DataError::MixedSizes`] if the transform leaves pictures of different sizes.
+    /// [`DataError::NothingReadable`] if the batches are shuffled and not one image of this one can
+    /// be used (without shuffling it is then empty), [`DataError::MixedSizes`] if the transform
+    /// leaves images of different sizes.
     pub fn batch(&self, step: usize) -> Result<ImageBatch, DataError> {
         let epoch = step / self.batches_per_epoch();
         let first = step % self.batches_per_epoch() * self.inner.config.batch;
@@ -195,7 +205,8 @@ impl Loader {
         assembly.finish(self.inner.config.shuffle)
     }
 
-    /// The batches of `steps` in their order, made ahead by the workers. Memory holds at most `workers + prefetch` of them, besides those taken.
+    /// The batches of `steps` in their order, made ahead by the workers. Memory holds at most
+    /// `workers + prefetch` of them, besides those taken.
     pub fn batches(&self, steps: Range<usize>) -> Batches {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -260,6 +271,7 @@ impl Assembly {
                 width: 0,
                 indices: Vec::with_capacity(most),
                 skipped: Vec::new(),
+                cut_short: Vec::new(),
             },
             most,
         }
@@ -269,12 +281,16 @@ impl Assembly {
         let example = match inner.dataset.example(index) {
             Ok(example) => example,
             Err(error) => {
-                self.batch.skipped.push(skipped(error)?);
+                self.batch.skipped.push(Skipped::from_error(error)?);
                 return Ok(());
             }
         };
         let seed = inner.config.seed;
-        let Example { picture, target } = inner.transform.apply(example, seed, epoch, index);
+        let Example {
+            picture,
+            target,
+            cut_short,
+        } = inner.transform.apply(example, seed, epoch, index);
         let batch = &mut self.batch;
         let (width, height) = (picture.width(), picture.height());
         let values = 3 * width * height;
@@ -301,6 +317,7 @@ impl Assembly {
         }
         batch.len += 1;
         batch.indices.push(index);
+        batch.cut_short.extend(cut_short);
         Ok(())
     }
 
@@ -319,20 +336,23 @@ impl Assembly {
             None => Err(DataError::NoImages {
                 path: PathBuf::new(),
                 expected: "a data set must have an example",
+                found: "nothing".to_owned(),
             }),
         }
     }
 }
 
-/// A file that is damaged or gone is no reason to stop; anything else is.
-fn skipped(error: DataError) -> Result<Skipped, DataError> {
-    match error {
-        DataError::BadImage { path, reason } => Ok(Skipped { path, reason }),
-        DataError::Io { path, source, .. } => Ok(Skipped {
-            path,
-            reason: source.to_string(),
-        }),
-        other => Err(other),
+impl Skipped {
+    /// A file that is damaged or gone is no reason to stop; anything else is.
+    pub(super) fn from_error(error: DataError) -> Result<Self, DataError> {
+        match error {
+            DataError::BadImage { path, reason } => Ok(Self { path, reason }),
+            DataError::Io { path, source, .. } => Ok(Self {
+                path,
+                reason: source.to_string(),
+            }),
+            other => Err(other),
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Random numbers that depend on seed, epoch and index alone, so that no order of work changes them.
+//! Random numbers that depend on seed, epoch and index alone, so that no order of work changes
+//! them.
 
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};

@@ -1,4 +1,4 @@
-//! Pictures and label maps: 8-bit rasters with one code for cutting, flipping and resizing.
+//! Images and label maps: 8-bit rasters with one code for cutting, flipping and resizing.
 
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -11,13 +11,14 @@ pub struct Raster<const C: usize> {
     data: Vec<u8>,
 }
 
-/// An RGB picture.
+/// An RGB image.
 pub type Picture = Raster<3>;
 
 /// A class id per pixel, or [`IGNORE_LABEL`].
 pub type LabelMap = Raster<1>;
 
-/// The label of pixels that take part in neither loss nor measure, in the place of whatever id a data set uses for them.
+/// The label of pixels that take part in neither loss nor measure, in the place of whatever id a
+/// data set uses for them.
 pub const IGNORE_LABEL: u8 = 255;
 
 /// A rectangle of pixels inside a raster.
@@ -122,8 +123,8 @@ impl<const C: usize> Raster<C> {
         Self { data, ..*self }
     }
 
-    /// The rectangle of `width` x `height` whose upper left corner is at column `left` and row `top`, either of which may lie outside; pixels outside
-    /// are `fill`.
+    /// The rectangle of `width` x `height` whose upper left corner is at column `left` and row
+    /// `top`, either of which may lie outside; pixels outside are `fill`.
     ///
     /// # Panics
     ///
@@ -152,7 +153,8 @@ impl<const C: usize> Raster<C> {
         cut
     }
 
-    /// A window resized to `width` x `height`; nothing outside of the window has an influence, as if it were cut out first.
+    /// A window resized to `width` x `height`; nothing outside of the window has an influence, as
+    /// if it were cut out first.
     fn resized_by(&self, window: Window, (width, height): (usize, usize), alg: ResizeAlg) -> Self {
         if (window.width, window.height) == (width, height) {
             let corner = (window.left as isize, window.top as isize);
@@ -182,7 +184,8 @@ impl<const C: usize> Raster<C> {
 }
 
 impl Picture {
-    /// A window resized by the antialiased bilinear filter, which is what Pillow and torchvision use on pictures.
+    /// A window resized by the antialiased bilinear filter, which is what Pillow and torchvision
+    /// use on images.
     ///
     /// # Panics
     ///
@@ -251,7 +254,8 @@ mod tests {
 
     #[test]
     fn shrinking_averages() {
-        // A fine checkerboard: without antialiasing it would turn black, white, or another checkerboard.
+        // A fine checkerboard: without antialiasing it would turn black, white, or another
+        // checkerboard.
         let data = (0..64 * 64)
             .flat_map(|i| [if (i / 64 + i) % 2 == 0 { 0 } else { 255 }; 3])
             .collect();

@@ -1,6 +1,7 @@
-//! Generated pictures of shapes, so that nothing needs to be fetched.
+//! Generated images of shapes, so that nothing needs to be fetched.
 
 use super::dataset::{COUNTED_MAPS, Example, ImageDataset, Target, VisionTask, weights_by_share};
+use super::fingerprint::Fingerprint;
 use super::random::{Stream, generator, uniform};
 use super::raster::{LabelMap, Picture};
 use crate::error::DataError;
@@ -12,10 +13,11 @@ const KINDS: [&str; 8] = [
     "circle", "square", "triangle", "cross", "ring", "star", "crescent", "bars",
 ];
 
-/// Pictures of shapes in random colour, size, place and orientation before a gradient with noise.
+/// Images of shapes in random colour, size, place and orientation before a gradient with noise.
 ///
-/// For classification, one shape each, the classes in equal numbers. For segmentation, one to four shapes that may hide one another, with class 0 for the
-/// background. A picture depends on seed and index alone.
+/// For classification, one shape each, the classes in equal numbers. For segmentation, one to four
+/// shapes that may hide one another, with class 0 for the background. An image depends on seed and
+/// index alone.
 ///
 /// ```
 /// use deq_data::{ImageDataset, Shapes, VisionTask};
@@ -36,11 +38,13 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// `count` pictures of `size` x `size` pixels. Another seed gives other pictures: use two for training and test.
+    /// `count` images of `size` x `size` pixels. Another seed gives other images: use two for
+    /// training and test.
     ///
     /// # Errors
     ///
-    /// [`DataError::OutOfRange`] if `size` is below 16, where the shapes cannot be told apart, or above 1024, or `count` is 0.
+    /// [`DataError::OutOfRange`] if `size` is below 16, where the shapes cannot be told apart, or
+    /// above 1024, or `count` is 0.
     pub fn new(task: VisionTask, size: usize, count: usize, seed: u64) -> Result<Self, DataError> {
         for (valid, field, value, requirement) in [
             ((16..=1024).contains(&size), "size", size, "from 16 to 1024"),
@@ -103,13 +107,11 @@ impl ImageDataset for Shapes {
                 Target::Map(map)
             }
         };
-        Ok(Example {
-            picture: canvas.with_noise(&mut rng),
-            target,
-        })
+        Ok(Example::new(canvas.with_noise(&mut rng), target))
     }
 
-    /// Of a segmentation as for [`SegmentationFolder`](crate::SegmentationFolder), by the first 100 maps: three quarters of the pixels are background.
+    /// Of a segmentation as for [`SegmentationFolder`](crate::SegmentationFolder), by the first 100
+    /// maps: three quarters of the pixels are background.
     fn class_weights(&self) -> Vec<f32> {
         if self.task == VisionTask::Classification {
             return Vec::new();
@@ -129,6 +131,16 @@ impl ImageDataset for Shapes {
     fn task(&self) -> VisionTask {
         self.task
     }
+
+    /// Of what the images are made from, since there are no files.
+    fn fingerprint(&self) -> Result<u64, DataError> {
+        let mut fingerprint = Fingerprint::new("shapes");
+        fingerprint.names(&self.classes);
+        for number in [self.size as u64, self.count as u64, self.seed] {
+            fingerprint.number(number);
+        }
+        Ok(fingerprint.finish())
+    }
 }
 
 type Color = [f64; 3];
@@ -137,7 +149,8 @@ fn random_color(rng: &mut ChaCha8Rng) -> Color {
     std::array::from_fn(|_| uniform(rng, 0.0, 255.0))
 }
 
-/// The two ends of a gradient, at most 80 of 255 levels apart in every channel, so that some colour stands out from all of it.
+/// The two ends of a gradient, at most 80 of 255 levels apart in every channel, so that some colour
+/// stands out from all of it.
 fn gradient_colors(rng: &mut ChaCha8Rng) -> [Color; 2] {
     let from = random_color(rng);
     let to = from.map(|value| uniform(rng, value - 80.0, value + 80.0).clamp(0.0, 255.0));
@@ -169,7 +182,7 @@ struct Shape {
 }
 
 impl Shape {
-    /// A shape that lies inside the picture, with a radius of `radius` times its side.
+    /// A shape that lies inside the image, with a radius of `radius` times its side.
     fn random(kind: usize, side: f64, radius: (f64, f64), rng: &mut ChaCha8Rng) -> Self {
         let radius = side * uniform(rng, radius.0, radius.1);
         let place = |rng: &mut ChaCha8Rng| uniform(rng, radius, side - radius);
@@ -248,7 +261,7 @@ fn label(map: &mut LabelMap, shape: &Shape) {
     }
 }
 
-/// A picture in the making.
+/// An image in the making.
 struct Canvas {
     size: usize,
     /// `[size, size, 3]`, from 0 to 255.
@@ -278,7 +291,7 @@ impl Canvas {
         }
     }
 
-    /// The picture with noise of up to 20 of 255 levels.
+    /// The image with noise of up to 20 of 255 levels.
     fn with_noise(self, rng: &mut ChaCha8Rng) -> Picture {
         let bytes = self.colors.iter().flatten().map(|value| {
             let noise = uniform(rng, -20.0, 20.0);

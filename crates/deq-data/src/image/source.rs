@@ -2,18 +2,24 @@
 
 use super::cifar::Cifar10;
 use super::dataset::{ImageDataset, VisionSplits, VisionTask};
+use super::files;
 use super::folder::ImageFolder;
 use super::segmentation::SegmentationFolder;
 use super::shapes::Shapes;
 use super::transform::Normalization;
 use crate::error::DataError;
+use crate::splits::aliases;
 use serde::{Deserialize, Serialize};
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Where pictures come from. As text: `shapes`, `shapes-segmentation`, `cifar10:PATH`, `imagefolder:PATH`, `segmentation:PATH`.
+/// Where images come from. As text: `shapes`, `shapes-segmentation`, `cifar10:PATH`,
+/// `imagefolder:PATH`, `segmentation:PATH`.
+///
+/// The held-out part of a folder is found under any of the names `valid`, `validation`, `val`,
+/// `dev`, or else `test`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageSource {
@@ -23,19 +29,20 @@ pub enum ImageSource {
     ShapesSegmentation,
     /// [`Cifar10`] in a folder.
     Cifar10(PathBuf),
-    /// An [`ImageFolder`] with the parts `train` and `val`.
+    /// An [`ImageFolder`] in `train`, and one held out.
     ImageFolder(PathBuf),
-    /// A [`SegmentationFolder`] with the splits `train` and `val`.
+    /// The split `train` of a [`SegmentationFolder`], and one held out.
     Segmentation(PathBuf),
 }
 
-/// Generated pictures for training and for test.
+/// Generated images for training and for test.
 const SHAPES: (usize, usize) = (8192, 1024);
 /// Seeds of the two, for which nothing speaks but that they differ.
 const SHAPES_SEEDS: (u64, u64) = (1, 2);
 
 impl ImageSource {
-    /// Opens both parts. Files are listed, those of CIFAR-10 read; pictures are decoded when they are asked for.
+    /// Opens both parts. Files are listed, those of CIFAR-10 read; images are decoded when they are
+    /// asked for.
     ///
     /// # Errors
     ///
@@ -55,19 +62,20 @@ impl ImageSource {
                 self.normalization(),
             )),
             ImageSource::ImageFolder(path) => {
-                let train = ImageFolder::open(&path.join("train"))?;
-                let val = ImageFolder::open_with(&path.join("val"), train.classes())?;
-                Ok(splits(train, val, self.normalization()))
+                let train = ImageFolder::open(&files::split(path, "training", train_names())?)?;
+                let held_out = files::split(path, "held-out", held_out_names())?;
+                let held_out = ImageFolder::open_with(&held_out, train.classes())?;
+                Ok(splits(train, held_out, self.normalization()))
             }
             ImageSource::Segmentation(path) => Ok(splits(
-                SegmentationFolder::open(path, "train")?,
-                SegmentationFolder::open(path, "val")?,
+                SegmentationFolder::open_any(path, "training", train_names())?,
+                SegmentationFolder::open_any(path, "held-out", held_out_names())?,
                 self.normalization(),
             )),
         }
     }
 
-    /// How the pictures are centred and scaled.
+    /// How the images are centred and scaled.
     pub fn normalization(&self) -> Normalization {
         match self {
             ImageSource::Shapes | ImageSource::ShapesSegmentation => Normalization::SHAPES,
@@ -87,6 +95,15 @@ impl ImageSource {
             }
         }
     }
+}
+
+fn train_names() -> impl Iterator<Item = &'static str> + Clone {
+    aliases("train").iter().copied()
+}
+
+/// The test part last, which is often published without labels.
+fn held_out_names() -> impl Iterator<Item = &'static str> + Clone {
+    aliases("valid").iter().chain(aliases("test")).copied()
 }
 
 fn splits(

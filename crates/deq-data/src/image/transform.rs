@@ -8,13 +8,15 @@ use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-/// Cutting, flipping and scaling, the same for picture and labels. Pictures are interpolated (bilinear, antialiased), labels take the nearest.
+/// Cutting, flipping and scaling, the same for image and labels. Images are interpolated (bilinear,
+/// antialiased), labels take the nearest.
 ///
-/// All but [`Whole`](Self::Whole) and [`PadToMultiple`](Self::PadToMultiple) give pictures of one size whatever the size of the file.
+/// All but [`Whole`](Self::Whole) and [`PadToMultiple`](Self::PadToMultiple) give images of one
+/// size whatever the size of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transform {
-    /// Nothing: for pictures that all have one size.
+    /// Nothing: for images that all have one size.
     Whole,
     /// Resizing to a fixed size, whatever the shape was.
     Resize {
@@ -23,48 +25,56 @@ pub enum Transform {
         /// Rows.
         height: usize,
     },
-    /// A random square of `size` from the picture with a black border of `pad`, flipped half of the time: torchvision's `RandomCrop(size, padding=pad)` and
-    /// `RandomHorizontalFlip`, which CIFAR-10 is trained with.
+    /// A random square of `size` from the image with a black border of `pad`, flipped half of the
+    /// time: torchvision's `RandomCrop(size, padding=pad)` and `RandomHorizontalFlip`, which
+    /// CIFAR-10 is trained with.
     PadCrop {
         /// Columns and rows of the result.
         size: usize,
         /// Width of the border.
         pad: usize,
     },
-    /// A random part of the picture resized to a square, flipped half of the time: torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`, which ImageNet
-    /// is trained with. The part has 8 to 100 % of the area and a shape between 3:4 and 4:3; if ten tries do not fit, the largest central part of such a shape is taken.
+    /// A random part of the image resized to a square, flipped half of the time: torchvision's
+    /// `RandomResizedCrop` and `RandomHorizontalFlip`, which ImageNet is trained with. The part has
+    /// 8 to 100 % of the area and a shape between 3:4 and 4:3; if ten tries do not fit, the largest
+    /// central part of such a shape is taken.
     RandomResizedCrop {
         /// Columns and rows of the result.
         size: usize,
     },
-    /// The shorter side resized to `resize` and the central square of `crop` taken: torchvision's `Resize` and `CenterCrop`, which ImageNet is evaluated with.
+    /// The shorter side resized to `resize` and the central square of `crop` taken: torchvision's
+    /// `Resize` and `CenterCrop`, which ImageNet is evaluated with.
     CenterCrop {
         /// Length of the shorter side.
         resize: usize,
         /// Columns and rows of the result, at most `resize`.
         crop: usize,
     },
-    /// Nothing but a border below and to the right, so that both sides are multiples of a number: for segmentation by models with several resolutions. The
-    /// border is black, with [`IGNORE_LABEL`].
+    /// Nothing but a border below and to the right, so that both sides are multiples of a number:
+    /// for segmentation by models with several resolutions. The border is black, with
+    /// [`IGNORE_LABEL`].
     PadToMultiple {
         /// What the sides become multiples of.
         multiple: usize,
     },
-    /// Scaled by a random factor, then a random rectangle, flipped half of the time: for segmentation. Where the scaled picture is smaller than the rectangle,
-    /// the picture is filled with black and the labels with [`IGNORE_LABEL`].
+    /// Scaled by a random factor, then a random rectangle, flipped half of the time: for
+    /// segmentation. Where the scaled image is smaller than the rectangle, the image is filled with
+    /// black and the labels with [`IGNORE_LABEL`].
     ScaleCrop {
         /// Columns of the result.
         width: usize,
         /// Rows of the result.
         height: usize,
-        /// The smallest factor; 0.5 in the training of HRNet, whose schedule multiscale equilibrium models follow.
+        /// The smallest factor; 0.5 in the training of HRNet, whose schedule multiscale equilibrium
+        /// models follow.
         min_scale: f64,
         /// The largest factor; 2 there.
         max_scale: f64,
     },
 }
 
-/// The area of a random resized crop relative to the picture, as in torchvision and in the training of Inception.
+/// The area of a random resized crop relative to the image, as in torchvision and in the training
+/// of Inception.
 const AREA: (f64, f64) = (0.08, 1.0);
 /// Its width over its height.
 const RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
@@ -130,7 +140,8 @@ impl Transform {
         )
     }
 
-    /// The example after the transform. What is random depends on `seed`, `epoch` and `index` alone.
+    /// The example after the transform. What is random depends on `seed`, `epoch` and `index`
+    /// alone.
     ///
     /// # Panics
     ///
@@ -211,6 +222,7 @@ impl Example {
                 Target::Class(class) => Target::Class(*class),
                 Target::Map(map) => Target::Map(map.resized(window, size)),
             },
+            cut_short: self.cut_short.clone(),
         }
     }
 
@@ -221,6 +233,7 @@ impl Example {
                 Target::Class(class) => Target::Class(*class),
                 Target::Map(map) => Target::Map(map.cropped(corner, size, [IGNORE_LABEL])),
             },
+            cut_short: self.cut_short.clone(),
         }
     }
 }
@@ -235,6 +248,7 @@ fn maybe_flip(example: Example, rng: &mut ChaCha8Rng) -> Example {
             Target::Class(class) => Target::Class(class),
             Target::Map(map) => Target::Map(map.flipped()),
         },
+        cut_short: example.cut_short,
     }
 }
 
@@ -273,7 +287,8 @@ fn random_window(width: usize, height: usize, rng: &mut ChaCha8Rng) -> Window {
     }
 }
 
-/// The mean and the standard deviation of each colour, of values from 0 to 1, by which pictures are centred and scaled.
+/// The mean and the standard deviation of each colour, of values from 0 to 1, by which images are
+/// centred and scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Normalization {
     /// The mean of red, green and blue.
@@ -288,19 +303,21 @@ impl Normalization {
         mean: [0.485, 0.456, 0.406],
         std: [0.229, 0.224, 0.225],
     };
-    /// For CIFAR-10 as in the original MDEQ and many other programs, so that their checkpoints find what they were trained on: the mean of the 50,000 training images,
-    /// and the mean over images of each one's standard deviation; that of all pixels together is (0.2470, 0.2435, 0.2616).
+    /// For CIFAR-10 as in the original MDEQ and many other programs, so that their checkpoints find
+    /// what they were trained on: the mean of the 50,000 training images, and the mean over images
+    /// of each one's standard deviation; that of all pixels together is (0.2470, 0.2435, 0.2616).
     pub const CIFAR10: Self = Self {
         mean: [0.4914, 0.4822, 0.4465],
         std: [0.2023, 0.1994, 0.2010],
     };
-    /// For [`Shapes`](crate::Shapes): colours are drawn evenly, so the middle of the range and about their deviation.
+    /// For [`Shapes`](crate::Shapes): colours are drawn evenly, so the middle of the range and
+    /// about their deviation.
     pub const SHAPES: Self = Self {
         mean: [0.5; 3],
         std: [0.25; 3],
     };
 
-    /// Writes a picture as normalised planes, `[3, height, width]`.
+    /// Writes an image as normalised planes, `[3, height, width]`.
     ///
     /// # Panics
     ///

@@ -3,14 +3,17 @@
 use super::tokens::Tokens;
 use crate::error::DataError;
 
-/// A split as `batch` parallel streams, read in segments of `len` tokens. The tokens stay where they are, also in a mapped file.
+/// A split as `batch` parallel streams, read in segments of `len` tokens. The tokens stay where
+/// they are, also in a mapped file.
 ///
-/// The tokens are trimmed to a multiple of `batch` and cut into that many contiguous streams, as Transformer-XL's ordered iterator does. Segment `i`
-/// continues segment `i - 1` in every stream; the last one may be shorter.
+/// The tokens are trimmed to a multiple of `batch` and cut into that many contiguous streams, as
+/// Transformer-XL's ordered iterator does. Segment `i` continues segment `i - 1` in every stream;
+/// the last one may be shorter.
 ///
-/// Every token of a stream but its first is a target exactly once in a pass. One stream therefore predicts all of a split but its first token; with
-/// more, the first token of each and the fewer than `batch` tokens trimmed at the end are not predicted. Use one stream to report a
-/// perplexity of the whole split.
+/// Every token of a stream but its first is a target exactly once in a pass. One stream therefore
+/// predicts all of a split but its first token; with more, the first token of each and the fewer
+/// than `batch` tokens trimmed at the end are not predicted. Use one stream to report a perplexity
+/// of the whole split.
 ///
 /// # Examples
 ///
@@ -65,8 +68,8 @@ impl StreamBatcher {
     ///
     /// # Errors
     ///
-    /// [`DataError::TooFewTokens`] if a stream would have no token to predict, [`DataError::NothingToPredict`] if even a single one would have
-    /// none.
+    /// [`DataError::TooFewTokens`] if a stream would have no token to predict,
+    /// [`DataError::NothingToPredict`] if even a single one would have none.
     ///
     /// # Panics
     ///
@@ -141,8 +144,8 @@ impl StreamBatcher {
     ///
     /// It depends on nothing but the step, so that training can go on at any step.
     ///
-    /// Only full segments are used, so that every step has the same shape. Streams shorter than one segment are an exception: they are their own,
-    /// shorter segment.
+    /// Only full segments are used, so that every step has the same shape. Streams shorter than one
+    /// segment are an exception: they are their own, shorter segment.
     pub fn position(&self, step: usize) -> Position {
         let segments = self.num_full_segments().max(1);
         Position {

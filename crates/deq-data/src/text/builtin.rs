@@ -1,6 +1,7 @@
 //! The handbook compiled into this crate.
 
-use super::source::{Source, split_of};
+use super::layout::{SPLITS, split_of};
+use super::source::Source;
 use std::path::PathBuf;
 
 /// The chapters, in order.
@@ -13,8 +14,9 @@ const CHAPTERS: [&str; 6] = [
     include_str!("../../corpus/06-troubleshooting.md"),
 ];
 
-/// Train, valid and test; which paragraph goes where is described at [`Corpus::builtin`](super::Corpus::builtin).
-pub(crate) fn sources() -> [Source; 3] {
+/// Train, valid and test; which paragraph goes where is described at
+/// [`Corpus::builtin`](super::Corpus::builtin).
+pub(crate) fn sources() -> Vec<Source> {
     let mut splits = [String::new(), String::new(), String::new()];
     let paragraphs = CHAPTERS
         .iter()
@@ -26,11 +28,11 @@ pub(crate) fn sources() -> [Source; 3] {
         splits[split] += paragraph;
         splits[split] += "\n\n";
     }
-    let [train, valid, test] = splits;
-    [("train", train), ("valid", valid), ("test", test)].map(|(split, text)| {
+    let sources = SPLITS.iter().zip(splits).map(|(split, text)| {
         let path = PathBuf::from(format!("built-in {split}"));
         Source::new(path, text.into_bytes())
-    })
+    });
+    sources.collect()
 }
 
 #[cfg(test)]
@@ -51,7 +53,11 @@ mod tests {
 
     #[test]
     fn held_out_splits_are_a_twentieth_each() {
-        let sizes = sources().map(|source| source.bytes.len() as f64);
+        let sources = sources();
+        let sizes: Vec<f64> = sources
+            .iter()
+            .map(|source| source.bytes.len() as f64)
+            .collect();
         let total: f64 = sizes.iter().sum();
         for size in &sizes[1..] {
             assert!((0.03..0.07).contains(&(size / total)), "{sizes:?}");

@@ -1,7 +1,7 @@
 //! How often the words of a text occur.
 
+use super::lines::words;
 use super::pieces::{PIECE, pieces};
-use super::vocabulary::words;
 use rayon::prelude::*;
 use std::collections::HashMap;
 
@@ -13,13 +13,15 @@ pub(crate) fn count<'a>(words: impl IntoIterator<Item = &'a str>) -> Counts<'a> 
     merge(words.into_iter().map(|word| (word, 1)))
 }
 
-/// Counts the words of a text, and an `<eos>` for every line feed, on all threads of the current pool. `done` is told how many bytes have been read,
-/// part by part.
+/// Counts the words of a text, and an `<eos>` for every line end, on all threads of the current
+/// pool. `done` is called with the bytes of every part that has been read.
 ///
-/// The text is cut into ranges that are counted one by one and merged in their order, which gives what counting in turn gives, wherever the cuts are.
+/// The text is cut into ranges that are counted one by one and merged in their order, which gives
+/// what counting in turn gives, wherever the cuts are.
 pub(crate) fn count_text<'a>(text: &'a str, done: &(dyn Fn(usize) + Sync)) -> Counts<'a> {
     let pieces = pieces(text, PIECE);
-    // Few ranges, since each has nearly all the frequent words to merge, but enough to even out the threads.
+    // Few ranges, since each has nearly all the frequent words to merge, but enough to even out the
+    // threads.
     let ranges = 4 * rayon::current_num_threads();
     let counts: Vec<Counts<'a>> = pieces
         .par_chunks(pieces.len().div_ceil(ranges).max(1))

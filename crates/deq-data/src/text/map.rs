@@ -18,11 +18,13 @@ impl Map {
     /// Maps a file that is never written in place.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        // SAFETY: the bytes of the map must stay as they are while it exists. It is read-only, and only token files are mapped, which come into
-        // being by `files::write_whole` alone: a file under this name is complete, is never opened for writing again, and when it is replaced or
-        // removed the map keeps the old one. Bytes are only ever read as bytes, so any content is valid. What remains is another program that writes
-        // into or truncates a token file while it is mapped; no program that maps files can exclude that, and the folder says that its files are
-        // not to be edited.
+        // SAFETY: the bytes of the map must stay as they are while it exists. It is read-only, and
+        // only token files are mapped, which come into being by `files::write_whole` alone: a file
+        // under this name is complete, is never opened for writing again, and when it is replaced
+        // or removed the map keeps the old one. Bytes are only ever read as bytes, so any content
+        // is valid. What remains is another program that writes into or truncates a token file
+        // while it is mapped; no program that maps files can exclude that, and the folder says that
+        // its files are not to be edited.
         let map = unsafe { memmap2::Mmap::map(&file)? };
         Ok(Self(map))
     }

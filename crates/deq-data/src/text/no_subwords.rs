@@ -1,4 +1,4 @@
-//! In the place of `subwords` where the feature `tokenizers` is off: the type exists, but no value of it.
+//! Replaces `subwords` where the feature `tokenizers` is off: the type exists, but has no value.
 
 use crate::error::DataError;
 use std::path::Path;

@@ -2,9 +2,10 @@
 
 use super::cache::{CachePlace, CacheProblem, Candidates, Stamp, TokenFile, format, stamps};
 use super::corpus::Corpus;
-use super::counts::count_text;
+use super::derive::derive;
+use super::layout::{Layout, find_file};
 use super::level::Level;
-use super::source::Layout;
+use super::source;
 use super::vocabulary::{TOKENIZER_FILE, Vocabulary, WORDS_FILE};
 use crate::error::DataError;
 use crate::files;
@@ -12,25 +13,30 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Something that happens while a corpus is read, to be shown to whoever waits.
+/// Progress and findings while a corpus is read.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CorpusEvent<'a> {
-    /// The words of train are being counted; so many bytes of so many are done.
+    /// The words of train are being counted.
     Counting {
-        /// Bytes done.
+        /// Bytes of text done.
         done: u64,
         /// Bytes in all.
         total: u64,
     },
-    /// The three splits are being made ids; so many bytes of so many are done.
+    /// The splits are being encoded.
     Encoding {
         /// Bytes done.
         done: u64,
         /// Bytes in all.
         total: u64,
     },
-    /// A token file cannot be used and the text is read anew.
+    /// These files and folders beside the text are not read.
+    LeftOut {
+        /// Their paths, in order.
+        files: &'a [PathBuf],
+    },
+    /// A token file cannot be used; the text is read instead.
     Discarded {
         /// The token file.
         file: &'a Path,
@@ -42,35 +48,45 @@ pub enum CorpusEvent<'a> {
         /// The token file.
         file: &'a Path,
     },
-    /// No token file could be written, so the text will be read anew the next time.
+    /// No token file could be written; the text will be read again the next time.
     NotWritten {
-        /// Why the last place failed.
+        /// The error at the last place tried.
         error: &'a DataError,
     },
 }
 
-/// Reads a text in three splits as token ids.
+/// Reads a text as token ids in two or three splits.
 ///
-/// A text is one of these, the first that fits:
+/// A text is the first of these that applies:
 ///
-/// - a file, of which the first 90 % become train and 5 % each valid and test, cut at line ends;
-/// - a folder with a file for each split: `train.txt`, `wiki.train.tokens`, `wiki.train.raw` or `ptb.train.txt`, likewise for `valid` and `test`, where
-///   `validation.txt`, `val.txt` and `dev.txt` will do for `valid.txt`; or with a sub-folder for a split, `train` and so on, whose `.txt` files and
-///   those of the folders in it are joined in the order of their paths;
-/// - a folder with other `.txt` files, also in folders in it. Files are numbered from 1 in the order of their paths; the 10th, 30th, 50th, ... are
-///   valid, the 20th, 40th, ... test, and the others train. Fewer than 20 files are joined and cut like a single file.
+/// - a file. The first 90 % become train and 5 % each valid and test, cut at line ends, or between
+///   words where the line at the cut is longer than 1 % of the file;
+/// - a folder with a file for each split: `train.txt`, `wiki.train.tokens`, `wiki.train.raw` or
+///   `ptb.train.txt`, likewise for `valid` and `test`, where `validation.txt`, `val.txt` and
+///   `dev.txt` are accepted for `valid.txt`; or with a sub-folder for a split, `train` and so on,
+///   whose `.txt` files and those of the folders in it are joined in the order of their paths. The
+///   test split is optional;
+/// - a folder with other `.txt` files, also in folders in it. Files are numbered from 1 in the
+///   order of their paths; the 10th, 30th, 50th, ... are valid, the 20th, 40th, ... test, and the
+///   others train. Fewer than 20 files are joined and cut like a single file.
 ///
-/// Between two joined files stands a line feed, if the first does not end with one. Hidden files and `vocab.txt` do not count.
+/// Two joined files are separated by a line feed if the first does not end with one. Names and
+/// endings are compared without case. Hidden files, `vocab.txt` and `tokenizer.json` do not count;
+/// every other file or folder that is not read is listed in [`Corpus::left_out`] and reported as
+/// [`CorpusEvent::LeftOut`]. A byte-order mark at the beginning of a file is not part of the text.
 ///
-/// The work is divided among the threads of rayon's current pool; the ids do not depend on their number. A tokenizer reads about 256 KiB at a time, cut
-/// at a line end, so a token never reaches across such a cut.
+/// The work is divided among the threads of rayon's current pool; the ids do not depend on their
+/// number. A tokenizer reads about 256 KiB at a time, cut at a line end, so that no token reaches
+/// across such a cut.
 ///
 /// # Token files
 ///
-/// With [`cache`](Self::cache), the ids are kept in a file, which is mapped into memory the next time instead of reading the text. It is used if
-/// the files of the text have the names, lengths and times that they had, or, where only a time differs, the same content. Header and length are checked
-/// whenever it is opened, and the checksum of the ids too unless [`check`](Self::check) says otherwise: a token file that does not
-/// match is written anew, and [`on_event`](Self::on_event) hears why.
+/// With [`cache`](Self::cache), the ids are kept in a file, which is mapped into memory the next
+/// time instead of reading the text. It is used if the files of the text have the names, lengths
+/// and times that they had, or, where only a time differs, the same content. Header and length are
+/// checked whenever it is opened, and the checksum of the ids too unless [`check`](Self::check)
+/// says otherwise. A token file that does not match is replaced, with
+/// [`CorpusEvent::Discarded`] as the explanation.
 ///
 /// # Examples
 ///
@@ -133,14 +149,15 @@ impl<'a> CorpusReader<'a> {
         self
     }
 
-    /// Whether to compare the checksum of the ids when a token file is opened, for which the whole file is read. By default it is: nobody should train
-    /// on damaged data, and training reads all of it anyway.
+    /// Whether to verify the checksum of the ids when a token file is opened, which reads the whole
+    /// file. On by default: nobody should train on damaged data, and training reads all of it
+    /// anyway.
     pub fn check(mut self, ids: bool) -> Self {
         self.check = ids;
         self
     }
 
-    /// Tells `listener` what happens, from any thread.
+    /// Calls `listener` with progress and findings, from any thread. By default they are ignored.
     pub fn on_event(mut self, listener: &'a (dyn Fn(&CorpusEvent<'_>) + Sync)) -> Self {
         self.on_event = listener;
         self
@@ -150,12 +167,19 @@ impl<'a> CorpusReader<'a> {
     ///
     /// # Errors
     ///
-    /// [`DataError`] as in [`Corpus::open`]. A token file that cannot be used or written is no error.
+    /// [`DataError`] as in [`Corpus::open`]. A token file that cannot be used or written is no
+    /// error.
     pub fn read(&self) -> Result<Corpus, DataError> {
         let layout = Layout::find(&self.path)?;
+        if !layout.left_out.is_empty() {
+            let files = &layout.left_out;
+            (self.on_event)(&CorpusEvent::LeftOut { files });
+        }
         let given = self.given()?;
-        let list = self.path.join(WORDS_FILE);
-        let list = (given.is_none() && list.is_file()).then_some(list);
+        let list = match given {
+            Some(_) => None,
+            None => find_file(&self.path, WORDS_FILE),
+        };
         let mut stamps = stamps(&self.path, &layout, list.as_deref())?;
         let level = given.as_ref().map_or(Level::Word, Vocabulary::level);
         let bytes = stamps.iter().map(|stamp| stamp.bytes).sum();
@@ -163,7 +187,10 @@ impl<'a> CorpusReader<'a> {
 
         for file in candidates.read.iter().filter(|file| file.is_file()) {
             match self.open_token_file(file, given.as_ref(), &stamps) {
-                Ok(Some(corpus)) => return Ok(corpus),
+                Ok(Some(mut corpus)) => {
+                    corpus.left_out = layout.left_out;
+                    return Ok(corpus);
+                }
                 Ok(None) => {}
                 Err(problem) => (self.on_event)(&CorpusEvent::Discarded {
                     file,
@@ -173,28 +200,27 @@ impl<'a> CorpusReader<'a> {
         }
         let derived = given.is_none();
         let corpus = self.read_text(&layout, given, list.as_deref(), &mut stamps)?;
-        Ok(self.keep(corpus, derived, &candidates.write, &stamps))
+        let mut corpus = self.keep(corpus, derived, &candidates.write, &stamps);
+        corpus.left_out = layout.left_out;
+        Ok(corpus)
     }
 
-    /// The vocabulary that does not depend on the text.
+    /// The vocabulary, if it does not depend on the text.
     fn given(&self) -> Result<Option<Vocabulary>, DataError> {
         match &self.tokens {
             Choice::Vocabulary(vocabulary) => Ok(Some(vocabulary.clone())),
             Choice::Level(Level::Word) => Ok(None),
             Choice::Level(Level::Byte) => Ok(Some(Vocabulary::of_bytes())),
-            Choice::Level(Level::Tokenizer) => {
-                let file = self.path.join(TOKENIZER_FILE);
-                match file.is_file() {
-                    true => Vocabulary::load(&file).map(Some),
-                    false => Err(DataError::NoTokenizer {
-                        path: self.path.clone(),
-                    }),
-                }
-            }
+            Choice::Level(Level::Tokenizer) => match find_file(&self.path, TOKENIZER_FILE) {
+                Some(file) => Vocabulary::load(&file).map(Some),
+                None => Err(DataError::NoTokenizer {
+                    path: self.path.clone(),
+                }),
+            },
         }
     }
 
-    /// The corpus in a token file, or nothing if that was made with another vocabulary.
+    /// The corpus in a token file, or `None` if it was made with another vocabulary.
     fn open_token_file(
         &self,
         file: &Path,
@@ -205,18 +231,24 @@ impl<'a> CorpusReader<'a> {
         if given.is_some_and(|given| given.fingerprint() != file.header.vocabulary) {
             return Ok(None);
         }
+        if file.header.level != given.map_or(Level::Word, Vocabulary::level) {
+            return Err(CacheProblem::DamagedHeader);
+        }
         file.check_text(&self.path, stamps, given.is_some(), false)?;
         if self.check {
             file.check_tokens()?;
         }
         let vocabulary = match given {
+            Some(given) if given.len() as u64 != file.header.vocabulary_len => {
+                return Err(CacheProblem::DamagedHeader);
+            }
             Some(given) => given.clone(),
             None => file.vocabulary()?,
         };
         Ok(Some(file.corpus(vocabulary)))
     }
 
-    /// Reads the text itself, and completes the stamps with the checksums of what was read.
+    /// Reads the text itself, and adds its checksums to the stamps.
     fn read_text(
         &self,
         layout: &Layout,
@@ -224,23 +256,20 @@ impl<'a> CorpusReader<'a> {
         list: Option<&Path>,
         stamps: &mut [Stamp],
     ) -> Result<Corpus, DataError> {
-        let (sources, mut checksums) = layout.read()?;
+        let (sources, mut checksums) = source::read(layout)?;
         let vocabulary = match given {
             Some(given) => given,
             None => {
-                let train = &sources[0];
-                let done = Share::of(train.bytes.len());
-                let counts = count_text(train.text()?, &|bytes| {
+                let mut listed = None;
+                if let Some(list) = list {
+                    listed = Some(load_list(list)?);
+                    checksums.push(xxh3_64(&files::read(list)?));
+                }
+                let done = Share::of(sources[0].bytes.len());
+                derive(&sources, listed, &|bytes| {
                     let (done, total) = done.add(bytes);
                     (self.on_event)(&CorpusEvent::Counting { done, total });
-                });
-                match list {
-                    None => Vocabulary::of_counts(counts),
-                    Some(list) => {
-                        checksums.push(xxh3_64(&files::read(list)?));
-                        listed(list)?.sorted_for(counts)
-                    }
-                }
+                })?
             }
         };
         let done = Share::of(sources.iter().map(|source| source.bytes.len()).sum());
@@ -261,7 +290,7 @@ impl<'a> CorpusReader<'a> {
             match format::write(file, &corpus, derived, stamps) {
                 Ok(()) => {
                     (self.on_event)(&CorpusEvent::Written { file });
-                    // Its ids need not stay in memory as well.
+                    // Mapped, the ids need not stay in memory as well.
                     return match TokenFile::open(file) {
                         Ok(file) => file.corpus(corpus.vocabulary),
                         Err(_) => corpus,
@@ -277,8 +306,8 @@ impl<'a> CorpusReader<'a> {
     }
 }
 
-/// The words that a folder lists.
-fn listed(path: &Path) -> Result<Vocabulary, DataError> {
+/// The words listed in a `vocab.txt`.
+fn load_list(path: &Path) -> Result<Vocabulary, DataError> {
     let vocabulary = Vocabulary::load(path)?;
     match vocabulary.id_of_known(Vocabulary::END_OF_LINE) {
         Some(_) => Ok(vocabulary),
@@ -288,7 +317,7 @@ fn listed(path: &Path) -> Result<Vocabulary, DataError> {
     }
 }
 
-/// How much of something is done, counted from several threads.
+/// A progress counter shared by threads.
 struct Share {
     done: AtomicU64,
     total: u64,

@@ -1,21 +1,23 @@
-//! What is known of a text without reading it.
+//! What can be told about a text without reading it.
 
 use super::cache::{self, CachePlace, CacheProblem, Stamp, TokenFile, stamps};
+use super::layout::{Arrangement, Layout, find_file};
 use super::level::Level;
-use super::source::{Arrangement, Layout};
 use super::vocabulary::WORDS_FILE;
 use crate::error::DataError;
 use std::path::{Path, PathBuf};
 
-/// A text as it lies on the disk, and the token files made of it.
+/// The files of a text, and the token files made of it.
 #[derive(Debug)]
 pub struct TextSurvey {
     /// How it is divided into splits.
     pub arrangement: Arrangement,
     /// The number of its files.
     pub files: usize,
-    /// Their bytes.
+    /// Their total size in bytes.
     pub bytes: u64,
+    /// Files and folders beside it that are not read.
+    pub left_out: Vec<PathBuf>,
     /// Its token files.
     pub cached: Vec<CachedText>,
 }
@@ -23,26 +25,28 @@ pub struct TextSurvey {
 /// A token file.
 #[derive(Debug)]
 pub struct CachedText {
-    /// Where it lies.
+    /// Its path.
     pub file: PathBuf,
     /// What a token is, if the header can be read.
     pub level: Option<Level>,
-    /// Tokens of train, valid and test, if the header can be read.
+    /// Tokens of train, valid and test, if the header can be read; 0 if there is no test split.
     pub tokens: Option<[u64; 3]>,
     /// The number of tokens in the vocabulary, if the header can be read.
     pub vocabulary: Option<u64>,
-    /// Why it cannot be used, if it cannot. Reading the text writes it anew.
+    /// Why it cannot be used, if it cannot. Reading the text replaces it.
     pub problem: Option<CacheProblem>,
 }
 
-/// Looks at a text and its token files in a place, for [`CachePlace::Auto`] whatever the size of the text.
+/// Finds the files of a text and its token files in a place; for [`CachePlace::Auto`], whatever the
+/// size of the text.
 ///
-/// With `thorough`, every byte of text and token files is read and compared with the checksums; otherwise only what reading a corpus
-/// without [`check`](super::CorpusReader::check) compares.
+/// With `thorough`, every byte of text and token files is read and compared with the checksums;
+/// otherwise only what reading a corpus without [`check`](super::CorpusReader::check) compares.
 ///
 /// # Errors
 ///
-/// [`DataError`] if the text is missing or cannot be read; what is wrong with a token file is part of the result.
+/// [`DataError`] if the text is missing or cannot be read; what is wrong with a token file is part
+/// of the result.
 ///
 /// # Examples
 ///
@@ -59,10 +63,9 @@ pub struct CachedText {
 pub fn survey(path: &Path, place: &CachePlace, thorough: bool) -> Result<TextSurvey, DataError> {
     let layout = Layout::find(path)?;
     let text = stamps(path, &layout, None)?;
-    let list = path.join(WORDS_FILE);
-    let listed = match list.is_file() {
-        true => stamps(path, &layout, Some(&list))?,
-        false => text.clone(),
+    let listed = match find_file(path, WORDS_FILE) {
+        Some(list) => stamps(path, &layout, Some(&list))?,
+        None => text.clone(),
     };
     let cached = cache::all(path, place).into_iter().map(|file| {
         let opened = TokenFile::open(&file);
@@ -91,6 +94,7 @@ pub fn survey(path: &Path, place: &CachePlace, thorough: bool) -> Result<TextSur
         files: text.len(),
         bytes: text.iter().map(|stamp| stamp.bytes).sum(),
         cached: cached.collect(),
+        left_out: layout.left_out,
     })
 }
 

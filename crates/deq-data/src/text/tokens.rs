@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 /// A sequence of token ids, in memory or in a token file that is mapped.
 ///
-/// Clones share the ids. Where they lie makes no difference to a reader: ids are read by [`get`](Self::get), [`range`](Self::range) and
-/// [`iter`](Self::iter).
+/// Clones share the ids. [`get`](Self::get), [`range`](Self::range) and [`iter`](Self::iter) read
+/// them alike from memory and from a file.
 ///
 /// ```
 /// use deq_data::Tokens;
@@ -110,6 +110,19 @@ impl Tokens {
     /// All ids in order.
     pub fn iter(&self) -> TokenIter<'_> {
         self.range(0..self.len())
+    }
+
+    /// Calls `take` with the little-endian bytes of the ids, many at a time.
+    pub(crate) fn each_block(&self, width: Width, mut take: impl FnMut(&[u8])) {
+        const BLOCK: usize = 1 << 14;
+        let mut bytes = Vec::with_capacity(BLOCK * width.bytes());
+        for start in (0..self.len()).step_by(BLOCK) {
+            bytes.clear();
+            for id in self.range(start..self.len().min(start + BLOCK)) {
+                bytes.extend_from_slice(&id.to_le_bytes()[..width.bytes()]);
+            }
+            take(&bytes);
+        }
     }
 
     /// A copy in memory.

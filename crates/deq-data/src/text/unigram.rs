@@ -4,8 +4,9 @@ use super::tokens::Tokens;
 
 /// The perplexity of `eval` when every token is drawn independently with its frequency in `train`.
 ///
-/// Frequencies are smoothed by adding one to every count (Laplace), so that a token absent from `train` does not make it infinite. A language
-/// model that does not fall below this number has learnt nothing from the order of the tokens.
+/// Frequencies are smoothed by adding one to every count (Laplace), so that a token absent from
+/// `train` does not make it infinite. A language model that does not fall below this number has
+/// learnt nothing from the order of the tokens.
 ///
 /// # Panics
 ///

@@ -2,8 +2,9 @@
 
 use super::counts::{Counts, by_frequency, count};
 use super::level::Level;
+use super::lines::{lines, words};
 use super::subwords::Subwords;
-use crate::error::DataError;
+use crate::error::{DataError, excerpt};
 use crate::files;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -13,11 +14,13 @@ use std::path::{Path, PathBuf};
 pub(crate) const WORDS_FILE: &str = "vocab.txt";
 /// The file of a tokenizer.
 pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
+/// The most bytes of a vocabulary file that is read; the largest tokenizers in use have 40 MB.
+const LARGEST: u64 = 256 << 20;
 
-/// The tokens of a corpus by id, and how text becomes ids and ids become text.
+/// The tokens of a corpus by id, and the conversion between text and ids.
 ///
-/// It is saved as `vocab.txt`, with one token a line, or as the `tokenizer.json` that it was made of, byte for byte, and serialised as the list of
-/// its tokens or as the text of that file.
+/// It is saved as `vocab.txt`, with one token a line, or as the `tokenizer.json` that it was made
+/// of, byte for byte, and serialised as the list of its tokens or as the text of that file.
 ///
 /// ```
 /// use deq_data::Vocabulary;
@@ -78,17 +81,18 @@ impl From<Vocabulary> for Saved {
 impl TryFrom<Vec<String>> for Vocabulary {
     type Error = DataError;
 
-    /// The words, or bytes if they are those of [`of_bytes`](Vocabulary::of_bytes), in the order of their ids.
+    /// The words, or bytes if they are those of [`of_bytes`](Vocabulary::of_bytes), in the order of
+    /// their ids.
     ///
     /// # Errors
     ///
-    /// [`DataError::DuplicateToken`] if a token is there twice.
+    /// [`DataError::DuplicateToken`] if a token occurs twice.
     fn try_from(tokens: Vec<String>) -> Result<Self, DataError> {
         let mut ids = HashMap::with_capacity(tokens.len());
         for (id, token) in (0_u32..).zip(&tokens) {
             if let Some(first) = ids.insert(token.clone(), id) {
                 return Err(DataError::DuplicateToken {
-                    token: token.clone(),
+                    token: excerpt(token),
                     first: first as usize,
                     second: id as usize,
                 });
@@ -111,10 +115,11 @@ impl Vocabulary {
     /// Stands for words outside the vocabulary.
     pub const UNKNOWN: &str = "<unk>";
 
-    /// The words of a text: [`END_OF_LINE`](Self::END_OF_LINE) first, then by falling frequency, ties by first
-    /// appearance.
+    /// The words of a text: [`END_OF_LINE`](Self::END_OF_LINE) first, then by falling frequency,
+    /// ties by first appearance.
     ///
-    /// Transformer-XL sorts its vocabularies in this way, and an adaptive softmax relies on it, because its clusters are ranges of ids.
+    /// Transformer-XL sorts its vocabularies in this way, and an adaptive softmax relies on it,
+    /// because its clusters are ranges of ids.
     pub fn of_words<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
         Self::of_counts(count(words))
     }
@@ -127,17 +132,20 @@ impl Vocabulary {
         ))
     }
 
-    /// The words of a text in the order of first appearance, with [`END_OF_LINE`](Self::END_OF_LINE) first.
+    /// The words of a text in the order of first appearance, with
+    /// [`END_OF_LINE`](Self::END_OF_LINE) first.
     ///
-    /// The `vocab.txt` files that are passed around with WikiText-2 have this order: its first line is empty, so that `<eos>` is the first
-    /// token anyway. It does not suit an adaptive softmax; see [`of_words`](Self::of_words).
+    /// The `vocab.txt` files in circulation with WikiText-2 have this order: the first line of the
+    /// text is empty, which makes `<eos>` its first token anyway. It does not suit an adaptive
+    /// softmax; see [`of_words`](Self::of_words).
     pub fn by_appearance<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
         let mut seen = HashSet::from([Self::END_OF_LINE]);
         Self::of_distinct(words.into_iter().filter(|word| seen.insert(word)))
     }
 
-    /// Counted words as in [`of_words`](Self::of_words), except that words found fewer than `least` times become
-    /// [`UNKNOWN`](Self::UNKNOWN), which therefore has the frequency of all of them together.
+    /// Counted words as in [`of_words`](Self::of_words), except that words found fewer than `least`
+    /// times become [`UNKNOWN`](Self::UNKNOWN), which therefore has the frequency of all of them
+    /// together.
     pub(crate) fn of_frequent(counts: Counts<'_>, least: usize) -> Self {
         let (common, rare): (Counts<'_>, Counts<'_>) = counts
             .into_iter()
@@ -149,8 +157,8 @@ impl Vocabulary {
         ))
     }
 
-    /// These tokens by their frequency in a text, ties by first appearance there; those that it does not have come last, in the order they
-    /// have here.
+    /// These tokens by their frequency in a text, ties by first appearance there; those that it
+    /// does not have come last, in the order they have here.
     pub(crate) fn sorted_for(&self, counts: Counts<'_>) -> Self {
         let unknown = Self::UNKNOWN;
         let mut known: Counts<'_> = Vec::new();
@@ -158,7 +166,7 @@ impl Vocabulary {
         for (word, count) in counts {
             match self.ids.contains_key(word) && word != unknown {
                 true => known.push((word, count)),
-                // All unknown words are one, which first appears where the first of them does.
+                // Unknown words are one token, which first appears where the first of them does.
                 false => match unknown_place {
                     Some(place) => known[place].1 += count,
                     None => {
@@ -179,6 +187,18 @@ impl Vocabulary {
         )
     }
 
+    /// This vocabulary with [`UNKNOWN`](Self::UNKNOWN), which it does not have yet, as the last
+    /// word.
+    pub(crate) fn with_unknown(self) -> Self {
+        let tokens = self.tokens.iter().map(String::as_str);
+        Self::of_all(tokens.chain([Self::UNKNOWN]))
+    }
+
+    /// The tokens in the order of their ids.
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = &str> {
+        self.tokens.iter().map(String::as_str)
+    }
+
     /// All 256 bytes; printable ASCII stands for itself, the others for `<0x..>`.
     pub fn of_bytes() -> Self {
         let tokens: Vec<String> = byte_names().collect();
@@ -189,11 +209,12 @@ impl Vocabulary {
 
     /// [`END_OF_LINE`](Self::END_OF_LINE) and words that differ from it and from one another.
     fn of_distinct<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
-        let tokens: Vec<String> = [Self::END_OF_LINE]
-            .into_iter()
-            .chain(words)
-            .map(str::to_owned)
-            .collect();
+        Self::of_all([Self::END_OF_LINE].into_iter().chain(words))
+    }
+
+    /// Words that differ from one another.
+    fn of_all<'a>(words: impl Iterator<Item = &'a str>) -> Self {
+        let tokens: Vec<String> = words.map(str::to_owned).collect();
         let ids = (0..).zip(&tokens).map(|(id, token)| (token.clone(), id));
         let ids = ids.collect();
         Self::from_parts(tokens, ids)
@@ -215,21 +236,20 @@ impl Vocabulary {
         Self { tokens, ids, kind }
     }
 
-    /// Reads a `tokenizer.json` if the name ends in `.json`, or else a file with one token a line, the first of which has id 0.
+    /// Reads a `tokenizer.json` if the name ends in `.json`, or else a file with one token a line,
+    /// the first of which has id 0. A byte-order mark is left out.
     ///
     /// # Errors
     ///
-    /// [`DataError`] naming the file and line: it cannot be read, is not UTF-8, is empty, has an empty line, or repeats a token; a tokenizer that
-    /// the library does not understand, or [`DataError::TokenizersNotCompiled`].
+    /// [`DataError`] naming the file and line: it cannot be read, has more than 256 MiB, is not
+    /// UTF-8, is empty, has an empty line, or repeats a token; a tokenizer that the library does
+    /// not understand or whose ids are far apart, or [`DataError::TokenizersNotCompiled`].
     pub fn load(path: &Path) -> Result<Self, DataError> {
-        let text = match String::from_utf8(files::read(path)?) {
-            Ok(text) => text,
-            Err(error) => {
-                let (path, position) = (path.to_owned(), error.utf8_error().valid_up_to());
-                return Err(DataError::NotUtf8 { path, position });
-            }
-        };
-        match path.extension().is_some_and(|end| end == "json") {
+        let text = files::read_text(path, LARGEST)?;
+        match path
+            .extension()
+            .is_some_and(|end| end.eq_ignore_ascii_case("json"))
+        {
             true => Subwords::parse(path, text).map(Self::of_subwords),
             false => Self::of_lines(path, &text),
         }
@@ -263,7 +283,7 @@ impl Vocabulary {
         if text.is_empty() {
             return Err(DataError::Empty { path });
         }
-        let tokens: Vec<String> = text.lines().map(str::to_owned).collect();
+        let tokens: Vec<String> = lines(text).map(|(line, _)| line.to_owned()).collect();
         if let Some(blank) = tokens.iter().position(String::is_empty) {
             let line = blank + 1;
             return Err(DataError::BlankLine { path, line });
@@ -277,7 +297,8 @@ impl Vocabulary {
         })
     }
 
-    /// Writes the file that [`load`](Self::load) reads, whole or not at all. That of a tokenizer must end in `.json`.
+    /// Writes the file that [`load`](Self::load) reads, whole or not at all. That of a tokenizer
+    /// must end in `.json`.
     ///
     /// # Errors
     ///
@@ -286,9 +307,11 @@ impl Vocabulary {
         files::write_whole(path, |file| file.write_all(self.text().as_bytes()))
     }
 
-    /// Writes `vocab.txt` or `tokenizer.json` into a folder, to be found by [`load_from`](Self::load_from), and returns its path.
+    /// Writes `vocab.txt` or `tokenizer.json` into a folder, to be found by
+    /// [`load_from`](Self::load_from), and returns its path.
     ///
-    /// A model belongs together with this file: with it, any text can be read with the ids that the model was trained with, and its ids made text.
+    /// The file belongs to a model: it converts any text to the ids that the model was trained
+    /// with, and ids to text.
     ///
     /// # Errors
     ///
@@ -320,7 +343,7 @@ impl Vocabulary {
         }
     }
 
-    /// The number of tokens: every id is below.
+    /// The number of tokens; all ids are below it.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
@@ -346,38 +369,53 @@ impl Vocabulary {
         self.tokens.get(id as usize).map(String::as_str)
     }
 
-    /// The ids of a text: its bytes, its words with [`END_OF_LINE`](Self::END_OF_LINE) for every line feed, or what the tokenizer makes of it.
+    /// The ids of a text: its bytes, its words with [`END_OF_LINE`](Self::END_OF_LINE) for every
+    /// line end, or what the tokenizer makes of it.
     ///
-    /// A last line without a line feed gets no `<eos>`, so that a model can be asked to go on with it. A tokenizer adds no special tokens at the
-    /// beginning or the end, and truncates nothing, whatever its file says; special tokens that the text names are read as such.
+    /// A last line without its end gets no `<eos>`, so that a model can continue it. A tokenizer
+    /// adds no special tokens at the beginning or the end, and truncates nothing, whatever its file
+    /// says; special tokens that the text names are read as such.
     ///
     /// # Errors
     ///
-    /// [`DataError::UnknownToken`] for a word that the vocabulary does not have, if it has no [`UNKNOWN`](Self::UNKNOWN) either;
-    /// [`DataError::Tokenizer`] if the tokenizer fails.
+    /// [`DataError::UnknownToken`] for a word that the vocabulary does not have, if it has no
+    /// [`UNKNOWN`](Self::UNKNOWN) either; [`DataError::Tokenizer`] if the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        match &self.kind {
-            Kind::Bytes => return Ok(text.bytes().map(u32::from).collect()),
-            Kind::Subwords(subwords) => return subwords.encode(text),
-            Kind::Words => {}
-        }
-        words(text)
-            .map(|word| {
-                self.id(word).ok_or_else(|| DataError::UnknownToken {
-                    word: word.to_owned(),
-                })
-            })
-            .collect()
+        self.encode_counted(text).map(|(ids, _)| ids)
     }
 
-    /// The text of these ids: their bytes, their words with single spaces between them and a line feed for
-    /// [`END_OF_LINE`](Self::END_OF_LINE), or what the tokenizer's decoder makes of them.
+    /// [`encode`](Self::encode), and how many words it read as [`UNKNOWN`](Self::UNKNOWN) because
+    /// the vocabulary does not have them.
+    pub(crate) fn encode_counted(&self, text: &str) -> Result<(Vec<u32>, u64), DataError> {
+        match &self.kind {
+            Kind::Bytes => return Ok((text.bytes().map(u32::from).collect(), 0)),
+            Kind::Subwords(subwords) => return Ok((subwords.encode(text)?, 0)),
+            Kind::Words => {}
+        }
+        let unknown_id = self.ids.get(Self::UNKNOWN);
+        let mut unknown = 0;
+        let ids = words(text).map(|word| {
+            let known = self.ids.get(word);
+            unknown += u64::from(known.is_none());
+            known.or(unknown_id).copied().ok_or_else(|| {
+                let word = excerpt(word);
+                DataError::UnknownToken { word }
+            })
+        });
+        let ids = ids.collect::<Result<_, _>>()?;
+        Ok((ids, unknown))
+    }
+
+    /// The text of these ids: their bytes, their words with single spaces between them and a line
+    /// feed for [`END_OF_LINE`](Self::END_OF_LINE), or what the tokenizer's decoder makes of them.
     ///
-    /// Bytes that are not UTF-8, such as half a letter at the end, become the replacement character U+FFFD; so do the byte tokens of tokenizers.
+    /// Bytes that are not UTF-8, such as half a letter at the end, become the replacement character
+    /// U+FFFD; so do the byte tokens of tokenizers.
     ///
     /// # Errors
     ///
-    /// [`DataError::UnknownId`] for an id outside the vocabulary, [`DataError::Tokenizer`] if the decoder fails.
+    /// [`DataError::UnknownId`] for an id outside the vocabulary, [`DataError::Tokenizer`] if the
+    /// decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
         let tokens = ids.iter().map(|&id| {
             self.token(id).ok_or(DataError::UnknownId {
@@ -408,10 +446,10 @@ impl Vocabulary {
         Ok(text)
     }
 
-    /// A number that differs between vocabularies, to match a model with its data.
+    /// A number that tells vocabularies apart, to match a model with its data.
     ///
-    /// It is the 64-bit FNV-1a hash of the tokens, each followed by a zero byte, or of the bytes of `tokenizer.json`, and stays the same in all versions
-    /// of this crate.
+    /// It is the 64-bit FNV-1a hash of the tokens, each followed by a zero byte, or of the bytes of
+    /// `tokenizer.json`, and stays the same in all versions of this crate.
     pub fn fingerprint(&self) -> u64 {
         match &self.kind {
             Kind::Subwords(subwords) => fnv_1a(subwords.json().bytes()),
@@ -427,8 +465,8 @@ impl Vocabulary {
     ///
     /// # Errors
     ///
-    /// [`DataError::OtherVocabulary`] if it is not. A vocabulary of the same size in another order is refused too: a model would read it without
-    /// complaint and predict nonsense.
+    /// [`DataError::OtherVocabulary`] if it is not. A vocabulary of the same size in another order
+    /// is refused too: a model would read it without complaint and predict nonsense.
     pub fn require(&self, fingerprint: u64) -> Result<(), DataError> {
         let found = self.fingerprint();
         match found == fingerprint {
@@ -444,14 +482,6 @@ impl Vocabulary {
 fn fnv_1a(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
-/// The words of a text, with `<eos>` for every line feed.
-pub(crate) fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split_inclusive('\n').flat_map(|line| {
-        let end = line.ends_with('\n').then_some(Vocabulary::END_OF_LINE);
-        line.split_whitespace().chain(end)
     })
 }
 

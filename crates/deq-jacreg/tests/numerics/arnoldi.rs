@@ -1,12 +1,12 @@
 //! Arnoldi's method and the whole spectrum against matrices with known eigenvalues.
 
 use crate::support::{LinearCell, TanhCell, normal, tensor, values};
-use deq_core::FrozenCell;
 use deq_jacreg::{
     ArnoldiConfig, SpectralRadiusConfig, arnoldi, dense_jacobian, spectral_radius, spectrum,
 };
 
-/// A block diagonal matrix that turns pairs of coordinates by different angles, so that all eigenvalues have the given modulus, in a basis that is not orthogonal.
+/// A block diagonal matrix that turns pairs of coordinates by different angles, so that all
+/// eigenvalues have the given modulus, in a basis that is not orthogonal.
 fn turning(pairs: usize, modulus: f64) -> Vec<Vec<f64>> {
     let dim = 2 * pairs;
     let mut rows = vec![vec![0.0; dim]; dim];
@@ -30,11 +30,10 @@ fn cell(rows: &[Vec<f64>]) -> LinearCell {
 #[test]
 fn many_eigenvalues_of_one_modulus_are_found_where_power_iteration_cannot() {
     let cell = cell(&turning(4, 0.9));
-    let frozen = FrozenCell::new(&cell, &());
     let z = tensor(vec![0.0; 16], [2, 8]);
-    let power = spectral_radius(&frozen, z.clone(), &SpectralRadiusConfig::new()).unwrap();
+    let power = spectral_radius(&cell, &(), &z, &SpectralRadiusConfig::new()).unwrap();
     assert_eq!(power.converged, [false; 2]);
-    let found = arnoldi(&frozen, z, &ArnoldiConfig::new().with_tolerance(1e-9)).unwrap();
+    let found = arnoldi(&cell, &(), &z, &ArnoldiConfig::new().with_tolerance(1e-9)).unwrap();
     assert_eq!(
         (found.products, found.converged.as_slice()),
         (8, [true; 2].as_slice())
@@ -60,15 +59,14 @@ fn the_residual_bounds_the_error_and_falls_with_the_products() {
     let cell = TanhCell::new(weight);
     let context = normal(6, [3, dim], 0.3);
     let z = normal(7, [3, dim], 0.3);
-    let frozen = FrozenCell::new(&cell, &context);
-    let exact: Vec<f64> = spectrum(&frozen, z.clone())
+    let exact: Vec<f64> = spectrum(&cell, &context, &z)
         .iter()
         .map(|s| s[0].norm())
         .collect();
     let mut last = f64::INFINITY;
     for products in [10, 20, 40] {
         let config = ArnoldiConfig::new().with_products(products);
-        let found = arnoldi(&frozen, z.clone(), &config).unwrap();
+        let found = arnoldi(&cell, &context, &z, &config).unwrap();
         let errors = found
             .radius()
             .into_iter()
@@ -86,9 +84,8 @@ fn the_spectrum_has_the_trace_and_determinant_of_the_jacobian() {
     let cell = TanhCell::new(normal(1, [4, 4], 0.6));
     let context = normal(2, [2, 4], 0.5);
     let z = normal(3, [2, 4], 0.5);
-    let frozen = FrozenCell::new(&cell, &context);
-    let jacobian = values(dense_jacobian(&frozen, z.clone()));
-    for (sample, found) in spectrum(&frozen, z).iter().enumerate() {
+    let jacobian = values(dense_jacobian(&cell, &context, &z));
+    for (sample, found) in spectrum(&cell, &context, &z).iter().enumerate() {
         let entry = |i: usize, j: usize| jacobian[sample * 16 + i * 4 + j];
         let trace: f64 = (0..4).map(|i| entry(i, i)).sum();
         let squares: f64 = (0..4)
@@ -110,18 +107,19 @@ fn the_spectrum_has_the_trace_and_determinant_of_the_jacobian() {
 fn degenerate_jacobians_and_settings_are_handled() {
     let zero = cell(&[vec![0.0, 0.0], vec![0.0, 0.0]]);
     let z = tensor(vec![0.0; 2], [1, 2]);
-    let found = arnoldi(
-        &FrozenCell::new(&zero, &()),
-        z.clone(),
-        &ArnoldiConfig::new(),
-    )
-    .unwrap();
+    let found = arnoldi(&zero, &(), &z, &ArnoldiConfig::new()).unwrap();
     assert_eq!(found.radius(), [0.0]);
     let broken = cell(&[vec![f64::NAN, 0.0], vec![0.0, 1.0]]);
-    let frozen = FrozenCell::new(&broken, &());
-    let found = arnoldi(&frozen, z.clone(), &ArnoldiConfig::new()).unwrap();
+    let found = arnoldi(&broken, &(), &z, &ArnoldiConfig::new()).unwrap();
     assert!(found.radius()[0].is_nan() && !found.converged[0]);
-    let message = arnoldi(&frozen, z, &ArnoldiConfig::new().with_products(0)).unwrap_err();
+    let no_tolerance = ArnoldiConfig::new().with_tolerance(f64::INFINITY);
+    assert_eq!(
+        arnoldi(&broken, &(), &z, &no_tolerance)
+            .unwrap_err()
+            .to_string(),
+        "arnoldi.tolerance is inf, but must be a finite number above 0"
+    );
+    let message = arnoldi(&broken, &(), &z, &ArnoldiConfig::new().with_products(0)).unwrap_err();
     assert_eq!(
         message.to_string(),
         "arnoldi.products is 0, but must be at least 1"

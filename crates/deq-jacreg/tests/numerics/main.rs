@@ -7,3 +7,4 @@ mod golden;
 mod penalty;
 mod spectral;
 mod support;
+mod variants;

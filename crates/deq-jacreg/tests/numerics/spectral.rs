@@ -2,13 +2,12 @@
 
 use crate::support::{LinearCell, TanhCell, normal, relative, tensor};
 use burn::tensor::{DType, Tensor};
-use deq_core::FrozenCell;
 use deq_jacreg::{SpectralRadius, SpectralRadiusConfig, spectral_radius};
 
 fn radius_of(rows: &[&[f64]], config: &SpectralRadiusConfig) -> SpectralRadius {
     let cell = LinearCell::new(rows);
     let z = tensor(vec![0.0; rows.len()], [1, rows.len()]);
-    spectral_radius(&FrozenCell::new(&cell, &()), z, config).unwrap()
+    spectral_radius(&cell, &(), &z, config).unwrap()
 }
 
 fn tight() -> SpectralRadiusConfig {
@@ -49,7 +48,8 @@ fn diagonal(entries: [f64; 4]) -> Matrix {
     core::array::from_fn(|i| core::array::from_fn(|j| if i == j { entries[i] } else { 0.0 }))
 }
 
-/// A block `r (cos t, -sin t; sin t, cos t)` with the eigenvalues `r exp(+-i t)`, and two smaller ones.
+/// A block `r (cos t, -sin t; sin t, cos t)` with the eigenvalues `r exp(+-i t)`, and two smaller
+/// ones.
 fn rotation(radius: f64, angle: f64, others: [f64; 2]) -> Matrix {
     let (sin, cos) = angle.sin_cos();
     let mut d = diagonal([radius * cos, radius * cos, others[0], others[1]]);
@@ -99,7 +99,8 @@ fn growth_rate_stands_in_where_no_test_passes() {
         (radius.converged.as_slice(), radius.products),
         ([false].as_slice(), 150)
     );
-    // The norms of iterates 75 and 150 differ by a factor of at most Q's condition number, below 200, from 0.7^75.
+    // The norms of iterates 75 and 150 differ by a factor of at most Q's condition number, below
+    // 200, from 0.7^75.
     let bound = 200.0_f64.ln() / 75.0;
     assert!(relative(&radius.per_sample, &[0.7]) < bound, "{radius:?}");
 }
@@ -131,12 +132,10 @@ fn a_batch_equals_its_rows_alone_and_spares_no_sample() {
     let context = normal(21, [batch, dim], 1.0);
     let z = normal(22, [batch, dim], 1.0);
     let config = SpectralRadiusConfig::new();
-    let frozen = FrozenCell::new(&cell, &context);
-    let together = spectral_radius(&frozen, z.clone(), &config).unwrap();
+    let together = spectral_radius(&cell, &context, &z, &config).unwrap();
     for row in 0..batch {
         let one = |tensor: &Tensor<2>| tensor.clone().narrow(0, row, 1);
-        let frozen = FrozenCell::new(&cell, &one(&context));
-        let alone = spectral_radius(&frozen, one(&z), &config).unwrap();
+        let alone = spectral_radius(&cell, &one(&context), &one(&z), &config).unwrap();
         assert_eq!(alone.converged[0], together.converged[row]);
         assert!(relative(&alone.per_sample, &[together.per_sample[row]]) < 1e-10);
     }
@@ -148,8 +147,7 @@ fn non_finite_samples_end_without_an_estimate() {
     let cell = TanhCell::new(normal(20, [6, 6], 0.6));
     let context = normal(21, [2, 6], 1.0).slice_fill([0..1, 0..1], f64::NAN);
     let z = normal(22, [2, 6], 1.0);
-    let frozen = FrozenCell::new(&cell, &context);
-    let radius = spectral_radius(&frozen, z, &SpectralRadiusConfig::new()).unwrap();
+    let radius = spectral_radius(&cell, &context, &z, &SpectralRadiusConfig::new()).unwrap();
     assert!(radius.per_sample[0].is_nan() && !radius.converged[0]);
     assert!(radius.per_sample[1].is_finite());
     assert!(radius.max().is_nan());
@@ -162,8 +160,7 @@ fn default_settings_work_in_f32() {
     // At z = 0 without a context the slope of tanh is 1.
     let cell = TanhCell::new(matrix);
     let zero = tensor(vec![0.0; 4], [1, 4]).cast(DType::F32);
-    let frozen = FrozenCell::new(&cell, &zero);
-    let radius = spectral_radius(&frozen, zero, &SpectralRadiusConfig::new()).unwrap();
+    let radius = spectral_radius(&cell, &zero, &zero, &SpectralRadiusConfig::new()).unwrap();
     println!("{radius:?}");
     assert_eq!(radius.converged, [true]);
     assert!(relative(&radius.per_sample, &[0.8]) < 1e-2);
@@ -180,6 +177,10 @@ fn rejects_invalid_settings() {
         (
             config().with_tolerance(0.0),
             "spectral_radius.tolerance is 0, but must be a finite number above 0",
+        ),
+        (
+            config().with_tolerance(f64::NAN),
+            "spectral_radius.tolerance is NaN, but must be a finite number above 0",
         ),
         (
             config().with_check_every(0),

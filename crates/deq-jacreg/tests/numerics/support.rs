@@ -1,9 +1,8 @@
 //! Cells with known Jacobians, and comparisons.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleDisplay, Param};
 use burn::tensor::{DType, Distribution, Tensor, TensorData};
 use deq_core::EquilibriumCell;
-use deq_jacreg::TangentCell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub(crate) use deq_testkit::{f64_device as device, relative_error as relative};
@@ -49,23 +48,42 @@ impl TanhCell {
         context: &Tensor<2>,
         v: &Tensor<2>,
     ) -> Tensor<2> {
-        let image = self.forward(z.clone(), context);
-        (v.clone() * (image.square().neg() + 1.0)).matmul(self.weight.val())
+        let slope = self.forward(z.clone(), context).square().neg() + 1.0;
+        (v.clone() * slope).matmul(self.weight.val())
     }
 }
 
 impl EquilibriumCell for TanhCell {
+    type State = Tensor<2>;
     type Context = Tensor<2>;
 
     fn forward(&self, z: Tensor<2>, context: &Tensor<2>) -> Tensor<2> {
         (z.matmul(self.weight.val().transpose()) + context.clone()).tanh()
     }
+
+    fn tangent(
+        &self,
+        z: Tensor<2>,
+        direction: Tensor<2>,
+        context: &Tensor<2>,
+    ) -> Option<Tensor<2>> {
+        let slope = self.forward(z, context).square().neg() + 1.0;
+        Some(direction.matmul(self.weight.val().transpose()) * slope)
+    }
 }
 
-impl TangentCell for TanhCell {
-    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, context: &Tensor<2>) -> Tensor<2> {
-        let slope = self.forward(z, context).square().neg() + 1.0;
-        direction.matmul(self.weight.val().transpose()) * slope
+/// The cell without its tangent, for which differences are taken.
+#[derive(Module, Debug)]
+pub(crate) struct WithoutTangent<C: Module> {
+    pub(crate) cell: C,
+}
+
+impl<C: EquilibriumCell + ModuleDisplay> EquilibriumCell for WithoutTangent<C> {
+    type State = C::State;
+    type Context = C::Context;
+
+    fn forward(&self, z: C::State, context: &C::Context) -> C::State {
+        self.cell.forward(z, context)
     }
 }
 
@@ -99,21 +117,25 @@ impl ReluCell {
 }
 
 impl EquilibriumCell for ReluCell {
+    type State = Tensor<2>;
     type Context = Tensor<2>;
 
     fn forward(&self, z: Tensor<2>, context: &Tensor<2>) -> Tensor<2> {
         burn::tensor::activation::relu(z.matmul(self.inner.val()) + context.clone())
             .matmul(self.outer.val())
     }
-}
 
-impl TangentCell for ReluCell {
-    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, context: &Tensor<2>) -> Tensor<2> {
+    fn tangent(
+        &self,
+        z: Tensor<2>,
+        direction: Tensor<2>,
+        context: &Tensor<2>,
+    ) -> Option<Tensor<2>> {
         let before = z.matmul(self.inner.val()) + context.clone();
-        direction
+        let along = direction
             .matmul(self.inner.val())
-            .mask_fill(before.inner().lower_elem(0.0), 0.0)
-            .matmul(self.outer.val())
+            .mask_fill(before.inner().lower_elem(0.0), 0.0);
+        Some(along.matmul(self.outer.val()))
     }
 }
 
@@ -135,6 +157,7 @@ impl LinearCell {
 }
 
 impl EquilibriumCell for LinearCell {
+    type State = Tensor<2>;
     type Context = ();
 
     fn forward(&self, z: Tensor<2>, _context: &()) -> Tensor<2> {

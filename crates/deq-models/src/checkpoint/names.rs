@@ -7,12 +7,14 @@ use burn::tensor::TensorData;
 pub enum Layout {
     /// The same shape, the same order.
     Same,
-    /// A matrix: `[output, input]` there, followed by so many axes of size 1 if it is a convolution of width 1; `[input, output]` here.
+    /// A matrix: `[output, input]` there, followed by so many axes of size 1 if it is a convolution
+    /// of width 1; `[input, output]` here.
     Matrix {
         /// Axes of size 1 behind the matrix.
         trailing: usize,
     },
-    /// Lengths of weight-normalised rows: `[output, 1, ...]` with so many further axes of size 1 there; `[1, output]` here.
+    /// Lengths of weight-normalised rows: `[output, 1, ...]` with so many further axes of size 1
+    /// there; `[1, output]` here.
     Gains {
         /// Axes of size 1 behind the first.
         trailing: usize,
@@ -90,8 +92,6 @@ pub enum Source {
         path: String,
         /// How it lies there.
         layout: Layout,
-        /// Whether the original stores the same parameter under another name too, from which it is read.
-        alias: bool,
     },
     /// A constant that we compute where it is needed.
     Constant(Vec<f64>),
@@ -107,26 +107,13 @@ pub struct OriginalTensor {
 }
 
 impl OriginalTensor {
-    /// The parameter at `path`.
+    /// The parameter at `path`, under one of its names.
     pub fn parameter(name: impl Into<String>, path: impl Into<String>, layout: Layout) -> Self {
         Self {
             name: name.into(),
             source: Source::Parameter {
                 path: path.into(),
                 layout,
-                alias: false,
-            },
-        }
-    }
-
-    /// A further name of the parameter at `path`.
-    pub fn alias(name: impl Into<String>, path: impl Into<String>, layout: Layout) -> Self {
-        Self {
-            name: name.into(),
-            source: Source::Parameter {
-                path: path.into(),
-                layout,
-                alias: true,
             },
         }
     }
@@ -134,7 +121,8 @@ impl OriginalTensor {
 
 /// A model that knows the names of the original program.
 pub trait OriginalNames {
-    /// Every tensor of the original's state dict, in its order.
+    /// Every tensor of the original's state dict, in its order. A parameter that the original
+    /// stores under several names is listed with each of them.
     fn original_tensors(&self) -> Vec<OriginalTensor>;
 }
 

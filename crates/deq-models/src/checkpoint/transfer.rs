@@ -1,6 +1,9 @@
 //! From a state dict into a model, and back.
 
+use super::group::Group;
 use super::names::{Layout, OriginalNames, Source};
+use super::printable;
+use super::report::{LoadReport, ShapeMismatch};
 use super::state_dict::StateDict;
 use crate::error::ModelError;
 use burn::module::Module;
@@ -9,131 +12,73 @@ use burn_store::burn_pack::{AtomicFile, Tensor as StoredTensor};
 use burn_store::{ModuleSnapshot, bridge};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Write;
 use std::path::Path;
 
-/// What became of every tensor of a state dict.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct LoadReport {
-    /// Names whose tensors are in the model now.
-    pub loaded: Vec<String>,
-    /// Names that the model needs and the file does not have.
-    pub missing: Vec<String>,
-    /// Names in the file that the model has no use for.
-    pub unused: Vec<String>,
-    /// Tensors of another shape than the model's.
-    pub mismatched: Vec<ShapeMismatch>,
-    /// Names whose tensor must equal that of the second name, since the model has one parameter for both, but does not.
-    pub untied: Vec<(String, String)>,
-}
-
-/// A tensor of the wrong shape.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ShapeMismatch {
-    /// Its name.
-    pub name: String,
-    /// The shape that the model needs.
-    pub expected: Vec<usize>,
-    /// The shape in the file.
-    pub found: Vec<usize>,
-}
-
-impl LoadReport {
-    /// Whether every parameter was loaded and nothing contradicts the model; tensors without a use do no harm.
-    pub fn is_complete(&self) -> bool {
-        self.missing.is_empty() && self.mismatched.is_empty() && self.untied.is_empty()
-    }
-}
-
-impl fmt::Display for LoadReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} tensors match", self.loaded.len())?;
-        for name in &self.missing {
-            write!(f, "\n  missing: {name}")?;
-        }
-        for wrong in &self.mismatched {
-            write!(
-                f,
-                "\n  wrong shape: {} is {:?}, but the model needs {:?}",
-                wrong.name, wrong.found, wrong.expected
-            )?;
-        }
-        for (name, other) in &self.untied {
-            write!(
-                f,
-                "\n  not tied: {name} differs from {other}, but the model has one parameter for both"
-            )?;
-        }
-        for name in &self.unused {
-            write!(f, "\n  unused: {name}")?;
-        }
-        Ok(())
-    }
-}
-
-/// Loads what fits. Elements are converted to the type of the model's.
+/// Loads what fits from the group of tensors in the file that has most of the model's names.
+/// Elements are converted to the type of the model's.
+///
+/// A parameter that the original stores under several names is read from those that the file has.
 ///
 /// # Errors
 ///
-/// [`ModelError::UnreadableTensor`] if the file does not hold what its index promises. What does not fit is in the report.
+/// - [`ModelError::UnreadableTensor`] if the file does not hold what its index promises, or a
+///   tensor that the model needs is of a type that Burn lacks.
+/// - [`ModelError::NotFinite`] if a tensor that the model needs has numbers that are NaN or
+///   infinite, or become so in the type of the model's.
+/// - [`ModelError::NoSuchWeights`] if the file has no weights of the kind that was asked for.
+///
+/// What does not fit is in the report.
 pub fn load<M: Module + OriginalNames>(
     mut model: M,
     file: &StateDict,
 ) -> Result<(M, LoadReport), ModelError> {
-    let ours: HashMap<String, StoredTensor> = parameters(&model);
-    let mut report = LoadReport::default();
-    let mut read: HashMap<String, (String, TensorData)> = HashMap::new();
+    let ours = parameters(&model);
+    let originals = model.original_tensors();
+    let group = Group::find(file, originals.iter().map(|tensor| &*tensor.name))?;
+    let mut loading = Loading::default();
     let mut known = BTreeSet::new();
-    for tensor in model.original_tensors() {
-        let name = tensor.name;
-        known.insert(name.clone());
-        let Source::Parameter {
-            path,
-            layout,
-            alias,
-        } = tensor.source
-        else {
+    // The first name of each parameter of which the file has no name.
+    let mut missing: Vec<(String, String)> = Vec::new();
+    for tensor in originals {
+        let found = group.name(&tensor.name);
+        known.extend(found);
+        let Source::Parameter { path, layout } = tensor.source else {
             continue;
         };
         let target = ours
             .get(&path)
             .unwrap_or_else(|| panic!("{path} is not a parameter of the model"));
-        let Some(found) = file.shape(&name) else {
-            if !alias {
-                report.missing.push(name);
+        match found {
+            Some(there) => {
+                loading.place(file, [&tensor.name, there], (path, &layout, target))?;
             }
-            continue;
-        };
-        let expected = layout.original_shape(&target.shape);
-        if found != expected {
-            report.mismatched.push(ShapeMismatch {
-                name,
-                expected,
-                found,
-            });
-            continue;
-        }
-        let Some(data) = file.read(&name)? else {
-            continue;
-        };
-        let data = layout
-            .to_ours(data, &target.shape)
-            .convert_dtype(target.dtype);
-        match read.get(&path) {
-            Some((first, same)) if data.as_bytes() != same.as_bytes() => {
-                report.untied.push((name, first.clone()));
+            None if missing.iter().all(|(other, _)| *other != path) => {
+                missing.push((path, tensor.name));
             }
-            Some(_) => report.loaded.push(name),
-            None => {
-                report.loaded.push(name.clone());
-                read.insert(path, (name, data));
-            }
+            None => {}
         }
     }
+    let Loading {
+        read,
+        seen,
+        mut report,
+        infinite,
+    } = loading;
+    if let Some((name, numbers, tensors)) = infinite {
+        return Err(ModelError::NotFinite {
+            name: printable(&name),
+            numbers,
+            tensors,
+        });
+    }
+    missing.retain(|(path, _)| !seen.contains(path));
+    report.missing = missing.into_iter().map(|(_, name)| name).collect();
     let unused = file.infos().map(|info| info.name);
-    report.unused = unused.filter(|name| !known.contains(name)).collect();
+    report.unused = unused.filter(|name| !known.contains(&**name)).collect();
+    report.group = group.prefix;
+    report.other_groups = group.others;
     let tensors = read
         .into_iter()
         .map(|(path, (_, data))| bridge::from_data(data, path, None))
@@ -145,6 +90,81 @@ pub fn load<M: Module + OriginalNames>(
             reason: "it could not be placed in the model".to_owned(),
         }),
         None => Ok((model, report)),
+    }
+}
+
+/// What [`load`] has gathered so far.
+#[derive(Default)]
+struct Loading {
+    /// The name and the data of each parameter, by its path.
+    read: HashMap<String, (String, TensorData)>,
+    /// Paths of which the file has a name, whether its tensor fits or not.
+    seen: HashSet<String>,
+    report: LoadReport,
+    /// The first tensor with numbers that are not finite, and how many such numbers and tensors
+    /// there are.
+    infinite: Option<(String, usize, usize)>,
+}
+
+impl Loading {
+    /// Reads the tensor that the original and the file call by these names.
+    fn place(
+        &mut self,
+        file: &StateDict,
+        [name, there]: [&str; 2],
+        (path, layout, target): (String, &Layout, &StoredTensor),
+    ) -> Result<(), ModelError> {
+        self.seen.insert(path.clone());
+        let expected = layout.original_shape(&target.shape);
+        let found = file.shape(there).unwrap_or_default();
+        let readable = file
+            .element(there)
+            .is_some_and(|element| element.is_known());
+        // One of an unknown type may have no shape to compare: reading it says what it is.
+        if found != expected && readable {
+            self.report.mismatched.push(ShapeMismatch {
+                name: name.to_owned(),
+                expected,
+                found,
+            });
+            return Ok(());
+        }
+        let Some(data) = file.read(there)? else {
+            return Ok(());
+        };
+        let data = layout
+            .to_ours(data, &target.shape)
+            .convert_dtype(target.dtype);
+        let numbers = not_finite(&data);
+        if numbers > 0 {
+            let (_, sum, tensors) = self.infinite.get_or_insert((there.to_owned(), 0, 0));
+            *sum += numbers;
+            *tensors += 1;
+        }
+        match self.read.get(&path) {
+            Some((first, same)) if data.as_bytes() != same.as_bytes() => {
+                let pair = (name.to_owned(), first.clone());
+                self.report.untied.push(pair);
+            }
+            Some(_) => self.report.loaded.push(name.to_owned()),
+            None => {
+                self.report.loaded.push(name.to_owned());
+                self.read.insert(path, (name.to_owned(), data));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many of the numbers are NaN or infinite.
+fn not_finite(data: &TensorData) -> usize {
+    match data.as_slice::<f32>() {
+        Ok(values) => values.iter().filter(|value| !value.is_finite()).count(),
+        Err(_) if data.dtype().is_float() => data
+            .iter::<f64>()
+            .filter(|value| !value.is_finite())
+            .count(),
+        Err(_) => 0,
     }
 }
 
@@ -175,7 +195,8 @@ pub fn state_dict<M: Module + OriginalNames>(
     tensors.collect()
 }
 
-/// Writes a model as a safetensors file with the original's names, whole or not at all, so that the original program can load it.
+/// Writes a model as a safetensors file with the original's names, whole or not at all, so that the
+/// original program can load it.
 ///
 /// # Errors
 ///
@@ -184,7 +205,8 @@ pub fn save<M: Module + OriginalNames>(model: &M, path: &Path) -> Result<(), Mod
     write(&state_dict(model)?, path)
 }
 
-/// Writes tensors as a safetensors file, whole or not at all, so that PyTorch's loaders can read it.
+/// Writes tensors as a safetensors file, whole or not at all, so that PyTorch's loaders can read
+/// it.
 ///
 /// # Errors
 ///

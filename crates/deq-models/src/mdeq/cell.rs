@@ -7,17 +7,17 @@ use super::ops::{Conv, Gate, Norm, NormJacobian};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation::relu};
 use deq_core::dropout::DropoutMask;
-use deq_core::{CellContext, EquilibriumCell, Pullback, StateLayout, TangentCell, TensorMap};
+use deq_core::{CellContext, EquilibriumCell, Pullback, TensorMap};
 
-/// Feature maps of several resolutions that reach equilibrium together: a residual block on every branch, then a fusion of all branches
-/// into each.
+/// Feature maps of several resolutions that reach equilibrium together: a residual block on every
+/// branch, then a fusion of all branches into each.
 ///
 /// ```text
 /// y_i = block_i(z_i, injection_i)                                 the injection is zero but for the finest branch
 /// f(z)_i = norm(conv1x1(relu(sum_j path_ji(y_j))))                path_ii is the identity
 /// ```
 ///
-/// The state is every branch `[channels, height, width]`, row-major, one after the other from fine to coarse.
+/// The state is a map `[batch, channels, height, width]` per branch, finest first.
 #[derive(Module, Debug)]
 pub struct MdeqCell {
     /// One per resolution, finest first.
@@ -65,28 +65,20 @@ impl MdeqCell {
         }
     }
 
-    /// Gathers what stays constant during one solve. Gradients flow through it to parameters and injection.
+    /// Gathers what stays constant during one solve. Gradients flow through it to parameters and
+    /// injection.
     ///
     /// # Shapes
     ///
-    /// - injection: of the finest branch, `[batch, channels, height, width]`; the sides fix those of all branches, each half of the one before
+    /// - injection: of the finest branch, `[batch, channels, height, width]`; the sides fix those
+    ///   of all branches, each half of the one before
     ///
     /// # Panics
     ///
-    /// If the sides cannot be halved that often, or `dropout` is not in `[0, 1)`.
+    /// If `dropout` is not in `[0, 1)`.
     pub fn context(&self, injection: Tensor<4>, dropout: f64) -> MdeqContext {
-        let [batch, _, height, width] = injection.dims();
+        let [batch, ..] = injection.dims();
         let device = injection.device();
-        let factor = 1 << (self.channels.len() - 1);
-        assert!(
-            height.is_multiple_of(factor) && width.is_multiple_of(factor),
-            "the finest branch is {height} by {width}, but its sides must be multiples of {factor} for {} branches",
-            self.channels.len()
-        );
-        let shapes = self.channels.iter().enumerate();
-        let layout = StateLayout::new(
-            shapes.map(|(level, &channels)| vec![channels, height >> level, width >> level]),
-        );
         let mut injection = Some(injection);
         let mut branches = Vec::with_capacity(self.branches.len());
         for (branch, &channels) in self.branches.iter().zip(&self.channels) {
@@ -100,46 +92,48 @@ impl MdeqCell {
         MdeqContext {
             branches,
             fusion: self.fusion.iter().map(TargetContext::of).collect(),
-            layout,
         }
+    }
+
+    /// The start of a solve: zeros in every branch.
+    ///
+    /// # Shapes
+    ///
+    /// - injection: as for [`context`](Self::context)
+    ///
+    /// # Panics
+    ///
+    /// If the sides cannot be halved for every branch.
+    pub fn zeros(&self, injection: &Tensor<4>) -> Vec<Tensor<4>> {
+        let [batch, _, height, width] = injection.dims();
+        let factor = 1 << (self.channels.len() - 1);
+        assert!(
+            height.is_multiple_of(factor) && width.is_multiple_of(factor),
+            "the finest branch is {height} by {width}, but its sides must be multiples of {factor} for {} branches",
+            self.channels.len()
+        );
+        let branches = self.channels.iter().enumerate();
+        branches
+            .map(|(level, &channels)| {
+                let shape = [batch, channels, height >> level, width >> level];
+                Tensor::zeros(shape, &injection.device())
+            })
+            .collect()
     }
 }
 
-/// The constants of one solve of an [`MdeqCell`]: normalised weights, injection, dropout masks, the shapes of the branches.
+/// The constants of one solve of an [`MdeqCell`]: normalised weights, injection, dropout masks.
 #[derive(Clone, Debug)]
 pub struct MdeqContext {
     branches: Vec<Vec<BlockContext>>,
     fusion: Vec<TargetContext>,
-    layout: StateLayout,
 }
 
 impl MdeqContext {
-    /// The shapes of the branches and their places in the state.
-    pub fn layout(&self) -> &StateLayout {
-        &self.layout
-    }
-
-    /// The branches of a state, finest first.
-    ///
-    /// # Shapes
-    ///
-    /// - z: `[batch, dim]`
-    /// - output: each `[batch, channels, height, width]`
-    pub fn split(&self, z: &Tensor<2>) -> Vec<Tensor<4>> {
-        let parts = 0..self.layout.parts();
-        parts.map(|index| self.layout.part(z, index)).collect()
-    }
-
-    fn join(&self, maps: impl IntoIterator<Item = Tensor<4>>) -> Tensor<2> {
-        let maps = maps.into_iter().enumerate();
-        let flat = maps.map(|(index, map)| self.layout.flatten(index, map));
-        self.layout.join(flat.collect())
-    }
-
-    fn linearize(&self, z: &Tensor<2>) -> CellJacobian {
+    fn linearize(&self, z: Vec<Tensor<4>>) -> CellJacobian {
         let mut maps = Vec::with_capacity(self.branches.len());
         let mut branches = Vec::with_capacity(self.branches.len());
-        for (blocks, mut map) in self.branches.iter().zip(self.split(z)) {
+        for (blocks, mut map) in self.branches.iter().zip(z) {
             let mut jacobians = Vec::with_capacity(blocks.len());
             for block in blocks {
                 let (value, jacobian) = block.linearize(map);
@@ -153,7 +147,6 @@ impl MdeqContext {
         CellJacobian {
             branches,
             fusion: targets.collect(),
-            context: self.clone(),
         }
     }
 }
@@ -163,35 +156,44 @@ impl CellContext for MdeqContext {
         Self {
             branches: self.branches.map_tensors(map),
             fusion: self.fusion.map_tensors(map),
-            layout: self.layout.clone(),
         }
     }
 }
 
 impl EquilibriumCell for MdeqCell {
+    type State = Vec<Tensor<4>>;
     type Context = MdeqContext;
 
-    fn forward(&self, z: Tensor<2>, context: &MdeqContext) -> Tensor<2> {
+    fn forward(&self, z: Vec<Tensor<4>>, context: &MdeqContext) -> Vec<Tensor<4>> {
         let maps: Vec<Tensor<4>> = context
             .branches
             .iter()
-            .zip(context.split(&z))
+            .zip(z)
             .map(|(blocks, map)| blocks.iter().fold(map, |map, block| block.apply(map)))
             .collect();
-        context.join(context.fusion.iter().map(|target| target.apply(&maps)))
+        let targets = context.fusion.iter();
+        targets.map(|target| target.apply(&maps)).collect()
     }
 
     /// Carries cotangents back with the values of one evaluation.
-    fn pullback(&self, z: &Tensor<2>, context: &MdeqContext) -> Option<Pullback> {
+    fn pullback(
+        &self,
+        z: Vec<Tensor<4>>,
+        context: &MdeqContext,
+    ) -> Option<Pullback<Vec<Tensor<4>>>> {
         let jacobian = context.linearize(z);
-        Some(Box::new(move |cotangent| jacobian.carry(&cotangent)))
+        Some(Box::new(move |cotangent| jacobian.carry(cotangent)))
     }
-}
 
-impl TangentCell for MdeqCell {
-    /// Differentiates every operation forward. Kinks of ReLUs are treated as automatic differentiation treats them.
-    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, context: &MdeqContext) -> Tensor<2> {
-        context.linearize(&z).tangent(&direction)
+    /// Differentiates every operation forward. Kinks of ReLUs are treated as automatic
+    /// differentiation treats them.
+    fn tangent(
+        &self,
+        z: Vec<Tensor<4>>,
+        direction: Vec<Tensor<4>>,
+        context: &MdeqContext,
+    ) -> Option<Vec<Tensor<4>>> {
+        Some(context.linearize(z).tangent(direction))
     }
 }
 
@@ -199,29 +201,21 @@ impl TangentCell for MdeqCell {
 struct CellJacobian {
     branches: Vec<Vec<BlockJacobian>>,
     fusion: Vec<TargetJacobian>,
-    context: MdeqContext,
 }
 
 impl CellJacobian {
-    /// # Shapes
-    ///
-    /// - direction, output: `[batch, dim]`
-    fn tangent(&self, direction: &Tensor<2>) -> Tensor<2> {
+    fn tangent(&self, direction: Vec<Tensor<4>>) -> Vec<Tensor<4>> {
         let maps: Vec<Tensor<4>> = self
             .branches
             .iter()
-            .zip(self.context.split(direction))
+            .zip(direction)
             .map(|(blocks, d)| blocks.iter().fold(d, |d, block| block.tangent(d)))
             .collect();
-        self.context
-            .join(self.fusion.iter().map(|target| target.tangent(&maps)))
+        let targets = self.fusion.iter();
+        targets.map(|target| target.tangent(&maps)).collect()
     }
 
-    /// # Shapes
-    ///
-    /// - cotangent, output: `[batch, dim]`
-    fn carry(&self, cotangent: &Tensor<2>) -> Tensor<2> {
-        let cotangents = self.context.split(cotangent);
+    fn carry(&self, cotangents: Vec<Tensor<4>>) -> Vec<Tensor<4>> {
         // By the branch they come from: the sum over all targets.
         let sums = self
             .fusion
@@ -231,8 +225,8 @@ impl CellJacobian {
             .reduce(|sums, parts| sums.into_iter().zip(parts).map(|(a, b)| a + b).collect())
             .unwrap_or_default();
         let maps = self.branches.iter().zip(sums);
-        self.context
-            .join(maps.map(|(blocks, g)| blocks.iter().rev().fold(g, |g, block| block.carry(g))))
+        maps.map(|(blocks, g)| blocks.iter().rev().fold(g, |g, block| block.carry(g)))
+            .collect()
     }
 }
 

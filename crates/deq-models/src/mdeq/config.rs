@@ -8,38 +8,46 @@ use crate::error::ModelError;
 use burn::config::Config;
 use burn::tensor::Device;
 
-/// Configuration of the part that classifier and segmenter share. The fields are those of the original's YAML files.
+/// Configuration of the part that classifier and segmenter share. The fields are those of the
+/// original's YAML files.
 #[derive(Config, Debug, PartialEq)]
 pub struct MdeqConfig {
-    /// Channels of every branch, finest first; at least two branches. Each has half the resolution of the one before.
+    /// Channels of every branch, finest first; at least two branches. Each has half the resolution
+    /// of the one before.
     pub channels: Vec<usize>,
-    /// Groups of the group norms, an even number that divides the channels of every branch; the norm behind the fusion has half as many.
-    /// Default 8, as in all of the original's configurations.
+    /// Groups of the group norms, an even number that divides the channels of every branch; the
+    /// norm behind the fusion has half as many. Default 8, as in all of the original's
+    /// configurations.
     #[config(default = 8)]
     pub groups: usize,
-    /// How often the stem halves the image before the finest branch: 0, 1 or 2. Default 2, for photographs; 0 for CIFAR.
+    /// How often the stem halves the image before the finest branch: 0, 1 or 2. Default 2, for
+    /// photographs; 0 for CIFAR.
     #[config(default = 2)]
     pub downsample_times: usize,
-    /// Channels inside a residual block over those outside. Default 5, as in all of the original's configurations but Cityscapes XL (6).
+    /// Channels inside a residual block over those outside. Default 5, as in all of the original's
+    /// configurations but Cityscapes XL (6).
     #[config(default = 5)]
     pub expansion: usize,
     /// Residual blocks per branch. Default 1, as in all of the original's configurations.
     #[config(default = 1)]
     pub blocks: usize,
-    /// Rate of variational dropout of whole channels inside the residual blocks, one mask per solve. Default 0; the original uses up to 0.3 on CIFAR-10.
+    /// Rate of variational dropout of whole channels inside the residual blocks, one mask per
+    /// solve. Default 0; the original uses up to 0.3 on CIFAR-10.
     #[config(default = 0.0)]
     pub dropout: f64,
-    /// Weight normalisation on the convolutions of the blocks and behind the fusion. Default on, as in all of the original's configurations.
+    /// Weight normalisation on the convolutions of the blocks and behind the fusion. Default on, as
+    /// in all of the original's configurations.
     #[config(default = true)]
     pub weight_norm: bool,
     /// Whether group norms in blocks have scale and shift. Default on, as in the original.
     #[config(default = true)]
     pub block_affine: bool,
-    /// Whether group norms on the ways between branches have scale and shift. Default on, as in the original.
+    /// Whether group norms on the ways between branches have scale and shift. Default on, as in the
+    /// original.
     #[config(default = true)]
     pub fusion_affine: bool,
-    /// Whether group norms behind the fusion have scale and shift. Default on, as in the original; its configurations for CIFAR-10 and those
-    /// with the Jacobian penalty turn it off.
+    /// Whether group norms behind the fusion have scale and shift. Default on, as in the original;
+    /// its configurations for CIFAR-10 and those with the Jacobian penalty turn it off.
     #[config(default = true)]
     pub post_fusion_affine: bool,
 }
@@ -67,10 +75,12 @@ pub struct MdeqSegmenterConfig {
     pub num_classes: usize,
     /// Stem and cell.
     pub backbone: MdeqConfig,
-    /// Sides of the last convolution: 1 or 3. Default 1, as in all of the original's configurations.
+    /// Sides of the last convolution: 1 or 3. Default 1, as in all of the original's
+    /// configurations.
     #[config(default = 1)]
     pub final_kernel: usize,
-    /// Weight of the newest batch in the running statistics. Default 0.01, as in the original: its batches are small.
+    /// Weight of the newest batch in the running statistics. Default 0.01, as in the original: its
+    /// batches are small.
     #[config(default = 0.01)]
     pub batch_norm_momentum: f64,
 }

@@ -35,8 +35,9 @@ impl ConvGroupNorm {
 
 /// The way from one branch to another.
 ///
-/// To a coarser branch: a strided 3x3 convolution and a group norm for every halving, ReLU between them; all keep the channels but the last. To a
-/// finer one: a 1x1 convolution, a group norm, nearest upsampling. To itself: nothing.
+/// To a coarser branch: a strided 3x3 convolution and a group norm for every halving, ReLU between
+/// them; all keep the channels but the last. To a finer one: a 1x1 convolution, a group norm,
+/// nearest upsampling. To itself: nothing.
 #[derive(Module, Debug)]
 pub struct FusionPath {
     /// The convolutions on the way.

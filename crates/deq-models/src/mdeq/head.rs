@@ -13,7 +13,8 @@ use burn::tensor::{Device, Tensor, activation::relu};
 /// Channels that a bottleneck puts out over those inside.
 pub(super) const EXPANSION: usize = 4;
 
-/// Classes of whole images: every branch is widened by a bottleneck, finer branches are added to coarser ones, the coarsest is pooled.
+/// Classes of whole images: every branch is widened by a bottleneck, finer branches are added to
+/// coarser ones, the coarsest is pooled.
 #[derive(Module, Debug)]
 pub struct ClassificationHead {
     /// One per branch, finest first.

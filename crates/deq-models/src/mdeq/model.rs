@@ -4,11 +4,10 @@ use super::cell::{MdeqCell, MdeqContext};
 use super::head::{ClassificationHead, SegmentationHead};
 use super::stem::MdeqStem;
 use crate::checkpoint::{LoadReport, StateDict, load, state_dict};
-use crate::depth::Depth;
 use crate::error::ModelError;
 use burn::module::Module;
 use burn::tensor::Tensor;
-use deq_core::Equilibrium;
+use deq_core::{Depth, Equilibrium};
 
 /// The part that classifier and segmenter share: stem and cell.
 #[derive(Module, Debug)]
@@ -31,17 +30,19 @@ impl Mdeq {
     }
 
     /// Solves for the feature maps of an image, from zeros.
-    fn forward(&self, images: Tensor<4>, depth: Depth<'_>) -> (Equilibrium, MdeqContext) {
+    fn forward(
+        &self,
+        images: Tensor<4>,
+        depth: Depth<'_>,
+    ) -> (Equilibrium<Vec<Tensor<4>>>, MdeqContext) {
         let injection = self.stem.forward(images);
-        let device = injection.device();
-        let [batch, ..] = injection.dims();
-        let dropout = if device.is_autodiff() {
+        let dropout = if injection.device().is_autodiff() {
             self.dropout
         } else {
             0.0
         };
+        let z0 = self.cell.zeros(&injection);
         let context = self.cell.context(injection, dropout);
-        let z0 = Tensor::zeros([batch, context.layout().dim()], &device);
         (depth.reach(&self.cell, &context, z0), context)
     }
 }
@@ -51,8 +52,8 @@ impl Mdeq {
 pub struct MdeqOutput<const D: usize> {
     /// Scores before the softmax, `[batch, classes]` or `[batch, classes, height, width]`.
     pub logits: Tensor<D>,
-    /// The equilibrium and how it was found.
-    pub equilibrium: Equilibrium,
+    /// The equilibrium, a map per branch, and how it was found.
+    pub equilibrium: Equilibrium<Vec<Tensor<4>>>,
     /// The context of the solve, tracked in training: what the Jacobian penalty differentiates.
     pub context: MdeqContext,
 }
@@ -70,8 +71,9 @@ pub struct MdeqOutput<const D: usize> {
 /// let images = Tensor::ones([2, 3, 8, 8], &device);
 /// let out = model.forward(images, Depth::Equilibrium(&DeqConfig::new().build()?));
 /// assert_eq!(out.logits.dims(), [2, 10]);
-/// // Two branches: 8 channels of 8x8 and 16 channels of 4x4.
-/// assert_eq!(out.equilibrium.z_star.dims(), [2, 8 * 64 + 16 * 16]);
+/// let [fine, coarse] = out.equilibrium.z.as_slice() else { panic!("two branches") };
+/// assert_eq!(fine.dims(), [2, 8, 8, 8]);
+/// assert_eq!(coarse.dims(), [2, 16, 4, 4]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
@@ -82,7 +84,8 @@ pub struct MdeqOutput<const D: usize> {
 ///
 /// # Differences from the reference code
 ///
-/// - Running variances average the variance over the batch; PyTorch's average the unbiased estimate, larger by n/(n - 1) for n pixels of a batch.
+/// - Running variances average the variance over the batch; PyTorch's average the unbiased
+///   estimate, larger by n/(n - 1) for n pixels of a batch.
 #[derive(Module, Debug)]
 pub struct MdeqClassifier {
     /// Stem and cell.
@@ -94,8 +97,8 @@ pub struct MdeqClassifier {
 impl MdeqClassifier {
     /// Classifies images.
     ///
-    /// In training (on an autodiff device) batch norms use the statistics of the batch and variational dropout is on, its masks drawn once for the
-    /// whole solve.
+    /// In training (on an autodiff device) batch norms use the statistics of the batch and
+    /// variational dropout is on, its masks drawn once for the whole solve.
     ///
     /// # Shapes
     ///
@@ -104,11 +107,12 @@ impl MdeqClassifier {
     ///
     /// # Panics
     ///
-    /// If a side of the images is not a multiple of [`MdeqConfig::side_multiple`](crate::MdeqConfig::side_multiple).
+    /// If a side of the images is not a multiple of
+    /// [`MdeqConfig::side_multiple`](crate::MdeqConfig::side_multiple).
     pub fn forward(&self, images: Tensor<4>, depth: Depth<'_>) -> MdeqOutput<2> {
         let (equilibrium, context) = self.backbone.forward(images, depth);
         MdeqOutput {
-            logits: self.head.forward(context.split(&equilibrium.z)),
+            logits: self.head.forward(equilibrium.output.clone()),
             equilibrium,
             context,
         }
@@ -127,11 +131,13 @@ pub struct MdeqSegmenter {
 }
 
 impl MdeqSegmenter {
-    /// Takes over what a classifier has learnt: every tensor of the same name and shape in the original, that is stem and cell, running
-    /// statistics included. The original's segmenters start so from ImageNet.
+    /// Takes over what a classifier has learnt: every tensor of the same name and shape in the
+    /// original, that is stem and cell, running statistics included. The original's segmenters
+    /// start so from ImageNet.
     ///
-    /// The report tells what was copied (`loaded`), what the classifier does not have (`missing`: the segmenter's own head), what only the classifier has
-    /// (`unused`) and what has another shape (`mismatched`).
+    /// The report tells what was copied (`loaded`), what the classifier does not have (`missing`:
+    /// the segmenter's own head), what only the classifier has (`unused`) and what has another
+    /// shape (`mismatched`).
     ///
     /// # Errors
     ///
@@ -146,8 +152,8 @@ impl MdeqSegmenter {
 
     /// Classifies pixels, at the resolution of the finest branch.
     ///
-    /// The original scales the logits up to the image, bilinearly, before it takes loss and predictions. In training as
-    /// [`MdeqClassifier::forward`].
+    /// The original scales the logits up to the image, bilinearly, before it takes loss and
+    /// predictions. In training as [`MdeqClassifier::forward`].
     ///
     /// # Shapes
     ///
@@ -156,11 +162,12 @@ impl MdeqSegmenter {
     ///
     /// # Panics
     ///
-    /// If a side of the images is not a multiple of [`MdeqConfig::side_multiple`](crate::MdeqConfig::side_multiple).
+    /// If a side of the images is not a multiple of
+    /// [`MdeqConfig::side_multiple`](crate::MdeqConfig::side_multiple).
     pub fn forward(&self, images: Tensor<4>, depth: Depth<'_>) -> MdeqOutput<4> {
         let (equilibrium, context) = self.backbone.forward(images, depth);
         MdeqOutput {
-            logits: self.head.forward(context.split(&equilibrium.z)),
+            logits: self.head.forward(equilibrium.output.clone()),
             equilibrium,
             context,
         }

@@ -1,4 +1,5 @@
-//! The operations of the cell, evaluated once per solve, each with its derivative in both directions.
+//! The operations of the cell, evaluated once per solve, each with its derivative in both
+//! directions.
 
 use burn::module::{Module, Param};
 use burn::nn::{GroupNorm, Initializer};
@@ -10,7 +11,8 @@ use deq_core::{CellContext, TensorMap};
 
 /// A convolution without bias whose weight may be normalised.
 ///
-/// `w = weight`, or `w = weight * gain / |weight|` with one length per output channel. Padding keeps the size.
+/// `w = weight`, or `w = weight * gain / |weight|` with one length per output channel. Padding
+/// keeps the size.
 #[derive(Module, Debug)]
 pub struct NormedConv {
     /// The direction, or the weight itself, `[output, input, kernel, kernel]`.
@@ -22,8 +24,9 @@ pub struct NormedConv {
 }
 
 impl NormedConv {
-    /// A normalised weight starts as PyTorch's convolutions do, uniform within `1/sqrt(fan in)`, a plain one from N(0, 0.01). So do the
-    /// weights of the original: it draws plain weights anew, but not the directions of normalised ones.
+    /// A normalised weight starts as PyTorch's convolutions do, uniform within `1/sqrt(fan in)`, a
+    /// plain one from N(0, 0.01). So do the weights of the original: it draws plain weights anew,
+    /// but not the directions of normalised ones.
     pub(crate) fn new(shape: [usize; 4], stride: usize, normed: bool, device: &Device) -> Self {
         let fan_in: usize = shape[1..].iter().product();
         let distribution = if normed {
@@ -66,7 +69,8 @@ pub(crate) fn initial_weights() -> Initializer {
 /// An evaluated [`NormedConv`].
 #[derive(Clone, Debug)]
 pub(crate) struct Conv {
-    /// `[output, input, kernel, kernel]`, or `[input, output, kernel, kernel]` and turned by half a circle.
+    /// `[output, input, kernel, kernel]`, or `[input, output, kernel, kernel]` and turned by half a
+    /// circle.
     weight: Tensor<4>,
     stride: usize,
     turned: bool,
@@ -75,8 +79,9 @@ pub(crate) struct Conv {
 impl Conv {
     fn new(weight: Tensor<4>, stride: usize) -> Self {
         let [output, input, kernel, _] = weight.dims();
-        // Flex gathers the patches of the input before it multiplies, so that it is some three times faster to spread products with a
-        // narrow output than to gather patches of a wide input. A convolution of stride 1 is a transposed one with its weight turned.
+        // Flex gathers the patches of the input before it multiplies, so that it is some three
+        // times faster to spread products with a narrow output than to gather patches of a wide
+        // input. A convolution of stride 1 is a transposed one with its weight turned.
         let turned = stride == 1 && kernel > 1 && output < input && on_flex(&weight.device());
         let weight = match turned {
             true => weight.flip([2, 3]).swap_dims(0, 1),
@@ -223,7 +228,8 @@ impl CellContext for Norm {
 
 /// The Jacobian of a group norm at a point.
 ///
-/// That of the normalisation, `(I - 11^T / n - x x^T / n) / deviation` per group with the normalised `x`, is symmetric.
+/// That of the normalisation, `(I - 11^T / n - x x^T / n) / deviation` per group with the
+/// normalised `x`, is symmetric.
 pub(crate) struct NormJacobian {
     /// `[batch, groups, size]`
     normed: Tensor<3>,
@@ -268,8 +274,8 @@ pub(crate) struct Gate(Tensor<4>);
 impl Gate {
     /// The ReLU of `x` and its derivative there; off at 0, as in automatic differentiation.
     ///
-    /// The derivative is a constant, since that of a ReLU does not change but at the kink. A product with it is some times faster than filling
-    /// by a mask.
+    /// The derivative is a constant, since that of a ReLU does not change but at the kink. A
+    /// product with it is some times faster than filling by a mask.
     pub(crate) fn at(x: Tensor<4>) -> (Tensor<4>, Self) {
         let on = x.clone().greater_elem(0.0).float();
         (relu(x), Self(on))

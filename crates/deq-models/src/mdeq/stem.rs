@@ -6,8 +6,9 @@ use crate::layers::{ConvNorm, ConvShape};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation::relu};
 
-/// Two 3x3 convolutions, each with batch norm and ReLU, that halve the image `downsample_times` times; then a 1x1 convolution, batch norm
-/// and ReLU, but not for a model of at most two branches that does not halve the image.
+/// Two 3x3 convolutions, each with batch norm and ReLU, that halve the image `downsample_times`
+/// times; then a 1x1 convolution, batch norm and ReLU, but not for a model of at most two branches
+/// that does not halve the image.
 #[derive(Module, Debug)]
 pub struct MdeqStem {
     /// From the colours; halves the image if it is to be halved at all.

@@ -8,8 +8,9 @@ use burn::tensor::{Device, Tensor, activation::relu};
 
 /// Two or three convolutions around a residual.
 ///
-/// Basic: 3x3, 3x3. Bottleneck: 1x1, 3x3, 1x1 to four times the channels; the 3x3 strides, as in torchvision. ReLU behind every batch norm but the last, which comes
-/// before the sum, and behind the sum.
+/// Basic: 3x3, 3x3. Bottleneck: 1x1, 3x3, 1x1 to four times the channels; the 3x3 strides, as in
+/// torchvision. ReLU behind every batch norm but the last, which comes before the sum, and behind
+/// the sum.
 #[derive(Module, Debug)]
 pub struct ResNetBlock {
     /// The convolutions in order.

@@ -31,13 +31,15 @@ pub struct ResNetConfig {
     pub num_classes: usize,
     /// The blocks.
     pub kind: ResNetBlockKind,
-    /// Blocks of each stage. Every stage doubles the channels of the one before and halves its resolution.
+    /// Blocks of each stage. Every stage doubles the channels of the one before and halves its
+    /// resolution.
     pub stages: Vec<usize>,
-    /// Channels of the stem and of the first stage's blocks. Default 64, torchvision's; choose it to match the parameters of another model.
+    /// Channels of the stem and of the first stage's blocks. Default 64, torchvision's; choose it
+    /// to match the parameters of another model.
     #[config(default = 64)]
     pub width: usize,
-    /// A 3x3 stem that keeps the resolution, without pooling, for images of 32 by 32, instead of a 7x7 stem and a pooling that quarter it. Default off,
-    /// torchvision's.
+    /// A 3x3 stem that keeps the resolution, without pooling, for images of 32 by 32, instead of a
+    /// 7x7 stem and a pooling that quarter it. Default off, torchvision's.
     #[config(default = false)]
     pub small_images: bool,
 }
@@ -85,7 +87,8 @@ impl ResNetConfig {
         count + (input + 1) * self.num_classes
     }
 
-    /// The same network with the width whose parameters come closest to `parameters`, from above or below.
+    /// The same network with the width whose parameters come closest to `parameters`, from above or
+    /// below.
     #[must_use]
     pub fn with_parameters_near(self, parameters: usize) -> Self {
         let at = |width| self.clone().with_width(width);

@@ -2,7 +2,7 @@
 
 use super::config::{ResNetBlockKind, ResNetConfig};
 use super::network::ResNet;
-use crate::checkpoint::{OriginalNames, OriginalTensor, StateDict};
+use crate::checkpoint::{Group, OriginalNames, OriginalTensor, StateDict};
 use crate::error::ModelError;
 use crate::layers::Names;
 
@@ -31,34 +31,62 @@ impl OriginalNames for ResNet {
     }
 }
 
+const MODEL: &str = "a ResNet";
+
+/// Names that every such network has, to find it by in a file.
+const ANCHORS: [&str; 4] = [
+    "conv1.weight",
+    "layer1.0.conv1.weight",
+    "layer1.0.bn1.running_mean",
+    "fc.weight",
+];
+
+/// The most stages and blocks that are looked for, and the largest of any dimension.
+const MAX_STAGES: usize = 8;
+const MAX_BLOCKS: usize = 1024;
+const MAX_WIDTH: usize = 1 << 14;
+const MAX_CLASSES: usize = 1 << 24;
+
 impl ResNetConfig {
     /// The configuration that a state dict of torchvision's reveals.
     ///
     /// # Errors
     ///
-    /// [`ModelError::OtherModel`] if a tensor that every such model has is missing.
+    /// - [`ModelError::OtherModel`] if a tensor that every such model has is missing, or the
+    ///   network would be far larger than the file.
+    /// - [`ModelError::NoSuchWeights`] if the file has no weights of the kind that was asked for.
     pub fn from_state_dict(file: &StateDict) -> Result<Self, ModelError> {
-        let shape = |name: &str| {
-            let shape = file.shape(name).filter(|shape| !shape.is_empty());
-            shape.ok_or_else(|| ModelError::OtherModel {
-                model: "a ResNet",
-                reason: format!("there is no {name}"),
-            })
+        let file = Group::find(file, ANCHORS)?;
+        let other = |reason| ModelError::OtherModel {
+            model: MODEL,
+            reason,
         };
+        let shape = |name: &str, most: usize| file.usual_shape(name, most).map_err(other);
         let has = |name: &str| file.shape(name).is_some();
         let block = |stage: usize, index: usize| format!("layer{stage}.{index}.conv1.weight");
-        let stages = (1..)
-            .map(|stage| (0..).take_while(|&i| has(&block(stage, i))).count())
+        let stages = (1..=MAX_STAGES)
+            .map(|stage| {
+                let blocks = (0..MAX_BLOCKS).take_while(|&index| has(&block(stage, index)));
+                blocks.count()
+            })
             .take_while(|&blocks| blocks > 0)
             .collect();
-        let stem = shape("conv1.weight")?;
+        let stem = shape("conv1.weight", MAX_WIDTH)?;
         let kind = match has("layer1.0.conv3.weight") {
             true => ResNetBlockKind::Bottleneck,
             false => ResNetBlockKind::Basic,
         };
-        let config = Self::new(shape("fc.weight")?[0], kind, stages)
+        let classes = shape("fc.weight", MAX_CLASSES)?[0];
+        shape(&block(1, 0), MAX_WIDTH)?;
+        let config = Self::new(classes, kind, stages)
             .with_width(stem[0])
             .with_small_images(stem.last() == Some(&3));
-        shape(&block(1, 0)).and(Ok(config))
+        match file.may_fill(config.parameters()) {
+            true => Ok(config),
+            false => Err(other(format!(
+                "its shapes are those of a network of {} parameters, far larger than the file",
+                config.parameters()
+            ))),
+        }
     }
 }

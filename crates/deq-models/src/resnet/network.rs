@@ -65,7 +65,8 @@ impl ResNet {
         }
     }
 
-    /// Classifies images. In training (on an autodiff device) batch norms use the statistics of the batch.
+    /// Classifies images. In training (on an autodiff device) batch norms use the statistics of the
+    /// batch.
     ///
     /// # Shapes
     ///

@@ -24,7 +24,8 @@ pub struct Attention {
     pub output: NormedLinear,
     /// Added to queries before they meet keys, `[n_heads, d_head]` (`r_w_bias` in the original).
     pub content_bias: Param<Tensor<2>>,
-    /// Added to queries before they meet distances, `[n_heads, d_head]` (`r_r_bias` in the original).
+    /// Added to queries before they meet distances, `[n_heads, d_head]` (`r_r_bias` in the
+    /// original).
     pub position_bias: Param<Tensor<2>>,
 }
 
@@ -52,7 +53,8 @@ pub(crate) struct AttentionInputs<'a> {
     pub(crate) batch: usize,
     /// Positions of the segment.
     pub(crate) time: usize,
-    /// Injections of memory and segment, `[batch, memory + time, 3 d_model]`; none in an explicit layer.
+    /// Injections of memory and segment, `[batch, memory + time, 3 d_model]`; none in an explicit
+    /// layer.
     pub(crate) injection: Option<Tensor<3>>,
     /// Normalised if the cell is pre-norm, `[batch, memory, d_model]`.
     pub(crate) memory: Option<Tensor<3>>,
@@ -335,7 +337,8 @@ fn heads(x: Tensor<3>, n_heads: usize) -> Tensor<4> {
 
 /// Turns scores by distance into scores by key position: row `i` moves left by `time - 1 - i`.
 ///
-/// The last key is at distance 0 from the last query. Entries that wrap around belong to keys in the future, which the causal mask hides.
+/// The last key is at distance 0 from the last query. Entries that wrap around belong to keys in
+/// the future, which the causal mask hides.
 fn relative_shift(x: Tensor<4>) -> Tensor<4> {
     let [batch, n_heads, time, keys] = x.dims();
     let pad = x.clone().narrow(3, 0, 1).zeros_like();
@@ -377,7 +380,8 @@ fn position_embedding(keys: usize, d_model: usize, device: &Device) -> Tensor<3>
     Tensor::<3>::from_data(data, &device).narrow(2, 0, d_model)
 }
 
-/// Key `j` is hidden from query `i` if it lies in the future, `j > i + past`, or behind the window, `j <= i + past - window`.
+/// Key `j` is hidden from query `i` if it lies in the future, `j > i + past`, or behind the window,
+/// `j <= i + past - window`.
 fn causal_mask(time: usize, past: usize, window: Option<usize>, device: &Device) -> Tensor<4> {
     let device = device.clone().inner();
     let values: Vec<f64> = (0..time)

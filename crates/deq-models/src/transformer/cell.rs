@@ -5,17 +5,18 @@ use super::linear::{Affine, LinearShape, NormedLinear};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation::relu};
 use deq_core::dropout::DropoutMask;
-use deq_core::{CellContext, EquilibriumCell, Pullback, TangentCell, TensorMap};
+use deq_core::{CellContext, EquilibriumCell, Pullback, TensorMap};
 
-/// One Transformer-XL layer with input injection, `[batch, time, d_model]` flattened to `[batch, time * d_model]`.
+/// One Transformer-XL layer with input injection, on states `[batch, time, d_model]`.
 ///
 /// ```text
 /// post-norm:  y = LN(z + attention(memory ++ z, injection))       f(z) = LN(y + ff(y))
 /// pre-norm:   y = z + attention(LN(memory ++ z), injection)       f(z) = LN(y) + ff(LN(y))
 /// ```
 ///
-/// Layer norms have no parameters. The injection is added to queries, keys and values. In the pre-norm variant the residual around the
-/// feed-forward layer starts from the normalised input, as in the original code.
+/// Layer norms have no parameters. The injection is added to queries, keys and values. In the
+/// pre-norm variant the residual around the feed-forward layer starts from the normalised input, as
+/// in the original code.
 #[derive(Module, Debug)]
 pub struct TransformerCell {
     /// Relative positional attention.
@@ -40,14 +41,15 @@ pub struct FeedForward {
 /// Rates of variational dropout inside the cell, one mask per solve.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DropoutRates {
-    /// On embedded distances, outputs of attention, inner activations and outputs of the feed-forward layer; masks are shared by all
-    /// positions.
+    /// On embedded distances, outputs of attention, inner activations and outputs of the
+    /// feed-forward layer; masks are shared by all positions.
     pub hidden: f64,
     /// On attention probabilities.
     pub attention: f64,
 }
 
-/// The constants of one solve of a [`TransformerCell`]: normalised weights, injection, keys and values of the memory, positions, masks.
+/// The constants of one solve of a [`TransformerCell`]: normalised weights, injection, keys and
+/// values of the memory, positions, masks.
 #[derive(Clone, Debug)]
 pub struct TransformerContext {
     attention: AttentionContext,
@@ -96,7 +98,8 @@ impl TransformerCell {
         }
     }
 
-    /// Gathers what stays constant during one solve. Gradients flow through it to parameters and injection.
+    /// Gathers what stays constant during one solve. Gradients flow through it to parameters and
+    /// injection.
     ///
     /// # Shapes
     ///
@@ -126,7 +129,8 @@ impl TransformerCell {
         })
     }
 
-    /// The context of a layer that is applied once to `x`, `[batch, time, d_model]`, as in an explicit network: nothing is injected.
+    /// The context of a layer that is applied once to `x`, `[batch, time, d_model]`, as in an
+    /// explicit network: nothing is injected.
     pub(crate) fn plain_context(
         &self,
         x: &Tensor<3>,
@@ -166,11 +170,10 @@ impl TransformerCell {
 }
 
 impl EquilibriumCell for TransformerCell {
+    type State = Tensor<3>;
     type Context = TransformerContext;
 
-    fn forward(&self, z: Tensor<2>, context: &TransformerContext) -> Tensor<2> {
-        let [batch, dim] = z.dims();
-        let z = context.unflatten(z);
+    fn forward(&self, z: Tensor<3>, context: &TransformerContext) -> Tensor<3> {
         let [after_attention, after_feed_forward] = &context.dropout;
 
         let seen = if self.pre_norm {
@@ -183,18 +186,16 @@ impl EquilibriumCell for TransformerCell {
         let inner = relu(context.inner.apply(y.clone()));
         let fed = context.outer.apply(context.inner_dropout.apply(inner));
         let out = y + after_feed_forward.apply(fed);
-        let out = if self.pre_norm {
+        if self.pre_norm {
             out
         } else {
             LayerNorm::at(out).normed
-        };
-        out.reshape([batch, dim])
+        }
     }
 
-    /// Carries cotangents back through every sublayer with the values of one evaluation, about half the work of automatic
-    /// differentiation, which evaluates `f` anew for every product.
-    fn pullback(&self, z: &Tensor<2>, context: &TransformerContext) -> Option<Pullback> {
-        let z = context.unflatten(z.clone());
+    /// Carries cotangents back through every sublayer with the values of one evaluation, about half
+    /// the work of automatic differentiation, which evaluates `f` anew for every product.
+    fn pullback(&self, z: Tensor<3>, context: &TransformerContext) -> Option<Pullback<Tensor<3>>> {
         let [after_attention, after_feed_forward] = context.dropout.clone();
         let inner_dropout = context.inner_dropout.clone();
 
@@ -213,10 +214,7 @@ impl EquilibriumCell for TransformerCell {
         });
         let (to_inner, to_middle) = (context.outer.transposed(), context.inner.transposed());
 
-        Some(Box::new(move |cotangent: Tensor<2>| {
-            let [batch, dim] = cotangent.dims();
-            let shape = middle.normed.dims();
-            let g = cotangent.reshape(shape);
+        Some(Box::new(move |g: Tensor<3>| {
             let g = after.as_ref().map_or(g.clone(), |norm| norm.carry(g));
             let g_inner = to_inner.apply(after_feed_forward.apply(g.clone()));
             let g_inner = inner_dropout.apply(g_inner).mask_fill(off.clone(), 0.0);
@@ -225,22 +223,18 @@ impl EquilibriumCell for TransformerCell {
             let g_seen = before
                 .as_ref()
                 .map_or(g_seen.clone(), |norm| norm.carry(g_seen));
-            (g + g_seen).reshape([batch, dim])
+            g + g_seen
         }))
     }
-}
 
-impl TangentCell for TransformerCell {
-    /// Differentiates every sublayer forward. The kink of the ReLU is treated as automatic differentiation treats it.
+    /// Differentiates every sublayer forward. The kink of the ReLU is treated as automatic
+    /// differentiation treats it.
     fn tangent(
         &self,
-        z: Tensor<2>,
-        direction: Tensor<2>,
+        z: Tensor<3>,
+        dz: Tensor<3>,
         context: &TransformerContext,
-    ) -> Tensor<2> {
-        let [batch, dim] = z.dims();
-        let z = context.unflatten(z);
-        let dz = context.unflatten(direction);
+    ) -> Option<Tensor<3>> {
         let [after_attention, after_feed_forward] = &context.dropout;
 
         let (seen, d_seen) = if self.pre_norm {
@@ -260,22 +254,13 @@ impl TangentCell for TransformerCell {
         let d_fed = context.outer.tangent(context.inner_dropout.apply(d_inner));
         let d_out = dy + after_feed_forward.apply(d_fed);
         if self.pre_norm {
-            return d_out.reshape([batch, dim]);
+            return Some(d_out);
         }
         let fed = context
             .outer
             .apply(context.inner_dropout.apply(relu(before)));
         let norm = LayerNorm::at(y + after_feed_forward.apply(fed));
-        norm.carry(d_out).reshape([batch, dim])
-    }
-}
-
-impl TransformerContext {
-    /// `[batch, time * d_model]` to `[batch, time, d_model]`.
-    fn unflatten(&self, z: Tensor<2>) -> Tensor<3> {
-        let [batch, dim] = z.dims();
-        let time = self.attention.time();
-        z.reshape([batch, time, dim / time])
+        Some(norm.carry(d_out))
     }
 }
 
@@ -309,7 +294,8 @@ impl LayerNorm {
         }
     }
 
-    /// Multiplies by the Jacobian `(I - 11^T / d - n n^T / d) / deviation`, which is symmetric: directions forward, cotangents backward.
+    /// Multiplies by the Jacobian `(I - 11^T / d - n n^T / d) / deviation`, which is symmetric:
+    /// directions forward, cotangents backward.
     fn carry(&self, d: Tensor<3>) -> Tensor<3> {
         let centered = d.clone() - d.mean_dim(2);
         let along = (self.normed.clone() * centered.clone()).mean_dim(2);

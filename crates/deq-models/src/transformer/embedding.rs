@@ -23,7 +23,8 @@ impl Clusters {
         (start, self.bounds[cluster] - start)
     }
 
-    /// Clusters with a table of their own: all, or one for the whole vocabulary if all vectors have the same width.
+    /// Clusters with a table of their own: all, or one for the whole vocabulary if all vectors have
+    /// the same width.
     pub(crate) fn tables(&self) -> Vec<(usize, usize)> {
         match self.div_val {
             1 => vec![(self.bounds[self.bounds.len() - 1], self.d_embed)],
@@ -47,13 +48,15 @@ impl Clusters {
     }
 }
 
-/// Vectors of tokens: one table, or the adaptive input representation of Baevski and Auli (2019), where each further cluster of
-/// rarer tokens has vectors narrower by a factor `div_val` and a projection to the width of the model.
+/// Vectors of tokens: one table, or the adaptive input representation of Baevski and Auli (2019),
+/// where each further cluster of rarer tokens has vectors narrower by a factor `div_val` and a
+/// projection to the width of the model.
 #[derive(Module, Debug)]
 pub struct TokenEmbedding {
     /// One table for all tokens, or one for each cluster, `[tokens, width]`.
     pub tables: Vec<Param<Tensor<2>>>,
-    /// One for each table if its width is not that of the model or `div_val` is above 1, `[width, d_model]`.
+    /// One for each table if its width is not that of the model or `div_val` is above 1, `[width,
+    /// d_model]`.
     pub projections: Vec<Param<Tensor<2>>>,
     #[module(skip)]
     bounds: Vec<usize>,
@@ -94,8 +97,9 @@ impl TokenEmbedding {
         let tokens = tokens.reshape([batch * time]);
         let vectors = match self.tables.as_slice() {
             [table] => self.project(0, table.val().select(0, tokens)),
-            // Every cluster is read at every position, from its first row where the token is not its own: tokens live on the device,
-            // and sorting them out on the host would wait for it. The narrow tables make this cheap.
+            // Every cluster is read at every position, from its first row where the token is not
+            // its own: tokens live on the device, and sorting them out on the host would wait for
+            // it. The narrow tables make this cheap.
             tables => {
                 let parts = tables.iter().enumerate().map(|(k, table)| {
                     let start = if k == 0 { 0 } else { self.bounds[k - 1] } as i64;

@@ -7,8 +7,9 @@ use deq_core::{CellContext, TensorMap};
 
 /// `y = x W + b` with `W = weight`, or `W = weight * gain / |weight|` with norms over the columns.
 ///
-/// Weight normalisation (Salimans and Kingma 2016) separates the length of a column from its direction; the original DEQ-Transformer uses it
-/// on every map inside `f` to keep the equilibrium stable during training.
+/// Weight normalisation (Salimans and Kingma 2016) separates the length of a column from its
+/// direction; the original DEQ-Transformer uses it on every map inside `f` to keep the equilibrium
+/// stable during training.
 #[derive(Module, Debug)]
 pub struct NormedLinear {
     /// The direction, or the weight itself, `[input, output]`.

@@ -4,14 +4,13 @@ use super::cell::{CellShape, DropoutRates, TransformerCell, TransformerContext};
 use super::embedding::{Clusters, TokenEmbedding};
 use super::memory::LmMemory;
 use super::softmax::{OutputLayer, Ties};
-use crate::depth::Depth;
 use crate::error::ModelError;
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Int, Tensor};
-use deq_core::Equilibrium;
 use deq_core::dropout::DropoutMask;
+use deq_core::{Depth, Equilibrium};
 
 /// Configuration of [`DeqTransformerLm`].
 #[derive(Config, Debug, PartialEq)]
@@ -22,44 +21,47 @@ pub struct DeqTransformerLmConfig {
     pub d_model: usize,
     /// Attention heads, which must divide `d_model`.
     pub n_heads: usize,
-    /// Width inside the feed-forward layer. The original widens it to 48,000 to match the parameters of an 18-layer model.
+    /// Width inside the feed-forward layer. The original widens it to 48,000 to match the
+    /// parameters of an 18-layer model.
     pub d_inner: usize,
-    /// Past positions that attention sees besides the segment. Default 64, of the order of a segment, as the
-    /// original's 150 to its segments of 150.
+    /// Past positions that attention sees besides the segment. Default 64, of the order of a
+    /// segment, as the original's 150 to its segments of 150.
     #[config(default = 64)]
     pub mem_len: usize,
     /// Positions that a query sees at most; none for all. Default none.
     #[config(default = "None")]
     pub local_size: Option<usize>,
-    /// Layer norm before the sublayers instead of after. Default after, the original's base model; the plain pre-norm model diverges
-    /// (Bai et al. 2021, Table 5).
+    /// Layer norm before the sublayers instead of after. Default after, the original's base model;
+    /// the plain pre-norm model diverges (Bai et al. 2021, Table 5).
     #[config(default = false)]
     pub pre_norm: bool,
     /// Weight normalisation inside the cell. Default on, as in all of the original's scripts.
     #[config(default = true)]
     pub weight_norm: bool,
-    /// Rate of variational dropout on embeddings, outputs and inside the cell. Default 0; the original uses 0.05 to 0.06 on 103M tokens.
+    /// Rate of variational dropout on embeddings, outputs and inside the cell. Default 0; the
+    /// original uses 0.05 to 0.06 on 103M tokens.
     #[config(default = 0.0)]
     pub dropout: f64,
     /// Rate of dropout on attention probabilities. Default 0, as the original's base model.
     #[config(default = 0.0)]
     pub attention_dropout: f64,
-    /// Cluster borders of the adaptive softmax, for a vocabulary sorted by frequency. Default none: a plain softmax. The original's
-    /// for WikiText-103 are 20,000, 40,000 and 200,000.
+    /// Cluster borders of the adaptive softmax, for a vocabulary sorted by frequency. Default none:
+    /// a plain softmax. The original's for WikiText-103 are 20,000, 40,000 and 200,000.
     #[config(default = "Vec::new()")]
     pub cutoffs: Vec<usize>,
-    /// The factor by which the vectors of each further cluster are narrower. Default 1: one table for all tokens. The original
-    /// uses 4 on WikiText-103.
+    /// The factor by which the vectors of each further cluster are narrower. Default 1: one table
+    /// for all tokens. The original uses 4 on WikiText-103.
     #[config(default = 1)]
     pub div_val: usize,
-    /// Width of the vectors of frequent tokens; none for `d_model`, the default, as in all of the original's scripts.
+    /// Width of the vectors of frequent tokens; none for `d_model`, the default, as in all of the
+    /// original's scripts.
     #[config(default = "None")]
     pub d_embed: Option<usize>,
     /// Whether the output layer shares the tables of the embedding. Default yes, as the original.
     #[config(default = true)]
     pub tie_weights: bool,
-    /// Whether it shares the projections too, of all clusters but the most frequent one. Default yes, as the original. Without
-    /// projections it means nothing.
+    /// Whether it shares the projections too, of all clusters but the most frequent one. Default
+    /// yes, as the original. Without projections it means nothing.
     #[config(default = true)]
     pub tie_projections: bool,
     /// Standard deviation of initial weights. Default 0.05 (Bai, Kolter, Koltun 2019, Appendix).
@@ -198,7 +200,8 @@ impl DeqTransformerLmConfig {
     }
 }
 
-/// The DEQ-Transformer language model: tied embeddings around the equilibrium of one [`TransformerCell`].
+/// The DEQ-Transformer language model: tied embeddings around the equilibrium of one
+/// [`TransformerCell`].
 ///
 /// # References
 ///
@@ -208,14 +211,19 @@ impl DeqTransformerLmConfig {
 /// # Differences from the reference code
 ///
 /// - States are `[batch, time, d_model]`, channels last, instead of channels first.
-/// - Keys and values of the memory, embedded distances and normalised weights are computed once per solve, not at every evaluation of `f`.
-/// - Attention scores stay in the tensor's own precision; the original rounds them to f32 when it masks.
-/// - The mask on outputs drops channels at all positions, as on every other place. The original's drops whole positions there: it keeps
-///   to the order of axes of its embeddings, while its outputs have time last.
-/// - A projection shared by embedding and output is one parameter, whose gradient is the sum of both uses. In the original two
-///   parameters share its storage, and Adam moves it twice a step, once for either gradient.
-/// - Every weight starts from N(0, `init_std`). The original's scripts do so too, but for the maps inside the cell when their weights are
-///   normalised: what they overwrite there is computed anew from PyTorch's uniform initial values.
+/// - Keys and values of the memory, embedded distances and normalised weights are computed once per
+///   solve, not at every evaluation of `f`.
+/// - Attention scores stay in the tensor's own precision; the original rounds them to f32 when it
+///   masks.
+/// - The mask on outputs drops channels at all positions, as on every other place. The original's
+///   drops whole positions there: it keeps to the order of axes of its embeddings, while its
+///   outputs have time last.
+/// - A projection shared by embedding and output is one parameter, whose gradient is the sum of
+///   both uses. In the original two parameters share its storage, and Adam moves it twice a step,
+///   once for either gradient.
+/// - Every weight starts from N(0, `init_std`). The original's scripts do so too, but for the maps
+///   inside the cell when their weights are normalised: what they overwrite there is computed anew
+///   from PyTorch's uniform initial values.
 #[derive(Module, Debug)]
 pub struct DeqTransformerLm {
     /// Vectors of tokens, which are the weight of the output layer too if `tie_weights` says so.
@@ -239,8 +247,8 @@ pub struct DeqTransformerLm {
 pub struct LmOutput {
     /// Hidden states for [`DeqTransformerLm::nll`], `[batch, time, d_model]`.
     pub hidden: Tensor<3>,
-    /// The equilibrium and how it was found.
-    pub equilibrium: Equilibrium,
+    /// The equilibrium, `[batch, time, d_model]`, and how it was found.
+    pub equilibrium: Equilibrium<Tensor<3>>,
     /// The context of the solve, tracked in training: what the Jacobian penalty differentiates.
     pub context: TransformerContext,
     /// The memory for the next segment of the same streams.
@@ -250,7 +258,8 @@ pub struct LmOutput {
 impl DeqTransformerLm {
     /// Reads a segment.
     ///
-    /// In training (on an autodiff device) variational dropout is on, its masks drawn once for the whole solve.
+    /// In training (on an autodiff device) variational dropout is on, its masks drawn once for the
+    /// whole solve.
     ///
     /// # Shapes
     ///
@@ -263,13 +272,13 @@ impl DeqTransformerLm {
         self.forward_from(tokens, memory, depth, None)
     }
 
-    /// Reads a segment, with a state to start the solve from, such as the equilibrium of the position before; none for zeros, as the
-    /// original.
+    /// Reads a segment, with a state to start the solve from, such as the equilibrium of the
+    /// position before; none for zeros, as the original.
     ///
     /// # Shapes
     ///
     /// - tokens: `[batch, time]`
-    /// - start: `[batch, time * d_model]`
+    /// - start: `[batch, time, d_model]`
     ///
     /// # Panics
     ///
@@ -279,7 +288,7 @@ impl DeqTransformerLm {
         tokens: Tensor<2, Int>,
         memory: &LmMemory,
         depth: Depth<'_>,
-        start: Option<Tensor<2>>,
+        start: Option<Tensor<3>>,
     ) -> LmOutput {
         let device = self.injection.weight.device();
         let training = device.is_autodiff();
@@ -314,9 +323,9 @@ impl DeqTransformerLm {
         };
         let context = self.cell.context(all_injections, past_z, dropout);
 
-        let z0 = start.unwrap_or_else(|| Tensor::zeros([batch, time * d_model], &device));
+        let z0 = start.unwrap_or_else(|| Tensor::zeros([batch, time, d_model], &device));
         let equilibrium = depth.reach(&self.cell, &context, z0);
-        let z = equilibrium.z.clone().reshape([batch, time, d_model]);
+        let z = equilibrium.output.clone();
         LmOutput {
             memory: memory.extended(vec![z.clone(), injection], self.mem_len),
             hidden: mask().apply(z),
@@ -335,7 +344,8 @@ impl DeqTransformerLm {
     ///
     /// # Panics
     ///
-    /// If the number of targets differs from the number of positions, or a target lies outside the vocabulary.
+    /// If the number of targets differs from the number of positions, or a target lies outside the
+    /// vocabulary.
     pub fn nll(&self, hidden: Tensor<3>, targets: &[i32]) -> Tensor<1> {
         self.output.nll_of(hidden, &self.embedding, targets)
     }

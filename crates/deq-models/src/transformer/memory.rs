@@ -2,10 +2,11 @@
 
 use burn::tensor::Tensor;
 
-/// What a model keeps of the past positions of its streams, constants of later segments: `[batch, memory, width]` each.
+/// What a model keeps of the past positions of its streams, constants of later segments: `[batch,
+/// memory, width]` each.
 ///
-/// A DEQ has one layer, so it keeps two tensors: equilibria, and their injections, since keys and values of a past position need
-/// both. An explicit network keeps the inputs of each of its layers.
+/// A DEQ has one layer, so it keeps two tensors: equilibria, and their injections, since keys and
+/// values of a past position need both. An explicit network keeps the inputs of each of its layers.
 #[derive(Clone, Debug, Default)]
 pub struct LmMemory {
     tensors: Vec<Tensor<3>>,
@@ -45,8 +46,9 @@ impl LmMemory {
         self.len() == 0
     }
 
-    /// Of a DEQ: equilibria `[batch, memory, d_model]` and injections `[batch, memory, 3 d_model]`. Of an explicit network: the inputs
-    /// of every layer, `[batch, memory, d_model]`. Empty without a past.
+    /// Of a DEQ: equilibria `[batch, memory, d_model]` and injections `[batch, memory, 3 d_model]`.
+    /// Of an explicit network: the inputs of every layer, `[batch, memory, d_model]`. Empty without
+    /// a past.
     pub fn tensors(&self) -> &[Tensor<3>] {
         &self.tensors
     }
@@ -90,7 +92,8 @@ mod tests {
     use super::*;
     use burn::tensor::{Device, TensorData};
 
-    /// `[2, time, width]` whose entries are `start + position` in the first stream, 100 more in the second.
+    /// `[2, time, width]` whose entries are `start + position` in the first stream, 100 more in the
+    /// second.
     fn stretch(start: usize, time: usize, width: usize) -> Tensor<3> {
         let values: Vec<f32> = (0..2 * time * width)
             .map(|k| (start + (k / width) % time + 100 * (k / (time * width))) as f32)

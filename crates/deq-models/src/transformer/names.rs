@@ -2,7 +2,7 @@
 
 use super::linear::NormedLinear;
 use super::lm::{DeqTransformerLm, DeqTransformerLmConfig};
-use crate::checkpoint::{Layout, OriginalNames, OriginalTensor, Source, StateDict};
+use crate::checkpoint::{Group, Layout, OriginalNames, OriginalTensor, Source, StateDict};
 use crate::error::ModelError;
 
 const MATRIX: Layout = Layout::Matrix { trailing: 0 };
@@ -73,7 +73,7 @@ impl OriginalNames for DeqTransformerLm {
             let name = format!("crit.out_layers.{k}.weight");
             all.push(match self.output.tables {
                 Some(_) => same(&name, &format!("output.tables.{k}")),
-                None => OriginalTensor::alias(name, format!("embedding.tables.{k}"), Layout::Same),
+                None => same(&name, &format!("embedding.tables.{k}")),
             });
             all.push(same(
                 &format!("crit.out_layers.{k}.bias"),
@@ -82,15 +82,11 @@ impl OriginalNames for DeqTransformerLm {
         }
         for (k, own) in self.output.projections.iter().enumerate() {
             let name = format!("crit.out_projs.{k}.weight");
-            all.push(match own {
-                Some(_) => {
-                    OriginalTensor::parameter(name, format!("output.projections.{k}"), MATRIX)
-                }
-                None => {
-                    let table = self.output.table_of(k);
-                    OriginalTensor::alias(name, format!("embedding.projections.{table}"), MATRIX)
-                }
-            });
+            let path = match own {
+                Some(_) => format!("output.projections.{k}"),
+                None => format!("embedding.projections.{}", self.output.table_of(k)),
+            };
+            all.push(OriginalTensor::parameter(name, path, MATRIX));
         }
         all
     }
@@ -144,58 +140,85 @@ fn normed(layer: &NormedLinear, name: &str, path: &str, trailing: usize) -> Vec<
 
 const MODEL: &str = "a DEQ-Transformer";
 
+/// Names that every such model has, if not all of them, to find it by in a file.
+const ANCHORS: [&str; 5] = [
+    "word_emb.emb_layers.0.weight",
+    "inject_conv.weight",
+    "func.dec_attn.r_w_bias",
+    "func.dec_attn.r_r_bias",
+    "crit.out_layers.0.weight",
+];
+
+/// The most clusters that are looked for, and the size that no dimension reaches.
+const MAX_CLUSTERS: usize = 64;
+const MAX_SIZE: usize = 1 << 24;
+
 impl DeqTransformerLmConfig {
-    /// The configuration that a state dict of the original program reveals, for everything that shapes can say: vocabulary, widths,
-    /// heads, clusters, ties, weight normalisation. The rest is taken from `rest`: where layer norms stand, memory, window, dropout.
+    /// The configuration that a state dict of the original program reveals, for everything that
+    /// shapes can say: vocabulary, widths, heads, clusters, ties, weight normalisation. The rest is
+    /// taken from `rest`: where layer norms stand, memory, window, dropout.
     ///
     /// # Errors
     ///
-    /// [`ModelError::OtherModel`] if a tensor that every such model has is missing. Where clusters share one table (`div_val` 1), their
-    /// borders are not in the file: those of `rest` are taken, and must be as many as the file has clusters.
+    /// - [`ModelError::OtherModel`] if a tensor that every such model has is missing, has another
+    ///   number of axes, or the model would be far larger than the file. Where clusters share one
+    ///   table (`div_val` 1), their borders are not in the file: those of `rest` are taken, and
+    ///   must be as many as the file has clusters.
+    /// - [`ModelError::NoSuchWeights`] if the file has no weights of the kind that was asked for.
+    /// - [`ModelError::UnreadableTensor`] if tensors that may be tied cannot be read.
     pub fn from_state_dict(file: &StateDict, rest: &Self) -> Result<Self, ModelError> {
-        let shape = |name: &str, rank: usize| match file.shape(name) {
-            Some(shape) if shape.len() == rank => Ok(shape),
-            Some(shape) => Err(ModelError::OtherModel {
-                model: MODEL,
-                reason: format!("{name} is {shape:?}, which is not of rank {rank}"),
-            }),
-            None => Err(ModelError::OtherModel {
-                model: MODEL,
-                reason: format!("there is no {name}"),
-            }),
+        let file = Group::find(file, ANCHORS)?;
+        let shape = |name: &str, rank: usize| {
+            let shape = file.usual_shape(name, MAX_SIZE).map_err(other)?;
+            match shape.len() == rank {
+                true => Ok(shape),
+                false => Err(other(format!(
+                    "{name} is {shape:?}, which is not of rank {rank}"
+                ))),
+            }
         };
-        let tables = (0..)
-            .map_while(|k| file.shape(&format!("word_emb.emb_layers.{k}.weight")))
-            .collect::<Vec<_>>();
-        let [d_embed, rows] = {
-            let first = shape("word_emb.emb_layers.0.weight", 2)?;
-            [first[1], tables.iter().map(|table| table[0]).sum()]
+        let table = |k: usize| {
+            // A tied table may be stored under either name.
+            let own = format!("word_emb.emb_layers.{k}.weight");
+            let tied = format!("crit.out_layers.{k}.weight");
+            match file.name(&own).is_none() && file.name(&tied).is_some() {
+                true => shape(&tied, 2),
+                false => shape(&own, 2),
+            }
         };
+        let mut tables = vec![table(0)?];
+        while tables.len() < MAX_CLUSTERS
+            && let Ok(next) = table(tables.len())
+        {
+            tables.push(next);
+        }
+        let d_embed = tables[0][1];
         let d_model = shape("inject_conv.weight", 3)?[1];
-        let normed = file.shape("func.pos_ff.ff1_net.weight_v").is_some();
+        let normed = file.name("func.pos_ff.ff1_net.weight_v").is_some();
         let inner = match normed {
             true => "func.pos_ff.ff1_net.weight_v",
             false => "func.pos_ff.ff1_net.weight",
         };
-        let gates = file.shape("crit.cluster_bias").map_or(0, |shape| shape[0]);
+        let gates = match file.name("crit.cluster_bias") {
+            Some(_) => shape("crit.cluster_bias", 1)?[0],
+            None => 0,
+        };
         let mut config = rest.clone();
-        config.vocab_size = rows;
+        config.vocab_size = tables.iter().map(|table| table[0]).sum();
         config.d_model = d_model;
         config.d_embed = (d_embed != d_model).then_some(d_embed);
+        config.weight_norm = normed;
         config.d_inner = shape(inner, 2)?[0];
         config.n_heads = shape("func.dec_attn.r_w_bias", 2)?[0];
-        config.weight_norm = normed;
         config.div_val = 1;
         match tables.as_slice() {
             [_] if gates == rest.cutoffs.len() => {}
             [_] => {
-                return Err(ModelError::OtherModel {
-                    model: MODEL,
-                    reason: format!(
-                        "it has {gates} clusters in one table and does not say where they begin, but {} cutoffs are configured",
-                        rest.cutoffs.len()
-                    ),
-                });
+                return Err(other(format!(
+                    "it has {gates} clusters in one table and does not say where they begin, \
+                     but {} cutoffs are configured",
+                    rest.cutoffs.len()
+                )));
             }
             tables => {
                 let mut end = 0;
@@ -209,20 +232,46 @@ impl DeqTransformerLmConfig {
                 config.div_val = d_embed / tables[1][1].max(1);
             }
         }
-        config.tie_weights = same_values(file, "word_emb.emb_layers.0", "crit.out_layers.0")?;
+        config.validate()?;
+        if !file.may_fill(config.rough_size()) {
+            return Err(other(format!(
+                "a width of {d_model} and an inner width of {} make a model far larger than it",
+                config.d_inner
+            )));
+        }
+        config.tie_weights = same_values(&file, "word_emb.emb_layers.0", "crit.out_layers.0")?;
         let (rarest, projections) = (tables.len() - 1, config.cutoffs.len());
         config.tie_projections = projections == 0
             || same_values(
-                file,
+                &file,
                 &format!("word_emb.emb_projs.{rarest}"),
                 &format!("crit.out_projs.{projections}"),
             )?;
         Ok(config)
     }
+
+    /// Parameters of tables, injection and cell, without what is small beside them.
+    fn rough_size(&self) -> usize {
+        let clusters = self.clusters();
+        let tables = clusters.tables().into_iter();
+        let tables = tables.map(|(rows, width)| (rows + self.d_model).saturating_mul(width));
+        let squares = self.d_model.saturating_mul(8 * self.d_model);
+        let inner = self.d_model.saturating_mul(2 * self.d_inner);
+        tables
+            .chain([squares, inner])
+            .fold(0, usize::saturating_add)
+    }
+}
+
+fn other(reason: String) -> ModelError {
+    ModelError::OtherModel {
+        model: MODEL,
+        reason,
+    }
 }
 
 /// Whether the weights of two layers are equal, or one of them is not there.
-fn same_values(file: &StateDict, one: &str, other: &str) -> Result<bool, ModelError> {
+fn same_values(file: &Group<'_>, one: &str, other: &str) -> Result<bool, ModelError> {
     let one = file.read(&format!("{one}.weight"))?;
     let other = file.read(&format!("{other}.weight"))?;
     Ok(match (one, other) {

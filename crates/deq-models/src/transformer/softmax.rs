@@ -8,12 +8,14 @@ use burn::tensor::{
 
 /// Log-probabilities of tokens from hidden states, with the embedding as its weight.
 ///
-/// Without cutoffs a softmax. With cutoffs `c_0 < c_1 < ...` (Grave et al. 2017, "Efficient softmax approximation for GPUs") the head scores
-/// the `c_0` most frequent tokens and one entry per further cluster; a token of a cluster has the probability of the cluster times
-/// its probability within. Each cluster is evaluated only at the positions whose target lies in it, and these are
+/// Without cutoffs a softmax. With cutoffs `c_0 < c_1 < ...` (Grave et al. 2017, "Efficient softmax
+/// approximation for GPUs") the head scores the `c_0` most frequent tokens and one entry per
+/// further cluster; a token of a cluster has the probability of the cluster times its probability
+/// within. Each cluster is evaluated only at the positions whose target lies in it, and these are
 /// known on the host, so nothing is read from the device.
 ///
-/// Where the vectors of tokens are not as wide as the model, hidden states are projected to their width first.
+/// Where the vectors of tokens are not as wide as the model, hidden states are projected to their
+/// width first.
 #[derive(Module, Debug)]
 pub struct OutputLayer {
     /// One for each table of the embedding, `[tokens]`.
@@ -24,7 +26,8 @@ pub struct OutputLayer {
     pub cluster_bias: Option<Param<Tensor<1>>>,
     /// Tables of its own, as those of the embedding; none if they are shared with it.
     pub tables: Option<Vec<Param<Tensor<2>>>>,
-    /// If vectors are projected, one for each cluster, the head first, `[width, d_model]`; none where it is shared with the embedding.
+    /// If vectors are projected, one for each cluster, the head first, `[width, d_model]`; none
+    /// where it is shared with the embedding.
     pub projections: Vec<Option<Param<Tensor<2>>>>,
     #[module(skip)]
     clusters: Clusters,
@@ -88,7 +91,8 @@ impl OutputLayer {
         self.nll(hidden.reshape([batch * time, d_model]), embedding, targets)
     }
 
-    /// Log-probabilities of every token for hidden states `[batch, time, d_model]`, `[batch * time, vocab_size]`.
+    /// Log-probabilities of every token for hidden states `[batch, time, d_model]`, `[batch * time,
+    /// vocab_size]`.
     pub(crate) fn log_probs_of(&self, hidden: Tensor<3>, embedding: &TokenEmbedding) -> Tensor<2> {
         let [batch, time, d_model] = hidden.dims();
         self.log_probs(hidden.reshape([batch * time, d_model]), embedding)
@@ -137,8 +141,8 @@ impl OutputLayer {
         Tensor::cat(parts, 1)
     }
 
-    /// The head's column for cluster `cluster`, counted from 1. The original code indexes it from the end, so that cluster 1 reads the last
-    /// column; kept, since trained weights depend on it.
+    /// The head's column for cluster `cluster`, counted from 1. The original code indexes it from
+    /// the end, so that cluster 1 reads the last column; kept, since trained weights depend on it.
     fn gate(&self, cluster: usize) -> usize {
         self.clusters.bounds[0] + self.clusters.bounds.len() - 1 - cluster
     }
@@ -196,7 +200,8 @@ impl OutputLayer {
         hidden.matmul(projection.transpose())
     }
 
-    /// For every target its column of the head, and for every cluster the rows whose target lies in it.
+    /// For every target its column of the head, and for every cluster the rows whose target lies in
+    /// it.
     fn assign(&self, targets: &[i32]) -> (Vec<i32>, Vec<Members>) {
         let vocab_size = self.clusters.bounds[self.clusters.bounds.len() - 1];
         let mut clusters: Vec<Members> = (1..self.clusters.bounds.len())
@@ -260,7 +265,8 @@ mod tests {
         }
     }
 
-    /// Every way of dividing the vocabulary, with the embedding as wide as the model or half as wide.
+    /// Every way of dividing the vocabulary, with the embedding as wide as the model or half as
+    /// wide.
     fn divisions(vocab: usize, d_model: usize, cutoffs: &[usize]) -> Vec<Clusters> {
         let bounds: Vec<usize> = cutoffs.iter().copied().chain([vocab]).collect();
         [(1, d_model), (1, d_model / 2), (2, d_model)]
@@ -308,7 +314,8 @@ mod tests {
         }
     }
 
-    /// The definition, on the host: `log p(token) = log p(gate) + log p(token | cluster)`, every sum written out.
+    /// The definition, on the host: `log p(token) = log p(gate) + log p(token | cluster)`, every
+    /// sum written out.
     fn by_definition(
         layer: &OutputLayer,
         embedding: &TokenEmbedding,

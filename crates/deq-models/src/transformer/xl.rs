@@ -11,11 +11,13 @@ use burn::tensor::{Device, Int, Tensor};
 use deq_core::EquilibriumCell;
 use deq_core::dropout::DropoutMask;
 
-/// Transformer-XL (Dai et al. 2019): a stack of layers with weights of their own, each attending to its memory.
+/// Transformer-XL (Dai et al. 2019): a stack of layers with weights of their own, each attending to
+/// its memory.
 ///
-/// Made of the same parts as [`DeqTransformerLm`](super::DeqTransformerLm), so that the two differ in nothing but the stack: a layer is a
-/// [`TransformerCell`] applied once, without input injection, and the memory of a layer holds its past inputs. As in the DEQ, and
-/// unlike in Dai et al., a segment's masks are drawn once for all positions.
+/// Made of the same parts as [`DeqTransformerLm`](super::DeqTransformerLm), so that the two differ
+/// in nothing but the stack: a layer is a [`TransformerCell`] applied once, without input
+/// injection, and the memory of a layer holds its past inputs. As in the DEQ, and unlike in Dai et
+/// al., a segment's masks are drawn once for all positions.
 #[derive(Module, Debug)]
 pub struct TransformerXlLm {
     /// Vectors of tokens.
@@ -42,7 +44,8 @@ pub struct XlOutput {
 }
 
 impl DeqTransformerLmConfig {
-    /// Makes the explicit network of `layers` layers with the widths, embedding, normalisation and dropout of this configuration.
+    /// Makes the explicit network of `layers` layers with the widths, embedding, normalisation and
+    /// dropout of this configuration.
     ///
     /// # Errors
     ///
@@ -93,7 +96,7 @@ impl TransformerXlLm {
             hidden: rate(self.dropout),
             attention: rate(self.attention_dropout),
         };
-        let [batch, time] = tokens.dims();
+        let [batch, _] = tokens.dims();
         let past = memory.tensors();
         assert!(
             past.is_empty() || past.len() == self.layers.len(),
@@ -109,10 +112,7 @@ impl TransformerXlLm {
         for (index, layer) in self.layers.iter().enumerate() {
             seen.push(hidden.clone());
             let context = layer.plain_context(&hidden, past.get(index).cloned(), rates);
-            let flat = hidden.reshape([batch, time * d_model]);
-            hidden = layer
-                .forward(flat, &context)
-                .reshape([batch, time, d_model]);
+            hidden = layer.forward(hidden, &context);
         }
         XlOutput {
             memory: memory.extended(seen, self.mem_len),
@@ -130,7 +130,8 @@ impl TransformerXlLm {
     ///
     /// # Panics
     ///
-    /// If the number of targets differs from the number of positions, or a target lies outside the vocabulary.
+    /// If the number of targets differs from the number of positions, or a target lies outside the
+    /// vocabulary.
     pub fn nll(&self, hidden: Tensor<3>, targets: &[i32]) -> Tensor<1> {
         self.output.nll_of(hidden, &self.embedding, targets)
     }

@@ -1,9 +1,10 @@
-//! MDEQ against its own derivatives, shapes and counts. The recorded models are checked in deq-testkit.
+//! MDEQ against its own derivatives, shapes and counts. The recorded models are checked in
+//! deq-parity.
 
 use crate::support::{Disturb, trained_numbers};
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
-use deq_core::{EquilibriumCell, FrozenCell, TangentCell, check};
+use deq_core::{EquilibriumCell, StateLayout, check};
 use deq_models::checkpoint::{StateDict, load, state_dict};
 use deq_models::{
     Depth, MdeqClassifier, MdeqClassifierConfig, MdeqConfig, MdeqOutput, MdeqSegmenterConfig,
@@ -22,6 +23,16 @@ fn backbone() -> MdeqConfig {
         .with_groups(4)
         .with_downsample_times(1)
         .with_expansion(2)
+}
+
+fn random_like(state: &[Tensor<4>]) -> Vec<Tensor<4>> {
+    let maps = state.iter();
+    maps.map(|map| map.random_like(Distribution::Normal(0.0, 1.0)))
+        .collect()
+}
+
+fn all_values(state: &[Tensor<4>]) -> Vec<f64> {
+    state.iter().flat_map(values).collect()
 }
 
 fn classifier(backbone: MdeqConfig, device: &Device) -> MdeqClassifier {
@@ -44,13 +55,12 @@ fn tangent_and_pullback_are_the_derivative_and_its_adjoint() {
     for config in variants {
         let model = classifier(config, &device);
         let out = model.forward(images(2, 24, &device), Depth::Unrolled(1));
-        let normal = Distribution::Normal(0.0, 1.0);
-        let z = out.equilibrium.z_star.random_like(normal);
-        let (d, u) = (z.random_like(normal), z.random_like(normal));
-        let frozen = FrozenCell::new(&model.backbone.cell, &out.context);
-        let pullback = check::pullback_error(&frozen, z.clone(), u).unwrap();
+        let (cell, context) = (&model.backbone.cell, &out.context);
+        let normal = || random_like(&out.equilibrium.z);
+        let z = normal();
+        let pullback = check::pullback_error(cell, context, z.clone(), normal()).unwrap();
         assert!(pullback < 1e-12, "{pullback}");
-        let tangent = check::tangent_error(&frozen, z, d, 3);
+        let tangent = check::tangent_error(cell, context, z, normal(), 3).unwrap();
         assert!(tangent < 1e-12, "{tangent}");
     }
 }
@@ -60,10 +70,11 @@ fn the_tangent_records_what_the_cell_reads() {
     let device = f64_device().autodiff();
     let model = classifier(backbone(), &device);
     let out = model.forward(images(1, 8, &device), Depth::Unrolled(1));
-    let z = out.equilibrium.z_star.clone();
-    let d = z.random_like(Distribution::Normal(0.0, 1.0));
-    let tangent = model.backbone.cell.tangent(z, d, &out.context);
-    let grads = tangent.square().sum().backward();
+    let z = out.equilibrium.z.clone();
+    let d = random_like(&z);
+    let tangent = model.backbone.cell.tangent(z, d, &out.context).unwrap();
+    let squares = tangent.into_iter().map(|map| map.square().sum());
+    let grads = squares.reduce(|a, b| a + b).unwrap().backward();
     let block = &model.backbone.cell.branches[2].blocks[0];
     assert!(
         block
@@ -93,10 +104,11 @@ fn the_state_holds_the_branches_from_fine_to_coarse() {
     let device = f64_device();
     let model = classifier(backbone(), &device);
     let out = model.forward(images(2, 24, &device), Depth::Unrolled(2));
-    let maps = out.context.split(&out.equilibrium.z);
+    let maps = out.equilibrium.z;
     let dims: Vec<_> = maps.iter().map(Tensor::dims).collect();
     assert_eq!(dims, [[2, 4, 12, 12], [2, 8, 6, 6], [2, 12, 3, 3]]);
-    let state = values(&out.equilibrium.z.narrow(0, 0, 1));
+    let rows = StateLayout::of(&maps).flatten(maps.clone());
+    let state = values(&rows.narrow(0, 0, 1));
     assert_eq!(state[..4 * 144], values(&maps[0].clone().narrow(0, 0, 1)));
     assert_eq!(
         state[4 * 144 + 8 * 36..],
@@ -122,10 +134,10 @@ fn dropout_masks_are_drawn_once_per_solve_and_only_in_training() {
     let run = || model.forward(images(2, 16, &device), Depth::Unrolled(1));
     let (out, other) = (run(), run());
     let cell = &model.backbone.cell;
-    let z = out.equilibrium.z_star.clone();
-    let image = |out: &MdeqOutput<2>| values(&cell.forward(z.clone(), &out.context));
-    assert_eq!(image(&out), image(&out));
-    assert_ne!(image(&out), image(&other));
+    let z = out.equilibrium.z.clone();
+    let fz = |out: &MdeqOutput<2>| all_values(&cell.forward(z.clone(), &out.context));
+    assert_eq!(fz(&out), fz(&out));
+    assert_ne!(fz(&out), fz(&other));
 
     let plain = model.valid();
     let run = || plain.forward(images(2, 16, &f64_device()), Depth::Unrolled(2));
@@ -140,7 +152,8 @@ fn training_moves_running_statistics_and_evaluation_uses_them() {
     let model = config.init(&device).unwrap().map(&mut Disturb);
     let x = images(4, 16, &device);
     let training = model.forward(x.clone(), Depth::Unrolled(2));
-    // With momentum 1 the running statistics are those of the batch, so evaluation repeats the training step.
+    // With momentum 1 the running statistics are those of the batch, so evaluation repeats the
+    // training step.
     let evaluation = model.valid().forward(x.inner(), Depth::Unrolled(2));
     let (a, b) = (values(&training.logits), values(&evaluation.logits));
     assert_close(&a, &b, 1e-10, "logits");
@@ -195,7 +208,10 @@ fn a_segmenter_starts_from_a_classifier() {
     let x = images(2, 16, &device);
     let there = classifier.forward(x.clone(), Depth::Unrolled(2));
     let here = segmenter.forward(x.clone(), Depth::Unrolled(2));
-    assert_eq!(values(&there.equilibrium.z), values(&here.equilibrium.z));
+    assert_eq!(
+        all_values(&there.equilibrium.z),
+        all_values(&here.equilibrium.z)
+    );
     assert_eq!(here.logits.dims(), [2, 7, 8, 8]);
 
     // Another expansion: the blocks do not fit, everything around them does.
@@ -241,7 +257,8 @@ fn parameters_are_counted_from_shapes() {
     );
 }
 
-/// The counts of the repository's configurations, to the digit, and within an eighth of the rounded ones that are given for these models elsewhere.
+/// The counts of the repository's configurations, to the digit, and within an eighth of the rounded
+/// ones that are given for these models elsewhere.
 #[test]
 fn presets_have_the_sizes_of_the_original() {
     let classifiers = [

@@ -1,8 +1,8 @@
 //! The stabilised biconjugate gradient method.
 
-use super::{LinearMap, LinearSolve, System, ratio};
+use super::{LinearMap, LinearSolve, LinearSystem, ratio};
 use crate::error::InvalidConfig;
-use crate::rows::dot;
+use crate::rows::{dot, largest, squares};
 use crate::solution::Solution;
 use crate::stop::StopRule;
 use burn::config::Config;
@@ -26,15 +26,16 @@ impl BiCgStabConfig {
 /// BiCGStab for `M u = g` with `M = I - A`, two products per round.
 ///
 /// ```text
-/// alpha = rho / (r^ . M p)         s = r - alpha M p              u <- u + alpha p          (tested)
-/// omega = (M s . s) / |M s|^2      r = s - omega M s              u <- u + omega s          (tested)
-/// beta  = (rho' / rho) (alpha / omega)                            p <- r + beta (p - omega M p)
+/// alpha = rho / (r^ . M p)        s = r - alpha M p        u <- u + alpha p        (tested)
+/// omega = (M s . s) / |M s|^2     r = s - omega M s        u <- u + omega s        (tested)
+/// beta  = (rho' / rho) (alpha / omega)                     p <- r + beta (p - omega M p)
 /// ```
 ///
-/// Use it when GMRES would need a long history: its memory does not grow. Its residual is not monotone, and it can break down when
-/// `rho` vanishes; that sample then starts afresh from where it is.
+/// Use it when GMRES would need a long history: its memory does not grow. Its residual is not
+/// monotone, and it can break down when `rho` vanishes; that sample then starts afresh from where
+/// it is.
 ///
-/// Cost per step: one product and about four vector updates. Memory: six vectors.
+/// Cost per step: one product and about four vector updates. Memory: eight vectors.
 ///
 /// # References
 ///
@@ -42,7 +43,8 @@ impl BiCgStabConfig {
 ///
 /// # Differences from the reference code
 ///
-/// The half step is tested too, since it has cost a product; no reference code of this field has the method.
+/// The half step is tested too, since it has cost a product; no reference code of this field has
+/// the method.
 #[derive(Clone, Debug)]
 pub struct BiCgStab;
 
@@ -55,40 +57,44 @@ impl LinearSolve for BiCgStab {
     }
 
     fn solve(&self, a: &mut dyn LinearMap, g: Tensor<2>, stop: &StopRule) -> Solution {
-        let (mut system, start) = System::start(a, g, stop);
-        let Some((mut u, mut residual)) = start else {
-            return system.finish();
-        };
-        let mut shadow = residual.clone();
-        let mut direction = residual.clone();
-        loop {
-            let rho = dot(&shadow, &residual);
-            let image = direction.clone() - system.apply(&direction);
-            let alpha = ratio(rho.clone(), &dot(&shadow, &image));
-            u = u + direction.clone() * alpha.clone();
-            let half = residual - image.clone() * alpha.clone();
-            if !system.observe(&u, &half) {
-                break;
-            }
-            let half_image = half.clone() - system.apply(&half);
-            let omega = ratio(dot(&half_image, &half), &dot(&half_image, &half_image));
-            u = u + half.clone() * omega.clone();
-            residual = half - half_image * omega.clone();
-            if !system.observe(&u, &residual) {
-                break;
-            }
-            let next_rho = dot(&shadow, &residual);
-            let beta = ratio(next_rho.clone(), &rho) * ratio(alpha, &omega);
-            let next = residual.clone() + (direction - image * omega.clone()) * beta;
-            let sizes = (dot(&shadow, &shadow) * dot(&residual, &residual)).sqrt();
-            let afresh = next_rho
-                .abs()
-                .lower_equal(sizes.mul_scalar(VANISHED))
-                .bool_or(omega.equal_elem(0.0))
-                .expand(residual.shape());
-            direction = next.mask_where(afresh.clone(), residual.clone());
-            shadow = shadow.mask_where(afresh, residual.clone());
+        LinearSystem::solve(a, g, stop, |system, u, residual| run(system, u, residual))
+    }
+}
+
+fn run(system: &mut LinearSystem<'_>, mut u: Tensor<2>, mut residual: Tensor<2>) {
+    // One factor of every inner product is divided by its size, so that none leaves the range of
+    // the type.
+    let mut shadow = residual.clone() / largest(&residual);
+    let mut direction = residual.clone();
+    loop {
+        let rho = dot(&shadow, &residual);
+        let product = direction.clone() - system.apply(&direction);
+        let alpha = ratio(rho.clone(), &dot(&shadow, &product));
+        u = u + direction.clone() * alpha.clone();
+        let half = residual - product.clone() * alpha.clone();
+        if !system.observe(&u, &half) {
+            return;
         }
-        system.finish()
+        let half_product = half.clone() - system.apply(&half);
+        let scaled = half_product.clone() / largest(&half_product);
+        let omega = ratio(dot(&scaled, &half), &dot(&scaled, &half_product));
+        u = u + half.clone() * omega.clone();
+        residual = half - half_product * omega.clone();
+        if !system.observe(&u, &residual) {
+            return;
+        }
+        let next_rho = dot(&shadow, &residual);
+        let beta = ratio(next_rho.clone(), &rho) * ratio(alpha, &omega);
+        let next = residual.clone() + (direction - product * omega.clone()) * beta;
+        let size = largest(&residual);
+        let scaled = residual.clone() / size.clone();
+        let sizes = (squares(&shadow) * squares(&scaled)).sqrt() * size;
+        let afresh = next_rho
+            .abs()
+            .lower_equal(sizes.mul_scalar(VANISHED))
+            .bool_or(omega.equal_elem(0.0))
+            .expand(residual.shape());
+        direction = next.mask_where(afresh.clone(), residual.clone());
+        shadow = shadow.mask_where(afresh, scaled);
     }
 }

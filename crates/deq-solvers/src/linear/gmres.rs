@@ -1,9 +1,9 @@
 //! GMRES with restarts.
 
-use super::{LinearMap, LinearSolve, System, ratio};
+use super::{LinearMap, LinearSolve, LinearSystem, ratio};
 use crate::error::{InvalidConfig, require};
 use crate::history::{History, pad};
-use crate::rows::dot;
+use crate::rows::{largest, squares};
 use crate::solution::Solution;
 use crate::stop::StopRule;
 use burn::config::Config;
@@ -12,8 +12,9 @@ use burn::tensor::{DType, Tensor};
 /// Configuration of [`Gmres`].
 #[derive(Config, Debug, PartialEq)]
 pub struct GmresConfig {
-    /// Products between restarts. Memory is about `2 restart batch dim` numbers, allocated as they are needed. Default 20, above the steps that a backward solve of a
-    /// regularised model takes, so that none happens.
+    /// Products between restarts. Memory is about `2 restart batch dim` numbers, allocated as they
+    /// are needed. Default 20, above the steps that a backward solve of a regularised model takes,
+    /// so that none happens.
     #[config(default = 20)]
     pub restart: usize,
 }
@@ -37,7 +38,8 @@ impl GmresConfig {
     }
 }
 
-/// GMRES(restart) for `M u = g` with `M = I - A`: the smallest residual over the space spanned by `r, M r, M^2 r, ...`, one system per sample.
+/// GMRES(restart) for `M u = g` with `M = I - A`: the smallest residual over the space spanned by
+/// `r, M r, M^2 r, ...`, one system per sample.
 ///
 /// ```text
 /// w = M v_k       h = V^T w, w <- w - V h (twice)       v_{k+1} = w / |w|
@@ -45,14 +47,16 @@ impl GmresConfig {
 /// u <- u + c_k t_k p_k              r <- s_k^2 r - s_k c_k t_k v_{k+1}          t_{k+1} = -s_k t_k
 /// ```
 ///
-/// with Givens rotations `G_k = [[c_k, s_k], [-s_k, c_k]]` that make the Hessenberg matrix triangular. The directions `p_k` give the
-/// iterate and its residual at every step, without a triangular solve and without a product.
+/// with Givens rotations `G_k = [[c_k, s_k], [-s_k, c_k]]` that make the Hessenberg matrix
+/// triangular. The directions `p_k` give the iterate and its residual at every step, without a
+/// triangular solve and without a product.
 ///
-/// The best choice for the adjoint equation when products are dear: no method that uses as many products has a smaller residual, and the residual never grows.
-/// Prefer BiCGStab when memory is tight, Anderson when the map is not linear.
+/// The best choice for the adjoint equation when products are dear: no method that uses as many
+/// products has a smaller residual, and the residual never grows. Prefer BiCGStab when memory is
+/// tight, Anderson when the map is not linear.
 ///
-/// Cost per step `k` since the restart: one product, about `5 k` inner products or updates of length `dim`. Memory: `2 restart + 3` vectors; while it
-/// grows, half as much again.
+/// Cost per step `k` since the restart: one product, about `5 k` inner products or updates of
+/// length `dim`. Memory: `2 restart + 4` vectors; while it grows, half as much again.
 ///
 /// # References
 ///
@@ -61,8 +65,9 @@ impl GmresConfig {
 ///
 /// # Differences from the reference code
 ///
-/// Textbook codes form the iterate at the end of a cycle; here every step has one, so that each sample can end at its own. Restarts use the
-/// residual of the recurrence instead of spending a product on it.
+/// Textbook codes form the iterate at the end of a cycle; here every step has one, so that each
+/// sample can end at its own. Restarts use the residual of the recurrence instead of spending a
+/// product on it.
 #[derive(Clone, Debug)]
 pub struct Gmres {
     restart: usize,
@@ -76,14 +81,15 @@ struct Cycle {
     directions: History,
     /// The product of all rotations so far, `[batch, k + 1, k + 1]`.
     rotations: Tensor<3>,
-    /// The part of the right side not yet used, `[batch, 1]`; its absolute value is the residual norm.
+    /// The part of the right side not yet used, `[batch, 1]`; its absolute value is the residual
+    /// norm.
     rest: Tensor<2>,
     newest: Tensor<2>,
 }
 
 impl Cycle {
     fn new(residual: &Tensor<2>, restart: usize) -> Self {
-        let norm = dot(residual, residual);
+        let norm = squares(residual);
         let mut cycle = Self {
             basis: History::new(residual, restart + 1),
             directions: History::new(residual, restart),
@@ -97,26 +103,29 @@ impl Cycle {
 
     /// Starts a space from the residual, in the memory of the last one.
     fn begin(&mut self, residual: &Tensor<2>) {
-        let norm = dot(residual, residual).sqrt();
-        self.newest = residual.clone() * ratio(norm.ones_like(), &norm);
+        let size = largest(residual);
+        let scaled = residual.clone() / size.clone();
+        let norm = squares(&scaled).sqrt();
+        self.newest = scaled * ratio(norm.ones_like(), &norm);
         self.basis.clear();
         self.directions.clear();
         self.basis.set(0, self.newest.clone());
         self.rotations = norm.ones_like().unsqueeze_dim(2);
-        self.rest = norm;
+        self.rest = norm * size;
     }
 
     /// Takes `w = M v_k` and returns the changes of the iterate and the new residual.
     fn step(&mut self, w: Tensor<2>, residual: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
         let k = self.basis.len();
-        let size = dot(&w, &w).sqrt();
-        // Once more, since one pass of Gram-Schmidt loses orthogonality where w nearly lies in the space.
+        let size = squares(&w).sqrt();
+        // Once more, since one pass of Gram-Schmidt loses orthogonality where w nearly lies in the
+        // space.
         let first = self.basis.dot(&w);
         let w = w - self.basis.combine(&first);
         let second = self.basis.dot(&w);
         let w = w - self.basis.combine(&second);
         let coefficients = (first + second).narrow(1, 0, k);
-        let below = dot(&w, &w).sqrt();
+        let below = squares(&w).sqrt();
         // What is left of a vector that lay in the space is rounding, not a direction.
         let exhausted = below.clone().lower_equal(size.mul_scalar(epsilon(&w)));
         let below = below.mask_fill(exhausted, 0.0);
@@ -135,7 +144,8 @@ impl Cycle {
         }
         let direction = direction * ratio(radius.ones_like(), &radius);
         let change = direction.clone() * (cos.clone() * self.rest.clone());
-        // A singular matrix that has used up its space: the residual stays, and so does the iterate.
+        // A singular matrix that has used up its space: the residual stays, and so does the
+        // iterate.
         let stuck = radius.equal_elem(0.0);
         let sin = sin.mask_fill(stuck, 1.0);
         let along = sin.clone() * cos.clone() * self.rest.clone();
@@ -182,22 +192,20 @@ impl LinearSolve for Gmres {
     }
 
     fn solve(&self, a: &mut dyn LinearMap, g: Tensor<2>, stop: &StopRule) -> Solution {
-        let (mut system, start) = System::start(a, g, stop);
-        let Some((mut u, mut residual)) = start else {
-            return system.finish();
-        };
-        let mut cycle = Cycle::new(&residual, self.restart);
-        loop {
-            if cycle.directions.len() == self.restart {
-                cycle.begin(&residual);
+        LinearSystem::solve(a, g, stop, |system, mut u, mut residual| {
+            let mut cycle = Cycle::new(&residual, self.restart);
+            loop {
+                if cycle.directions.len() == self.restart {
+                    cycle.begin(&residual);
+                }
+                let w = cycle.newest.clone() - system.apply(&cycle.newest);
+                let (change, next) = cycle.step(w, residual);
+                u = u + change;
+                residual = next;
+                if !system.observe(&u, &residual) {
+                    return;
+                }
             }
-            let w = cycle.newest.clone() - system.apply(&cycle.newest);
-            let (change, next) = cycle.step(w, residual);
-            u = u + change;
-            residual = next;
-            if !system.observe(&u, &residual) {
-                return system.finish();
-            }
-        }
+        })
     }
 }

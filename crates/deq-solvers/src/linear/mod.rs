@@ -1,19 +1,20 @@
-//! Linear systems `u = A u + g`, as the backward pass of an equilibrium layer poses them with `A = J^T`.
+//! Linear systems `u = A u + g`, as the backward pass of an equilibrium layer poses them with
+//! `A = J^T`.
 
 mod bicgstab;
 mod gmres;
 mod neumann;
+mod system;
 
 pub use bicgstab::{BiCgStab, BiCgStabConfig};
 pub use gmres::{Gmres, GmresConfig};
 pub use neumann::{Neumann, NeumannConfig};
+pub use system::LinearSystem;
 
 use crate::config::SolverConfig;
 use crate::error::InvalidConfig;
-use crate::map::Iterate;
-use crate::monitor::Monitor;
 use crate::solution::Solution;
-use crate::solver::{Precision, Solve, assert_same_shape};
+use crate::solver::Solve;
 use crate::stop::StopRule;
 use burn::config::Config;
 use burn::tensor::Tensor;
@@ -45,9 +46,18 @@ pub trait LinearSolve: std::fmt::Debug + Send + Sync {
 
     /// Solves `u = A u + g` for every row, starting from `u = g`.
     ///
-    /// A step is one product with `A`, counted in [`SolveStats::nfe`](crate::SolveStats). The residual is `A u + g - u`, relative to
-    /// `A u + g`, as for any other map, so that all solvers stop by the same rule. GMRES and BiCGStab know it from their recurrences, without a product;
-    /// in exact arithmetic that is the residual, in floating point it is to the accuracy that the system's condition allows.
+    /// A step is one product with `A`, counted in [`SolveStats::nfe`](crate::SolveStats). The
+    /// residual is `A u + g - u`, relative to `A u + g`, as for any other map, so that all solvers
+    /// stop by the same rule.
+    ///
+    /// GMRES, BiCGStab and the Neumann series know it from their recurrences. That is an estimate,
+    /// and at tight tolerances floating point makes it too small. So when samples have converged by
+    /// it, one product more checks their answers, whose residuals are then the true ones. A sample
+    /// that fails goes on from there, within [`StopConfig::max_steps`](crate::StopConfig) steps of
+    /// its own, until its true residual converges too or no longer halves from one check to the
+    /// next, which is [`Stalled`](crate::SolveStatus::Stalled). The product of a check is a step,
+    /// but may be one beyond the budget. The residual of a sample that has not converged remains an
+    /// estimate.
     ///
     /// # Shapes
     ///
@@ -105,9 +115,9 @@ impl From<SolverConfig> for LinearSolverConfig {
     }
 }
 
-/// A general solver on `u -> A u + g`.
-#[derive(Debug)]
-struct Affine(Arc<dyn Solve>);
+/// Any solver of general fixed points as a solver of linear systems, on the map `u -> A u + g`.
+#[derive(Clone, Debug)]
+pub struct Affine(pub Arc<dyn Solve>);
 
 impl LinearSolve for Affine {
     fn name(&self) -> &'static str {
@@ -117,55 +127,6 @@ impl LinearSolve for Affine {
     fn solve(&self, a: &mut dyn LinearMap, g: Tensor<2>, stop: &StopRule) -> Solution {
         let mut map = |u: Tensor<2>| a.apply(u) + g.clone();
         self.0.solve(&mut map, g.clone(), stop)
-    }
-}
-
-/// The products, the tests and the present point that the methods of this folder share.
-struct System<'a> {
-    a: &'a mut dyn LinearMap,
-    monitor: Monitor,
-    precision: Precision,
-}
-
-impl<'a> System<'a> {
-    /// Tests the start `u = g`, and returns the system, the start and its residual `A g`, if the solve goes on.
-    fn start(
-        a: &'a mut dyn LinearMap,
-        g: Tensor<2>,
-        stop: &StopRule,
-    ) -> (Self, Option<(Tensor<2>, Tensor<2>)>) {
-        let [batch, _] = g.dims();
-        let mut system = Self {
-            a,
-            monitor: Monitor::new(stop.config(), batch, g.device()),
-            precision: Precision::of(&g),
-        };
-        let u = system.precision.raise(g);
-        let residual = system.apply(&u);
-        let running = system.observe(&u, &residual);
-        (system, running.then_some((u, residual)))
-    }
-
-    /// `A x`
-    ///
-    /// # Panics
-    ///
-    /// If the map changes the shape.
-    fn apply(&mut self, x: &Tensor<2>) -> Tensor<2> {
-        let image = self.a.apply(self.precision.lower(x.clone()));
-        assert_same_shape(&image, x);
-        self.precision.raise(image)
-    }
-
-    /// Tests the point `u` with the residual `A u + g - u`, for which one product was spent.
-    fn observe(&mut self, u: &Tensor<2>, residual: &Tensor<2>) -> bool {
-        let [batch, _] = u.dims();
-        let at = Iterate::new(u.clone(), u.clone() + residual.clone());
-        self.monitor.observe(&at, batch)
-    }
-
-    fn finish(self) -> Solution {
-        self.precision.lower_solution(self.monitor.finish())
     }
 }
 

@@ -200,7 +200,7 @@ fn a_solver_that_spoils_its_own_point_is_told_from_a_map_that_does() {
 }
 
 #[test]
-fn a_start_whose_image_is_not_finite_is_handed_back() {
+fn a_start_whose_fz_is_not_finite_is_handed_back() {
     let device = f64_device();
     let z0 = Tensor::<2>::from_data([[-1.0, 2.0], [4.0, 4.0]], &device);
     for config in solvers() {
@@ -375,7 +375,8 @@ fn the_reversible_iteration_can_be_undone() {
     for _ in 0..steps {
         pair = reversible.backward(&mut map, &pair);
     }
-    // Rounding grows by at most (1 + damping L) / (1 - damping) = 8.6 in each of the 12 half steps back.
+    // Rounding grows by at most (1 + damping L) / (1 - damping) = 8.6 in each of the 12 half steps
+    // back.
     let bound = 1e-15 * 8.6_f64.powi(2 * steps);
     assert!(relative_error(&values(&pair.z), &values(&start.z)) < bound);
     assert!((pair.y - start.y).abs().max().into_scalar::<f64>() < bound);

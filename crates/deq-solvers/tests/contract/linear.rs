@@ -31,8 +31,9 @@ fn stop() -> StopConfig {
         .with_max_steps(3000)
 }
 
-/// A matrix of the given size and norm per sample, `[batch, n, n]`, a right side, and the solution by elimination.
-fn systems(n: usize, norm: f64, batch: usize) -> (Tensor<3>, Tensor<2>, Vec<f64>) {
+/// A matrix of the given size and norm per sample, `[batch, n, n]`, a right side, and the solution
+/// by elimination.
+pub(crate) fn systems(n: usize, norm: f64, batch: usize) -> (Tensor<3>, Tensor<2>, Vec<f64>) {
     let device = f64_device();
     device.seed(11);
     let normal = Distribution::Normal(0.0, norm / (n as f64).sqrt());
@@ -48,7 +49,7 @@ fn systems(n: usize, norm: f64, batch: usize) -> (Tensor<3>, Tensor<2>, Vec<f64>
     (a, g, exact)
 }
 
-fn product(a: &Tensor<3>) -> impl FnMut(Tensor<2>) -> Tensor<2> + '_ {
+pub(crate) fn product(a: &Tensor<3>) -> impl FnMut(Tensor<2>) -> Tensor<2> + '_ {
     |u| a.clone().matmul(u.unsqueeze_dim(2)).squeeze_dim::<2>(2)
 }
 
@@ -101,8 +102,8 @@ fn gmres_ends_within_the_dimension_and_its_residual_is_the_smallest_of_all() {
     let rule = stop.clone().build().unwrap();
     let gmres = LinearSolverConfig::gmres().build().unwrap();
     let solution = gmres.solve(&mut product(&a), g.clone(), &rule);
-    // The start, and a product for each dimension.
-    assert!(solution.stats.nfe <= 10, "{:?}", solution.stats);
+    // The start, a product for each dimension, and the check.
+    assert!(solution.stats.nfe <= 11, "{:?}", solution.stats);
     let best = solution.trace.unwrap().steps;
     for config in all() {
         let other = config.build().unwrap();
@@ -118,21 +119,123 @@ fn gmres_ends_within_the_dimension_and_its_residual_is_the_smallest_of_all() {
     }
 }
 
+/// `|A z + g - z| / |A z + g|` of every row, in the type of the answer.
+fn relative_residuals(a: &Tensor<3>, g: &Tensor<2>, z: &Tensor<2>) -> Vec<f64> {
+    let fz = product(a)(z.clone()) + g.clone();
+    let length = |x: Tensor<2>| values(&x.square().sum_dim(1)).into_iter().map(f64::sqrt);
+    let residual = length(fz.clone() - z.clone());
+    residual.zip(length(fz)).map(|(r, f)| r / f).collect()
+}
+
+fn recurrences() -> Vec<LinearSolverConfig> {
+    let mut all = krylov();
+    all.push(LinearSolverConfig::neumann());
+    all
+}
+
 #[test]
-fn the_residual_of_the_recurrence_is_the_residual() {
+fn the_residual_of_a_converged_sample_is_the_true_one() {
     let (a, g, _) = systems(30, 0.7, 4);
-    for dtype in [DType::F64, DType::F32] {
+    // From an ordinary tolerance to a few roundings of the type.
+    for (dtype, tolerances) in [
+        (DType::F64, [1e-4, 1e-13, 2e-15]),
+        (DType::F32, [1e-4, 2e-6, 4e-7]),
+    ] {
         let (a, g) = (a.clone().cast(dtype), g.clone().cast(dtype));
-        for config in krylov() {
-            let stop = StopConfig::new().with_rel_tol(1e-4).with_max_steps(200);
-            let solution = converged(&config, &a, &g, &stop);
-            let image = product(&a)(solution.z.clone()) + g.clone();
-            let residual = (image.clone() - solution.z).square().sum_dim(1).sqrt();
-            let relative = values(&(residual / image.square().sum_dim(1).sqrt()));
-            assert!(
-                relative.iter().all(|r| *r <= 1.05e-4),
-                "{config}: {relative:?}"
-            );
+        for config in recurrences() {
+            for tolerance in tolerances {
+                let stop = StopConfig::new()
+                    .with_rel_tol(tolerance)
+                    .with_max_steps(600);
+                let solution = converged(&config, &a, &g, &stop);
+                let residuals = relative_residuals(&a, &g, &solution.z);
+                for (seen, reported) in residuals.iter().zip(&solution.stats.rel_residual) {
+                    let name = format!("{config}, {tolerance:e}");
+                    assert!(*seen <= tolerance, "{name}: {seen:e}");
+                    assert!((seen - reported).abs() <= 1e-6 * seen, "{name}: {seen:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_recurrence_that_promised_too_much_goes_on_or_stalls() {
+    // One slow direction, so that the recurrence runs away from the truth.
+    let device = f64_device();
+    let slopes: Vec<f64> = (0..40).map(|i| 0.998 - 0.045 * f64::from(i)).collect();
+    let slopes = Tensor::<1>::from_data(slopes.as_slice(), &device).reshape([1, 40]);
+    let a = Tensor::<2>::eye(40, &device) * slopes;
+    let a = a.unsqueeze_dim::<3>(0).repeat_dim(0, 3).cast(DType::F32);
+    device.seed(5);
+    let g = Tensor::<2>::random([3, 40], Distribution::Normal(0.0, 1.0), &device).cast(DType::F32);
+    let (mut went_on, mut stalled) = (0, 0);
+    for config in recurrences() {
+        for tolerance in [2e-6, 5e-7, 1e-7, 1e-9] {
+            let stop = StopConfig::new()
+                .with_rel_tol(tolerance)
+                .with_max_steps(20_000)
+                .with_trace(TraceLevel::Residuals);
+            let solver = config.build().unwrap();
+            let solution = solver.solve(&mut product(&a), g.clone(), &stop.build().unwrap());
+            let name = format!("{config}, {tolerance:e}");
+            let residuals = relative_residuals(&a, &g, &solution.z);
+            let stats = &solution.stats;
+            for (row, &seen) in residuals.iter().enumerate() {
+                let reported = stats.rel_residual[row];
+                assert!((seen - reported).abs() <= 1e-6 * seen, "{name}: {stats:?}");
+                let expected = match seen <= tolerance {
+                    true => SolveStatus::Converged,
+                    false => SolveStatus::Stalled,
+                };
+                assert_eq!(stats.status[row], expected, "{name}");
+            }
+            let steps = solution.trace.unwrap().steps;
+            assert_eq!(steps.len(), stats.nfe);
+            let claims = |row: usize| steps.iter().filter(|s| s.rel[row] <= tolerance).count();
+            for row in 0..3 {
+                match stats.status[row].is_converged() {
+                    // The claim and its check; then once more.
+                    true => went_on += usize::from(claims(row) > 2),
+                    false => stalled += 1,
+                }
+            }
+        }
+    }
+    assert!(went_on > 0 && stalled > 0, "{went_on} {stalled}");
+}
+
+#[test]
+fn a_check_is_one_product_and_only_for_claims() {
+    let (a, g, _) = systems(14, 0.8, 3);
+    for config in recurrences() {
+        let solver = config.build().unwrap();
+        let solve = |stop: StopConfig| {
+            let mut products = 0;
+            let mut map = |u: Tensor<2>| {
+                products += 1;
+                product(&a)(u)
+            };
+            let solution = solver.solve(&mut map, g.clone(), &stop.build().unwrap());
+            assert_eq!(solution.stats.nfe, products, "{config}");
+            solution.stats
+        };
+        let ample = solve(stop().with_abs_tol(1e-6));
+        let last = ample.steps.iter().max().copied().unwrap();
+        assert_eq!(ample.nfe, last, "{config}: the check is a step");
+        // Out of steps, nothing is claimed.
+        let short = solve(stop().with_max_steps(3));
+        assert_eq!(short.nfe, 3, "{config}");
+        assert_eq!(short.status, [SolveStatus::MaxSteps; 3]);
+        // A claim with the last step of the budget is checked beyond it.
+        let exact = solve(stop().with_abs_tol(1e-6).with_max_steps(last - 1));
+        assert_eq!(exact.nfe, last, "{config}");
+        assert_eq!(exact.status, [SolveStatus::Converged; 3]);
+        for check_every in [2, 5] {
+            let seldom = stop().with_abs_tol(1e-6).with_check_every(check_every);
+            let seldom = solve(seldom);
+            assert_eq!(seldom.best_step.len(), 3);
+            assert_eq!(seldom.status, [SolveStatus::Converged; 3]);
         }
     }
 }
@@ -179,6 +282,30 @@ fn a_batch_of_systems_equals_its_rows_solved_alone() {
 }
 
 #[test]
+fn a_batch_at_the_rounding_of_its_type_equals_its_rows_solved_alone() {
+    let (a, g, _) = systems(14, 0.95, 4);
+    let (a, g) = (a.cast(DType::F32), g.cast(DType::F32));
+    for config in recurrences() {
+        let solver = config.build().unwrap();
+        for tolerance in [1e-6, 3e-7, 1e-7] {
+            let rule = stop().with_abs_tol(0.0).with_rel_tol(tolerance);
+            let rule = rule.with_max_steps(100).build().unwrap();
+            let together = solver.solve(&mut product(&a), g.clone(), &rule);
+            for row in 0..4 {
+                let own = a.clone().narrow(0, row, 1).repeat_dim(0, 4);
+                let right = g.clone().narrow(0, row, 1).repeat_dim(0, 4);
+                let alone = solver.solve(&mut product(&own), right, &rule);
+                let name = format!("{config}, {tolerance:e}");
+                assert_eq!(together.stats.steps[row], alone.stats.steps[row], "{name}");
+                assert_eq!(together.stats.status[row], alone.stats.status[row]);
+                let together = values(&together.z.clone().narrow(0, row, 1));
+                assert_eq!(together, values(&alone.z.narrow(0, row, 1)), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_work_of_each_linear_solver_is_what_it_was() {
     let device = f64_device();
     let mut table = String::new();
@@ -197,7 +324,8 @@ fn the_work_of_each_linear_solver_is_what_it_was() {
             .collect();
         table += &format!("{}: {}\n", problem.name, counts.join(" "));
     }
-    // Products for GMRES(20), GMRES(5), BiCGStab, Neumann, Anderson, Broyden.
+    // Products, those of the start and of the check included, for GMRES(20), GMRES(5), BiCGStab,
+    // Neumann, Anderson, Broyden.
     assert_eq!(table, include_str!("linear_work_counters.txt"));
 }
 

@@ -6,6 +6,7 @@ mod behaviour;
 mod linear;
 mod monotone;
 mod properties;
+mod scale;
 
 use burn::config::Config;
 use burn::tensor::{DType, Device, Tensor};
@@ -116,7 +117,8 @@ fn the_work_of_each_solver_is_what_it_was() {
         .collect();
         table += &format!("{}: {}\n", problem.name, counts.join(" "));
     }
-    // Evaluations of f for Picard, Anderson II and I, Broyden good, bad, and with a ring of 8 terms. A change here is a change of an algorithm.
+    // Evaluations of f for Picard, Anderson II and I, Broyden good, bad, and with a ring of 8
+    // terms. A change here is a change of an algorithm.
     let expected = include_str!("work_counters.txt");
     assert_eq!(table, expected);
     for line in expected.lines() {
@@ -145,7 +147,7 @@ fn a_converged_start_stops_at_once() {
 }
 
 #[test]
-fn a_budget_of_one_returns_the_start_and_its_image() {
+fn a_budget_of_one_returns_the_start_and_its_fz() {
     let device = f64_device();
     for problem in problems(&device) {
         for config in solvers() {
@@ -154,8 +156,8 @@ fn a_budget_of_one_returns_the_start_and_its_image() {
             assert_eq!(solution.stats.nfe, 1);
             assert_eq!(solution.stats.status_counts().max_steps, 4);
             assert_eq!(values(&solution.z), values(&problem.z0));
-            let image = (problem.map)(problem.z0.clone());
-            assert_eq!(values(&solution.fz), values(&image));
+            let fz = (problem.map)(problem.z0.clone());
+            assert_eq!(values(&solution.fz), values(&fz));
         }
     }
 }

@@ -4,8 +4,9 @@ use burn::tensor::{Distribution, Tensor};
 use deq_solvers::{MonotoneLayer, PicardConfig, Solve, SplittingConfig, StopConfig, TraceLevel};
 use deq_testkit::{f64_device, values};
 
-/// `W = (1 - m) I - A^T A + S - S^T`, strongly monotone with constant m, with a spectral radius above 1.
-fn layer(m: f64) -> (MonotoneLayer, Tensor<2>) {
+/// `W = (1 - m) I - A^T A + S - S^T`, strongly monotone with constant m, with a spectral radius
+/// above 1.
+pub(crate) fn weights(m: f64) -> (Tensor<2>, Tensor<2>) {
     let device = f64_device();
     device.seed(3);
     let n = 24;
@@ -14,8 +15,13 @@ fn layer(m: f64) -> (MonotoneLayer, Tensor<2>) {
     let eye = Tensor::<2>::eye(n, &device);
     let w = eye * (1.0 - m) - a.clone().transpose().matmul(a) + s.clone() - s.transpose();
     let bias = Tensor::<2>::random([5, n], Distribution::Normal(0.0, 1.0), &device);
+    (w, bias)
+}
+
+fn layer(m: f64) -> (MonotoneLayer, Tensor<2>) {
+    let (weight, bias) = weights(m);
     let z0 = bias.zeros_like();
-    (MonotoneLayer::new(w, bias), z0)
+    (MonotoneLayer::new(weight, bias), z0)
 }
 
 #[test]
@@ -54,7 +60,8 @@ fn splittings_find_the_equilibrium_where_plain_iteration_runs_away() {
         answers.push(values(&solution.z));
         steps.push(solution.stats.nfe);
     }
-    // Strong monotonicity with m = 0.5: the distance to the equilibrium is at most |I - W| / m < 40 residuals.
+    // Strong monotonicity with m = 0.5: the distance to the equilibrium is at most |I - W| / m < 40
+    // residuals.
     for answer in &answers[1..] {
         let distance: f64 = answer
             .iter()

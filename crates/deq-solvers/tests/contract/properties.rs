@@ -49,7 +49,11 @@ fn start() -> Tensor<2> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 24,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn every_contraction_is_solved(contraction in contraction()) {
@@ -69,7 +73,8 @@ proptest! {
     fn a_scaled_problem_takes_the_same_steps(contraction in contraction(), power in -12_i32..12) {
         let scale = 2.0_f64.powi(power);
         for config in solvers() {
-            let stop = tight().with_abs_tol(0.0).with_rel_tol(1e-8).with_trace(TraceLevel::Residuals);
+            let stop = tight().with_abs_tol(0.0).with_rel_tol(1e-8);
+            let stop = stop.with_trace(TraceLevel::Residuals);
             let plain = solve(&config, contraction.map(1.0, None), &start(), &stop);
             let scaled = solve(&config, contraction.map(scale, None), &start(), &stop);
             prop_assert_eq!(&plain.stats.steps, &scaled.stats.steps, "{}", config);
@@ -85,7 +90,8 @@ proptest! {
             let stop = tight().with_abs_tol(1e-8);
             let plain = solve(&config, contraction.map(1.0, None), &start(), &stop);
             let moved = solve(&config, contraction.map(1.0, Some(&order)), &start(), &stop);
-            prop_assert_eq!(values(&plain.z.select(0, order.clone())), values(&moved.z), "{}", config);
+            let plain = values(&plain.z.select(0, order.clone()));
+            prop_assert_eq!(plain, values(&moved.z), "{}", config);
         }
     }
 }

@@ -2,7 +2,7 @@ use super::super::random::{Stream, generator};
 use super::super::raster::LabelMap;
 use super::*;
 
-/// A picture of blocks, each of one colour that says its label.
+/// An image of blocks, each of one colour that says its label.
 fn blocks(width: usize, height: usize, side: usize) -> Example {
     let mut picture = Picture::filled(width, height, [0; 3]);
     let mut map = LabelMap::filled(width, height, [0]);
@@ -13,13 +13,11 @@ fn blocks(width: usize, height: usize, side: usize) -> Example {
             picture.set_pixel(x, y, color(label as u8));
         }
     }
-    Example {
-        picture,
-        target: Target::Map(map),
-    }
+    Example::new(picture, Target::Map(map))
 }
 
-/// A corner of the colour cube, so that no mixture of colours is the colour of another label; never black.
+/// A corner of the colour cube, so that no mixture of colours is the colour of another label; never
+/// black.
 fn color(label: u8) -> [u8; 3] {
     [1, 2, 4].map(|bit| if label & bit == 0 { 60 } else { 200 })
 }
@@ -55,7 +53,9 @@ fn labels_move_with_the_picture() {
     for transform in transforms() {
         for index in 0..40 {
             let mut rng = generator(5, Stream::Augmentation, 0, index);
-            let Example { picture, target } = transform.apply_with(blocks(100, 80, 20), &mut rng);
+            let Example {
+                picture, target, ..
+            } = transform.apply_with(blocks(100, 80, 20), &mut rng);
             let Target::Map(map) = target else {
                 panic!("a map stays a map");
             };
@@ -99,7 +99,7 @@ fn sizes_are_those_asked_for() {
 }
 
 #[test]
-fn equal_numbers_give_equal_pictures() {
+fn equal_numbers_give_equal_images() {
     for transform in transforms() {
         let apply = |index| {
             let mut rng = generator(1, Stream::Augmentation, 3, index);
@@ -130,7 +130,7 @@ fn random_windows_lie_inside_and_have_the_area_and_shape_asked_for() {
 }
 
 #[test]
-fn extreme_pictures_give_the_largest_central_window() {
+fn extreme_images_give_the_largest_central_window() {
     let mut rng = generator(1, Stream::Augmentation, 0, 0);
     for (width, height, expected) in [
         (1000, 10, (493, 0, 13, 10)),
@@ -159,10 +159,7 @@ fn the_center_crop_is_central() {
             picture.set_pixel(x, y, [255; 3]);
         }
     }
-    let example = Example {
-        picture,
-        target: Target::Class(3),
-    };
+    let example = Example::new(picture, Target::Class(3));
     let mut rng = generator(1, Stream::Augmentation, 0, 0);
     let whole = Transform::CenterCrop {
         resize: 60,
@@ -195,7 +192,8 @@ fn a_padded_crop_reaches_every_place() {
         };
         corners.insert((find([200, 0, 0]), find([0, 200, 0])));
     }
-    // 5 x 5 places, flipped or not, are distinct unless the row of the marks is cut off: 3 of the 5 rows show it, and all others look alike.
+    // 5 x 5 places, flipped or not, are distinct unless the row of the marks is cut off: 3 of the 5
+    // rows show it, and all others look alike.
     assert_eq!(corners.len(), 5 * 3 * 2 + 1);
 }
 

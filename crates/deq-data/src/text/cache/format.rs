@@ -5,7 +5,7 @@
 //! | bytes | content |
 //! | --- | --- |
 //! | 8 | `deqtoken` |
-//! | 4 | version, 1 |
+//! | 4 | version, 2 |
 //! | 4 | length of the header |
 //! | 8 | XXH3 of the header |
 //! | | the header, JSON |
@@ -30,7 +30,8 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 const MAGIC: [u8; 8] = *b"deqtoken";
-const VERSION: u32 = 1;
+/// Rises with the format, and with the rules by which a text becomes ids.
+const VERSION: u32 = 2;
 /// What stands before the header.
 const PREFIX: usize = 24;
 
@@ -48,8 +49,10 @@ pub(crate) struct Header {
     vocabulary_checksum: u64,
     /// The files that the ids were made of.
     pub(crate) files: Vec<Stamp>,
-    /// Tokens of train, valid and test.
+    /// Tokens of train, valid and test; 0 where there is no test split, since none is empty.
     pub(crate) tokens: [u64; 3],
+    /// Words of train, valid and test that became `<unk>`.
+    unknown_words: [u64; 3],
     /// Bytes of an id.
     width: u64,
     /// The checksum of all ids.
@@ -68,7 +71,8 @@ pub(crate) struct TokenFile {
     width: Width,
 }
 
-/// Writes the token file of a corpus, whole or not at all. `derived` says that its vocabulary was made of the text.
+/// Writes the token file of a corpus, whole or not at all. `derived` says that its vocabulary was
+/// made of the text.
 pub(crate) fn write(
     path: &Path,
     corpus: &Corpus,
@@ -78,14 +82,13 @@ pub(crate) fn write(
     prepare_folder(path)?;
     let width = Width::of(corpus.vocabulary.len());
     let vocabulary = corpus.vocabulary.text();
-    let splits = [&corpus.train, &corpus.valid, &corpus.test];
+    let splits: Vec<&Tokens> = [&corpus.train, &corpus.valid]
+        .into_iter()
+        .chain(&corpus.test)
+        .collect();
     let mut checksum = Xxh3Default::new();
-    for split in splits {
-        each_block(split, width, |block| {
-            checksum.update(block);
-            Ok(())
-        })
-        .map_err(|error| DataError::write(path, error))?;
+    for split in &splits {
+        split.each_block(width, |block| checksum.update(block));
     }
     let header = Header {
         level: corpus.vocabulary.level(),
@@ -95,7 +98,8 @@ pub(crate) fn write(
         vocabulary_bytes: vocabulary.len() as u64,
         vocabulary_checksum: xxh3_64(vocabulary.as_bytes()),
         files: stamps.to_vec(),
-        tokens: splits.map(|split| split.len() as u64),
+        tokens: [0, 1, 2].map(|split| splits.get(split).map_or(0, |ids| ids.len() as u64)),
+        unknown_words: corpus.unknown_words,
         width: width.bytes() as u64,
         tokens_checksum: checksum.digest(),
     };
@@ -107,29 +111,16 @@ pub(crate) fn write(
         file.write_all(&xxh3_64(&header).to_le_bytes())?;
         file.write_all(&header)?;
         file.write_all(vocabulary.as_bytes())?;
-        for split in splits {
-            each_block(split, width, |block| file.write_all(block))?;
+        let mut written = Ok(());
+        for split in &splits {
+            split.each_block(width, |block| {
+                if written.is_ok() {
+                    written = file.write_all(block);
+                }
+            });
         }
-        Ok(())
+        written
     })
-}
-
-/// Hands the bytes of the ids to `take`, many at a time.
-fn each_block(
-    tokens: &Tokens,
-    width: Width,
-    mut take: impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<()> {
-    const BLOCK: usize = 1 << 14;
-    let mut bytes = Vec::with_capacity(BLOCK * width.bytes());
-    for start in (0..tokens.len()).step_by(BLOCK) {
-        bytes.clear();
-        for id in tokens.range(start..tokens.len().min(start + BLOCK)) {
-            bytes.extend_from_slice(&id.to_le_bytes()[..width.bytes()]);
-        }
-        take(&bytes)?;
-    }
-    Ok(())
 }
 
 impl TokenFile {
@@ -146,7 +137,7 @@ impl TokenFile {
             let expected = VERSION;
             return Err(CacheProblem::OtherVersion { found, expected });
         }
-        let vocabulary_at = PREFIX + number(&rest[4..8]) as usize;
+        let vocabulary_at = (number(&rest[4..8]) as usize).saturating_add(PREFIX);
         let json = map.get(PREFIX..vocabulary_at);
         let json = json.ok_or(CacheProblem::DamagedHeader)?;
         if xxh3_64(json) != number(&rest[8..]) {
@@ -154,6 +145,10 @@ impl TokenFile {
         }
         let damaged = |_| CacheProblem::DamagedHeader;
         let header: Header = serde_json::from_slice(json).map_err(damaged)?;
+        // No split that exists is empty.
+        if header.tokens[0] == 0 || header.tokens[1] == 0 {
+            return Err(CacheProblem::DamagedHeader);
+        }
         let width = match header.width {
             2 => Width::Two,
             4 => Width::Four,
@@ -177,8 +172,8 @@ impl TokenFile {
         })
     }
 
-    /// Checks that the file was made of these files. Where the vocabulary is `given`, and the right one, it does not matter which list of words it came
-    /// from.
+    /// Checks that the file was made of these files. Where the vocabulary is `given`, and the right
+    /// one, it does not matter which list of words it came from.
     pub(crate) fn check_text(
         &self,
         text: &Path,
@@ -191,9 +186,15 @@ impl TokenFile {
         stamp::compare(text, &then, now, thorough)
     }
 
-    /// Reads all ids and compares their checksum.
+    /// Reads all ids, compares their checksum, and checks that the vocabulary has them.
     pub(crate) fn check_tokens(&self) -> Result<(), CacheProblem> {
-        match xxh3_64(&self.map[self.tokens_at..]) == self.header.tokens_checksum {
+        let bytes = self.tokens_at..self.map.len();
+        if xxh3_64(&self.map[bytes.clone()]) != self.header.tokens_checksum {
+            return Err(CacheProblem::DamagedTokens);
+        }
+        let ids = Tokens::mapped(self.map.clone(), bytes, self.width);
+        let most = ids.iter().max().map_or(0, u64::from);
+        match most < self.header.vocabulary_len {
             true => Ok(()),
             false => Err(CacheProblem::DamagedTokens),
         }
@@ -208,7 +209,11 @@ impl TokenFile {
         let text = String::from_utf8(bytes.to_vec());
         let text = text.map_err(|_| CacheProblem::DamagedVocabulary)?;
         let vocabulary = Vocabulary::of_text(&self.path, self.header.level, text);
-        vocabulary.map_err(|_| CacheProblem::DamagedVocabulary)
+        let vocabulary = vocabulary.map_err(|_| CacheProblem::DamagedVocabulary)?;
+        match vocabulary.len() as u64 == self.header.vocabulary_len {
+            true => Ok(vocabulary),
+            false => Err(CacheProblem::DamagedVocabulary),
+        }
     }
 
     /// The corpus with its ids in this file.
@@ -223,7 +228,9 @@ impl TokenFile {
             vocabulary,
             train,
             valid,
-            test,
+            test: (!test.is_empty()).then_some(test),
+            unknown_words: self.header.unknown_words,
+            left_out: Vec::new(),
         }
     }
 }

@@ -16,20 +16,21 @@ use xxhash_rust::xxh3::xxh3_64;
 const EXTENSION: &str = ".tokens";
 /// The folder of token files beside a text.
 const FOLDER: &str = ".deq-cache";
-/// Smaller texts are read in about a second, which is no reason to leave a file behind.
+/// Smaller texts are read in less than a second and need no token file.
 const WORTH_CACHING: u64 = 4 << 20;
 
 /// Where the token file of a text is kept.
 ///
-/// A token file is written whole or not at all, so several processes may read the same text at the same time. It is found again if the text
-/// lies where it lay, and used if the text is the same; otherwise it is written anew. Token files may be deleted at any time.
+/// A token file is written whole or not at all, so that several processes may read the same text at
+/// the same time. It is found by the path of the text, and replaced if the text has changed. Token
+/// files may be deleted at any time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CachePlace {
     /// Nowhere: the text is read into memory every time.
     #[default]
     Off,
-    /// For texts of 4 MiB and more, in the folder `.deq-cache` beside the text, or, if that cannot be written, in the user's cache folder:
-    /// `$XDG_CACHE_HOME/deq`, else `~/.cache/deq`.
+    /// For texts of 4 MiB and more, in the folder `.deq-cache` beside the text, or, if that cannot
+    /// be written, in the user's cache folder: `$XDG_CACHE_HOME/deq`, else `~/.cache/deq`.
     Auto,
     /// In this folder.
     In(PathBuf),
@@ -83,7 +84,7 @@ pub enum CacheProblem {
 
 /// The names that a token file of this text may have, the one to write first.
 ///
-/// A file with derived words serves a vocabulary that is the same, too.
+/// A file whose words were derived from the text also serves an equal vocabulary that is given.
 fn names(stem: &str, level: Level, given: Option<&Vocabulary>) -> Vec<String> {
     let derived = format!("{stem}.{level}{EXTENSION}");
     match given {
@@ -166,17 +167,17 @@ pub(crate) fn all(path: &Path, place: &CachePlace) -> Vec<PathBuf> {
         let begin = format!("{stem}.");
         found.extend(entries.flatten().map(|entry| entry.path()).filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(&begin) && name.ends_with(EXTENSION)
+            name.starts_with(&begin) && name.ends_with(EXTENSION) && path.is_file()
         }));
     }
     found.sort();
     found
 }
 
-/// Creates the folder of a token file, marked as one whose content can be made again, as <https://bford.info/cachedir> describes it.
+/// Creates the folder of a token file, tagged as a cache as in <https://bford.info/cachedir>.
 pub(crate) fn prepare_folder(file: &Path) -> Result<(), DataError> {
     let folder = file.parent().unwrap_or(Path::new("."));
-    // Permissions do not bind an administrator, but a folder that says so is to be left as it is.
+    // Permissions do not bind an administrator, but a read-only folder is left as it is.
     let above = folder.ancestors().find(|above| above.exists());
     if let Some(above) = above
         && std::fs::metadata(above).is_ok_and(|data| data.permissions().readonly())
@@ -193,7 +194,8 @@ pub(crate) fn prepare_folder(file: &Path) -> Result<(), DataError> {
     crate::files::write_whole(&tag, |file| {
         file.write_all(
             b"Signature: 8a477f597d28d172789f06886806bc55\n\
-            # Tokens of texts, made by deq-data. The files can be deleted at any time, but must not be edited: they may be in use as memory.\n",
+            # Tokens of texts, made by deq-data. The files can be deleted at any time, but must \
+            not be edited: they may be in use as memory.\n",
         )
     })
 }

@@ -2,27 +2,30 @@
 
 use super::CacheProblem;
 use crate::error::DataError;
-use crate::text::source::Layout;
+use crate::text::layout::Layout;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 use xxhash_rust::xxh3::Xxh3Default;
 
-/// The number that stands for the list of words in the place of a split's.
+/// The split number of a list of words.
 const LIST: u8 = 4;
 
 /// One file of a text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Stamp {
-    /// As seen from the folder of the text; empty for a text that is one file.
+    /// The path relative to the folder of the text; empty for a text that is one file.
     file: String,
     /// The number of its split, 3 where the text is cut into splits, 4 for a list of words.
     split: u8,
     pub(crate) bytes: u64,
-    /// Nanoseconds since 1970.
+    /// When its content was changed, in nanoseconds since 1970.
     modified: u64,
+    /// When its content or metadata was changed, which no program can set; 0 where the system does
+    /// not tell.
+    changed: u64,
     /// The hash of its content; 0 until it has been read.
     pub(crate) checksum: u64,
 }
@@ -52,6 +55,7 @@ pub(crate) fn stamps(
                 split,
                 bytes: data.len(),
                 modified: modified.map_or(0, |time| time.as_nanos() as u64),
+                changed: changed(&data),
                 checksum: 0,
             })
         })
@@ -60,8 +64,8 @@ pub(crate) fn stamps(
 
 /// Checks that these are the files that a token file was made of.
 ///
-/// A file of the same length and time of change is taken for the same, without being read, unless `thorough`. One of another time, such as a copy,
-/// is read and compared.
+/// A file of the same length and times is not read, unless `thorough`. One of other times, such as
+/// a copy, is read and compared.
 pub(crate) fn compare(
     path: &Path,
     then: &[&Stamp],
@@ -82,7 +86,8 @@ pub(crate) fn compare(
         if then.bytes != now.bytes {
             return Err(changed());
         }
-        let known = then.modified != 0 && then.modified == now.modified;
+        let same_times = (then.modified, then.changed) == (now.modified, now.changed);
+        let known = then.modified != 0 && same_times;
         if known && !thorough {
             continue;
         }
@@ -96,6 +101,19 @@ pub(crate) fn compare(
         }
     }
     Ok(())
+}
+
+/// When the content or metadata of a file was last changed, in nanoseconds since 1970.
+#[cfg(unix)]
+fn changed(data: &Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let seconds = data.ctime().saturating_mul(1_000_000_000);
+    seconds.saturating_add(data.ctime_nsec()).max(0) as u64
+}
+
+#[cfg(not(unix))]
+fn changed(_: &Metadata) -> u64 {
+    0
 }
 
 /// The XXH3 hash of a file.

@@ -30,7 +30,91 @@ fn words_and_line_ends_are_read_as_the_original_does() {
     assert_eq!(train, ["<eos>", "a", "b", "<unk>", "<eos>"]);
     let valid = tokens(&corpus, &corpus.valid);
     assert_eq!(valid, ["b", "<unk>", "<eos>"]);
-    assert_eq!(tokens(&corpus, &corpus.test), ["a", "<eos>"]);
+    assert_eq!(
+        tokens(&corpus, corpus.require_test().unwrap()),
+        ["a", "<eos>"]
+    );
+    assert_eq!(corpus.unknown_words, [0, 1, 0]);
+}
+
+#[test]
+fn line_ends_and_marks_make_no_difference_to_words() {
+    let text = |mark: &str, end: &str| format!("{mark}a b{end}{end}b <unk>{end}c a");
+    let read = |mark: &str, end: &str| {
+        let text = text(mark, end);
+        let (name, valid) = (text.as_bytes(), "c\n".as_bytes());
+        let folder = folder([("train.txt", name), ("valid.txt", valid)]);
+        Corpus::open(folder.path(), Level::Word).unwrap()
+    };
+    let plain = read("", "\n");
+    let expected = [
+        "a", "b", "<eos>", "<eos>", "b", "<unk>", "<eos>", "c", "a", "<eos>",
+    ];
+    assert_eq!(tokens(&plain, &plain.train), expected);
+    for mark in ["", "\u{FEFF}"] {
+        for end in ["\n", "\r", "\r\n"] {
+            let other = read(mark, end);
+            assert_eq!(other.vocabulary, plain.vocabulary);
+            assert_eq!(other.train, plain.train, "{mark:?} {end:?}");
+        }
+    }
+}
+
+#[test]
+fn words_that_train_lacks_become_unk() {
+    let text =
+        |valid: &'static [u8]| folder([("train.txt", b"a b a once\nb a\n"), ("valid.txt", valid)]);
+    // All words are known: the text keeps them.
+    let closed = text(b"once a\n");
+    let corpus = Corpus::open(closed.path(), Level::Word).unwrap();
+    let words: Vec<String> = corpus.vocabulary.clone().into();
+    assert_eq!(words, ["<eos>", "a", "b", "once"]);
+    assert_eq!(corpus.unknown_words, [0; 3]);
+    assert!(corpus.test.is_none() && corpus.require_test().is_err());
+
+    // One is not: it becomes <unk>, and so does what a model could not learn.
+    let open = text(b"a new once b\n");
+    let corpus = Corpus::open(open.path(), Level::Word).unwrap();
+    let words: Vec<String> = corpus.vocabulary.clone().into();
+    assert_eq!(words, ["<eos>", "a", "b", "<unk>"]);
+    let train = tokens(&corpus, &corpus.train);
+    assert_eq!(train, ["a", "b", "a", "<unk>", "<eos>", "b", "a", "<eos>"]);
+    let valid = tokens(&corpus, &corpus.valid);
+    assert_eq!(valid, ["a", "<unk>", "<unk>", "b", "<eos>"]);
+    assert_eq!(corpus.unknown_words, [1, 2, 0]);
+}
+
+#[test]
+fn any_plain_text_can_be_read_at_its_default_level() {
+    let text = "Call me Ishmael.\r\nSome years ago \u{2014} never mind how long\r\n".repeat(40);
+    let folder = folder([("book.TXT", text.as_bytes())]);
+    for path in [folder.path().to_owned(), folder.path().join("book.TXT")] {
+        let level = Level::default_for(&path).unwrap();
+        assert_eq!(level, Level::Byte);
+        let corpus = Corpus::open(&path, level).unwrap();
+        assert_eq!(corpus.unknown_words, [0; 3]);
+        let words = Corpus::open(&path, Level::Word).unwrap();
+        assert!(words.unknown_words.iter().all(|count| *count == 0));
+    }
+}
+
+#[test]
+fn what_is_left_out_is_named() {
+    let folder = folder([
+        ("train.txt", b"a\n"),
+        ("valid.txt", b"a\n"),
+        ("more.md", b"a\n"),
+    ]);
+    let heard = std::sync::Mutex::new(Vec::new());
+    let listen = |event: &crate::CorpusEvent<'_>| {
+        if let crate::CorpusEvent::LeftOut { files } = event {
+            heard.lock().unwrap().extend(files.to_vec());
+        }
+    };
+    let reader = CorpusReader::new(folder.path(), Level::Word).on_event(&listen);
+    let corpus = reader.read().unwrap();
+    assert_eq!(corpus.left_out, [folder.path().join("more.md")]);
+    assert_eq!(*heard.lock().unwrap(), corpus.left_out);
 }
 
 #[test]
@@ -57,7 +141,16 @@ fn a_vocabulary_file_says_which_words_there_are_but_not_their_order() {
     assert!(Corpus::open(folder.path(), Level::Byte).is_ok());
 
     write(folder.path().join("vocab.txt"), "<eos>\na\nb\n").unwrap();
-    let text = message(folder.path(), Level::Word);
+    let corpus = Corpus::open(folder.path(), Level::Word).unwrap();
+    let words: Vec<String> = corpus.vocabulary.clone().into();
+    assert_eq!(words, ["<eos>", "b", "a", "<unk>"]);
+    assert_eq!(corpus.unknown_words, [1, 0, 0]);
+
+    // A list that is given is not added to.
+    let listed = Vocabulary::load(&folder.path().join("vocab.txt")).unwrap();
+    let text = Corpus::open_with(folder.path(), listed)
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("train.txt holds \"rare\""), "{text}");
 }
 
@@ -65,26 +158,18 @@ fn a_vocabulary_file_says_which_words_there_are_but_not_their_order() {
 fn a_single_file_is_cut_at_line_ends() {
     let folder = folder([("text", "0123456789\n".repeat(1000).as_bytes())]);
     let corpus = Corpus::open(&folder.path().join("text"), Level::Byte).unwrap();
-    let splits = [&corpus.train, &corpus.valid, &corpus.test];
+    let splits = [&corpus.train, &corpus.valid, corpus.require_test().unwrap()];
     assert_eq!(splits.map(Tokens::len), [9911, 550, 539]);
     assert!(splits.iter().all(|split| split.iter().last() == Some(10)));
 }
 
 #[test]
-fn a_single_file_of_one_line_is_cut_between_characters() {
-    let folder = folder([
-        ("text", "戦場 ".repeat(100).as_bytes()),
-        ("short", b"0123456789"),
-    ]);
-    let corpus = Corpus::open(&folder.path().join("text"), Level::Byte).unwrap();
-    let splits = [&corpus.train, &corpus.valid, &corpus.test];
-    assert_eq!(splits.map(Tokens::len).iter().sum::<usize>(), 700);
-    for split in splits {
-        let bytes: Vec<u8> = split.iter().map(|id| id as u8).collect();
-        assert!(String::from_utf8(bytes).is_ok() && split.len() > 30);
-    }
+fn a_file_that_is_too_small_to_cut_is_refused() {
+    let folder = folder([("short", b"0123456789"), ("empty", b"")]);
     let text = message(&folder.path().join("short"), Level::Byte);
     assert!(text.contains("10 bytes, too few to cut"), "{text}");
+    let text = message(&folder.path().join("empty"), Level::Byte);
+    assert!(text.contains("empty is empty"), "{text}");
 }
 
 #[test]
@@ -94,7 +179,7 @@ fn the_built_in_text_can_be_read_at_both_levels() {
     let words = Corpus::builtin(Level::Word).unwrap();
     let unknown = words.vocabulary.id(Vocabulary::UNKNOWN).unwrap();
     let knows = |split: &Tokens| split.iter().any(|id| id == unknown);
-    assert!(knows(&words.train) && knows(&words.test));
+    assert!(knows(&words.train) && knows(words.require_test().unwrap()));
     assert!((1000..5000).contains(&words.vocabulary.len()));
 }
 
@@ -103,9 +188,9 @@ fn what_is_wrong_is_said_with_the_path() {
     let missing = message(Path::new("/nowhere"), Level::Byte);
     assert!(missing.starts_with("there is no /nowhere"), "{missing}");
 
-    let no_test = folder([("train.txt", b"a"), ("valid.txt", b"a")]);
-    let text = message(no_test.path(), Level::Byte);
-    let names = "test.txt, wiki.test.tokens, wiki.test.raw, ptb.test.txt, or";
+    let no_valid = folder([("train.txt", b"a"), ("test.txt", b"a")]);
+    let text = message(no_valid.path(), Level::Byte);
+    let names = "valid.txt, validation.txt, val.txt, dev.txt, wiki.valid.tokens";
     assert!(text.contains(names), "{text}");
 
     let empty = folder([("train.txt", b"a"), ("valid.txt", b""), ("test.txt", b"a")]);
@@ -123,7 +208,4 @@ fn what_is_wrong_is_said_with_the_path() {
         "{text}"
     );
     assert!(Corpus::open(binary.path(), Level::Byte).is_ok());
-
-    let unknown = folder([("train.txt", b"a"), ("valid.txt", b"z"), ("test.txt", b"a")]);
-    assert!(message(unknown.path(), Level::Word).contains("valid.txt holds \"z\""));
 }

@@ -88,6 +88,22 @@ fn vocabularies_survive_files_and_serde() {
 }
 
 #[test]
+fn marks_and_line_ends_are_no_part_of_a_listed_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vocab.txt");
+    for end in ["\n", "\r", "\r\n"] {
+        for mark in ["", "\u{FEFF}"] {
+            for last in ["", end] {
+                let text = format!("{mark}<eos>{end}a{end}<unk>{last}");
+                std::fs::write(&path, text).unwrap();
+                let words = tokens(Vocabulary::load(&path).unwrap());
+                assert_eq!(words, ["<eos>", "a", "<unk>"]);
+            }
+        }
+    }
+}
+
+#[test]
 fn broken_vocabulary_files_are_refused_with_the_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("vocab.txt");
@@ -100,6 +116,8 @@ fn broken_vocabulary_files_are_refused_with_the_line() {
     );
     assert!(message(b"a\n\nb\n").ends_with("nothing in line 2: every line must hold one token"));
     assert!(message(b"").contains("is empty"));
+    assert!(message(b"\xEF\xBB\xBF").contains("is empty"));
+    assert!(message(b"\xFF\xFEa\0").contains("is UTF-16 text"));
     assert!(message(b"a\n\xff").contains("(byte 2)"));
     let absent = Vocabulary::load(&folder.path().join("none")).unwrap_err();
     assert!(absent.to_string().starts_with("cannot read"));

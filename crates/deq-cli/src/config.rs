@@ -1,0 +1,57 @@
+//! `deq config` and `deq presets`.
+
+use crate::print;
+use crate::recipe::TaskArgs;
+use anyhow::Result;
+use clap::Args;
+use deq_train::tasks::images::ImagesTask;
+use deq_train::tasks::text::TextTask;
+use deq_train::{Task, TrainError};
+use serde::Serialize;
+
+#[derive(Args)]
+pub(crate) struct PresetsArgs {
+    /// Print the list as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: TaskArgs) -> Result<()> {
+    match args {
+        TaskArgs::Lm(args) => print::json(&args.recipe()?.0),
+        TaskArgs::Mdeq(args) => print::json(&args.recipe()?.0),
+    }
+}
+
+#[derive(Serialize)]
+struct Entry {
+    command: &'static str,
+    name: &'static str,
+    about: String,
+}
+
+pub(crate) fn presets(args: &PresetsArgs) -> Result<()> {
+    let mut all = list::<TextTask>("deq train lm")?;
+    all.extend(list::<ImagesTask>("deq train mdeq")?);
+    if args.json {
+        return print::json(&all);
+    }
+    for entry in &all {
+        println!(
+            "{} --preset {}\n    {}",
+            entry.command, entry.name, entry.about
+        );
+    }
+    Ok(())
+}
+
+fn list<T: Task>(command: &'static str) -> Result<Vec<Entry>, TrainError> {
+    let entry = |preset: &deq_train::Preset| {
+        Ok(Entry {
+            command,
+            name: preset.name,
+            about: preset.about()?,
+        })
+    };
+    T::presets().iter().map(entry).collect()
+}

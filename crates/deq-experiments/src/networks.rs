@@ -1,0 +1,475 @@
+//! The DEQ-Transformer beside explicit networks of the same parts: equal parameters, equal time.
+
+use crate::{Claim, claims_table};
+use burn::module::Module;
+use deq_core::GradientConfig;
+use deq_train::records::{Record, StepRecord, read_records};
+use deq_train::report::{self, Chart, Series};
+use deq_train::tasks::text::TextTask;
+use deq_train::{
+    Network, Opening, Recipe, RecipeError, RunFolder, Start, StepMemory, Task, TrainError,
+    TrainOptions, affordable_steps, device, evaluation_seconds, files, require, step_memory, train,
+    without_tolerance,
+};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What to compare, and for how long.
+#[derive(Clone, Debug)]
+pub struct NetworkComparison {
+    /// The DEQ with its penalty; the others share data, widths, optimizer, and schedule.
+    pub recipe: Recipe<TextTask>,
+    /// Minutes of training for each network. Steps are chosen before training from the time of a few steps whose solves use up their whole
+    /// budget, so a network whose solves end earlier is done earlier.
+    pub minutes: f64,
+    /// Applications of the cell in the weight-tied network.
+    pub tied_depth: usize,
+    /// Layers of the Transformer-XL, whose inner width is chosen so that the parameters are equal.
+    pub layers: usize,
+    /// The device, by name.
+    pub device: String,
+    /// Where runs and results are written. Runs that are there go on where they stopped.
+    pub folder: PathBuf,
+    /// How the process knows its peak of memory; none leaves memory out.
+    pub memory: Option<StepMemory>,
+}
+
+/// One trained network.
+#[derive(Clone, Debug, Serialize)]
+pub struct NetworkResult {
+    /// A short name.
+    pub name: String,
+    /// Parameters.
+    pub parameters: usize,
+    /// Training steps.
+    pub steps: usize,
+    /// Seconds of training steps with all that belongs to them, without the evaluations between them.
+    pub training_seconds: f64,
+    /// Perplexity of the whole valid split.
+    pub perplexity: f64,
+    /// Applications of the cell or of layers for a segment of the valid split.
+    pub evaluations: f64,
+    /// The same in a training step, mean over the second half of training: forward, and vector-Jacobian products backward.
+    pub training_evaluations: [f64; 2],
+    /// The share of solves of the valid split that converged; absent for explicit networks.
+    pub converged: Option<f64>,
+    /// The most bytes of heap that a training step holds beside the model and its data.
+    pub step_bytes: Option<usize>,
+    /// Perplexity of a part of the valid split after each round, by minutes of training.
+    pub course: Vec<(f64, f64)>,
+}
+
+/// The memory of a training step by depth.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemoryByDepth {
+    /// Most steps of the forward and backward solves; applications of the weight-tied cell.
+    pub depth: usize,
+    /// Bytes with the equilibrium.
+    pub equilibrium: usize,
+    /// Bytes with the explicit network.
+    pub tied: usize,
+}
+
+/// All networks.
+#[derive(Clone, Debug, Serialize)]
+pub struct NetworkComparisonResult {
+    /// One entry for each network.
+    pub networks: Vec<NetworkResult>,
+    /// Memory at several depths; empty if memory was not measured.
+    pub memory: Vec<MemoryByDepth>,
+    /// What the papers say, and whether it holds here.
+    pub claims: Vec<Claim>,
+    /// The page with tables and curves.
+    pub report: PathBuf,
+}
+
+/// Trains every network, measures it, writes `result.json` and `report.html`. `say` hears what runs.
+///
+/// # Errors
+///
+/// [`TrainError`] if the recipe or a number is wrong, or a run fails.
+pub fn compare_networks(
+    options: &NetworkComparison,
+    say: &mut dyn FnMut(&str),
+) -> Result<NetworkComparisonResult, TrainError> {
+    let positive =
+        |field, value: f64| require(value > 0.0 && value.is_finite(), field, value, "above 0");
+    positive("minutes", options.minutes)?;
+    positive("tied depth", options.tied_depth as f64)?;
+    positive("layers", options.layers as f64)?;
+    files::create_folder(&options.folder)?;
+    let mut recipe = options.recipe.clone();
+    // The size of the vocabulary counts.
+    drop(recipe.task.open(&Opening::default())?);
+    recipe.validate()?;
+
+    let mut networks = Vec::new();
+    for (name, recipe) in variants(&recipe, options)? {
+        networks.push(network(name, recipe, options, say)?);
+    }
+    let memory = match &options.memory {
+        Some(meter) => {
+            say("measuring the memory of a training step by depth");
+            memory_by_depth(&recipe, options, meter)?
+        }
+        None => Vec::new(),
+    };
+    let result = NetworkComparisonResult {
+        claims: claims(&networks, &memory),
+        networks,
+        memory,
+        report: options.folder.join("report.html"),
+    };
+    files::write_json(&options.folder.join("result.json"), &result)?;
+    write_page(&result)?;
+    Ok(result)
+}
+
+/// The networks by name, with the steps still to be chosen.
+fn variants(
+    recipe: &Recipe<TextTask>,
+    options: &NetworkComparison,
+) -> Result<Vec<(&'static str, Recipe<TextTask>)>, TrainError> {
+    let plain = Recipe::<TextTask> {
+        penalty: None,
+        ..recipe.clone()
+    };
+    let explicit = |network| Recipe::<TextTask> {
+        network,
+        pretrain_steps: 0,
+        ..plain.clone()
+    };
+    let tied = explicit(Network::WeightTied {
+        depth: options.tied_depth,
+    });
+    let mut layers = explicit(Network::Layers {
+        depth: options.layers,
+    });
+    layers.task.model.d_inner = matching_width(recipe, options)?;
+    Ok(vec![
+        ("deq-jr", recipe.clone()),
+        ("deq", plain),
+        ("weight-tied", tied),
+        ("transformer-xl", layers),
+    ])
+}
+
+/// The inner width with which the stack of layers has the parameters of the DEQ.
+fn matching_width(
+    recipe: &Recipe<TextTask>,
+    options: &NetworkComparison,
+) -> Result<usize, TrainError> {
+    let plain = device(&options.device)?;
+    // The embedding is the same in both, so a small vocabulary tells the difference as well.
+    let mut small = recipe.task.model.clone();
+    small.vocab_size = small.cutoffs.last().map_or(1, |last| last + 1);
+    let target = small.init(&plain)?.num_params();
+    let with = |d_inner: usize| -> Result<usize, TrainError> {
+        let config = deq_models::DeqTransformerLmConfig {
+            d_inner,
+            ..small.clone()
+        };
+        Ok(config.init_explicit(options.layers, &plain)?.num_params())
+    };
+    let (one, two) = (with(1)?, with(2)?);
+    let width = target.saturating_sub(one) / (two - one) + 1;
+    match target > one {
+        true => Ok(width),
+        false => Err(RecipeError::OutOfRange {
+            field: "layers",
+            value: options.layers as f64,
+            requirement: "few enough that attention alone does not exceed the parameters of the DEQ",
+        }
+        .into()),
+    }
+}
+
+fn network(
+    name: &str,
+    mut recipe: Recipe<TextTask>,
+    options: &NetworkComparison,
+    say: &mut dyn FnMut(&str),
+) -> Result<NetworkResult, TrainError> {
+    let path = options.folder.join(name);
+    let folder = RunFolder::new(path.clone());
+    let mut start = Start::New;
+    if folder.exists() {
+        // The steps were chosen when the run began.
+        recipe = Recipe::of_run(&path)?;
+        start = Start::Resume;
+    } else {
+        say(&format!("{name}: choosing the number of steps"));
+        let steps = affordable_steps(&recipe, options.minutes, &options.device)?.max(recipe.rounds);
+        recipe.scale_steps(steps);
+    }
+    say(&format!("{name}: training for {} steps", recipe.steps));
+    let train_options = TrainOptions {
+        start,
+        plain: true,
+        ..TrainOptions::new(&options.device, path.clone())
+    };
+    let summary = train(recipe.clone(), &train_options)?;
+    let records = read_records(&folder.metrics())?;
+    let steps: Vec<&StepRecord> = records.iter().filter_map(Record::as_step).collect();
+    let late = &steps[steps.len() / 2..];
+    let mean = |value: &dyn Fn(&StepRecord) -> usize| {
+        late.iter().map(|step| value(step) as f64).sum::<f64>() / late.len().max(1) as f64
+    };
+    let step_bytes = match &options.memory {
+        Some(meter) => Some(step_memory(&recipe, &options.device, meter)?),
+        None => None,
+    };
+    Ok(NetworkResult {
+        name: name.to_owned(),
+        parameters: summary.parameters,
+        steps: recipe.steps,
+        training_seconds: summary.training_seconds - evaluation_seconds(&records),
+        perplexity: summary.eval.quality.value,
+        evaluations: summary.eval.nfe_per_solve,
+        training_evaluations: [
+            mean(&|step| step.forward_nfe),
+            mean(&|step| step.backward.as_ref().map_or(0, |solve| solve.nfe)),
+        ],
+        converged: summary.eval.converged(),
+        step_bytes,
+        course: course(&records),
+    })
+}
+
+fn course(records: &[Record]) -> Vec<(f64, f64)> {
+    let mut seconds = 0.0;
+    let mut points = Vec::new();
+    for record in records {
+        match record {
+            Record::Step(step) => seconds += step.seconds,
+            Record::Eval(eval) => points.push((seconds / 60.0, eval.quality.value)),
+            Record::Change(_) => {}
+        }
+    }
+    points
+}
+
+fn memory_by_depth(
+    recipe: &Recipe<TextTask>,
+    options: &NetworkComparison,
+    meter: &StepMemory,
+) -> Result<Vec<MemoryByDepth>, TrainError> {
+    [6, 12, 24]
+        .into_iter()
+        .map(|depth| {
+            let mut solved = recipe.clone();
+            solved.penalty = None;
+            // The whole budget is used.
+            solved.deq = without_tolerance(solved.deq);
+            solved.deq.budget_jitter = 0;
+            solved.deq.stop.max_steps = depth;
+            if let GradientConfig::Implicit(adjoint) = &mut solved.deq.gradient {
+                adjoint.stop.max_steps = depth;
+            }
+            let tied = Recipe::<TextTask> {
+                network: Network::WeightTied { depth },
+                ..solved.clone()
+            };
+            Ok(MemoryByDepth {
+                depth,
+                equilibrium: step_memory(&solved, &options.device, meter)?,
+                tied: step_memory(&tied, &options.device, meter)?,
+            })
+        })
+        .collect()
+}
+
+fn claims(networks: &[NetworkResult], memory: &[MemoryByDepth]) -> Vec<Claim> {
+    let [regularised, plain, tied, layers] = networks else {
+        return Vec::new();
+    };
+    let claim = |statement: &str, holds, evidence| Claim {
+        statement: statement.to_owned(),
+        holds,
+        evidence,
+    };
+    let mut claims = vec![
+        claim(
+            "with the penalty more held-out solves converge (Bai et al. 2021)",
+            regularised.converged > plain.converged,
+            format!(
+                "{:.0} % against {:.0} %",
+                100.0 * regularised.converged.unwrap_or(f64::NAN),
+                100.0 * plain.converged.unwrap_or(f64::NAN)
+            ),
+        ),
+        claim(
+            "a DEQ is as good as explicit layers with as many parameters (Bai et al. 2019), here after equal time",
+            regularised.perplexity.min(plain.perplexity) <= layers.perplexity,
+            format!(
+                "perplexity {:.1} and {:.1} against {:.1}; weight-tied {:.1}",
+                regularised.perplexity, plain.perplexity, layers.perplexity, tied.perplexity
+            ),
+        ),
+    ];
+    if let [first, .., last] = memory {
+        let growth = |a: usize, b: usize| b as f64 / a as f64;
+        let (flat, tied) = (
+            growth(first.equilibrium, last.equilibrium),
+            growth(first.tied, last.tied),
+        );
+        claims.push(claim(
+            "training memory does not grow with depth (Bai et al. 2019): less than a tenth",
+            flat < 1.1,
+            format!(
+                "from {} to {} steps {:.2} times, the weight-tied network {:.2} times",
+                first.depth, last.depth, flat, tied
+            ),
+        ));
+    }
+    claims
+}
+
+fn write_page(result: &NetworkComparisonResult) -> Result<(), TrainError> {
+    let header = [
+        "network",
+        "perplexity",
+        "parameters",
+        "minutes",
+        "steps",
+        "ms per step",
+        "evaluations, held out",
+        "in training, forward + backward",
+        "converged",
+        "MB per step",
+    ];
+    let share = |share: f64| format!("{:.0} %", 100.0 * share);
+    let row = |network: &NetworkResult| {
+        let [forward, backward] = network.training_evaluations;
+        vec![
+            network.name.clone(),
+            format!("{:.1}", network.perplexity),
+            network.parameters.to_string(),
+            format!("{:.1}", network.training_seconds / 60.0),
+            network.steps.to_string(),
+            format!(
+                "{:.0}",
+                1e3 * network.training_seconds / network.steps as f64
+            ),
+            format!("{:.1}", network.evaluations),
+            format!("{forward:.1} + {backward:.1}"),
+            network.converged.map_or(String::new(), share),
+            network.step_bytes.map_or(String::new(), megabytes),
+        ]
+    };
+    let rows: Vec<Vec<String>> = result.networks.iter().map(row).collect();
+    let mut body = report::table(&header.map(str::to_owned), &rows);
+    if !result.memory.is_empty() {
+        let header = ["MB per step at depth", "equilibrium", "weight-tied"].map(str::to_owned);
+        let row = |row: &MemoryByDepth| {
+            let bytes = [row.equilibrium, row.tied].map(megabytes);
+            [vec![row.depth.to_string()], bytes.to_vec()].concat()
+        };
+        let rows: Vec<Vec<String>> = result.memory.iter().map(row).collect();
+        body += &report::table(&header, &rows);
+    }
+    body += &claims_table(&result.claims);
+    let series = result.networks.iter().map(|network| Series {
+        name: network.name.clone(),
+        points: network.course.clone(),
+    });
+    body += &report::figures([Chart {
+        title: "Held-out perplexity".to_owned(),
+        x: "minutes of training steps".to_owned(),
+        y: "perplexity".to_owned(),
+        log: true,
+        series: series.collect(),
+    }])?;
+    report::write_page(
+        &result.report,
+        "The DEQ-Transformer beside explicit networks",
+        &body,
+    )
+}
+
+/// Bytes in units of 10^6.
+pub fn megabytes(bytes: usize) -> String {
+    format!("{:.0}", bytes as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(folder: &std::path::Path) -> NetworkComparison {
+        let mut recipe = Recipe::<TextTask>::preset("tiny").unwrap();
+        recipe.task.model = deq_models::DeqTransformerLmConfig::new(1, 16, 2, 96).with_mem_len(8);
+        (recipe.batch, recipe.task.segment) = (2, 8);
+        (recipe.steps, recipe.pretrain_steps, recipe.warmup_steps) = (40, 4, 4);
+        (recipe.rounds, recipe.valid_batches) = (1, Some(2));
+        NetworkComparison {
+            recipe,
+            minutes: 0.002,
+            tied_depth: 2,
+            layers: 1,
+            device: "flex".to_owned(),
+            folder: folder.to_owned(),
+            memory: Some(StepMemory {
+                reset: || {},
+                current: || 100,
+                peak: || 1100,
+            }),
+        }
+    }
+
+    #[test]
+    fn every_network_is_trained_and_a_second_call_finds_the_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = small(folder.path());
+        let result = compare_networks(&options, &mut |_| {}).unwrap();
+        let [regularised, plain, tied, layers] = result.networks.as_slice() else {
+            panic!("four networks");
+        };
+        assert_eq!(regularised.parameters, plain.parameters);
+        assert_eq!(tied.parameters, plain.parameters);
+        let ratio = layers.parameters as f64 / plain.parameters as f64;
+        // Off by less than one unit of inner width.
+        assert!((ratio - 1.0).abs() < 0.01, "{ratio}");
+        assert!(plain.converged.is_some() && layers.converged.is_none());
+        assert!((tied.evaluations - 2.0).abs() < 1e-9 && (layers.evaluations - 1.0).abs() < 1e-9);
+        assert!(plain.training_evaluations[1] > 0.0);
+        assert_eq!(plain.step_bytes, Some(1000));
+        assert_eq!(result.memory.len(), 3);
+        assert_eq!(result.claims.len(), 3);
+        let page = std::fs::read_to_string(&result.report).unwrap();
+        assert!(page.contains("transformer-xl") && page.contains("<svg"));
+
+        let again = compare_networks(&options, &mut |_| {}).unwrap();
+        let steps = |result: &NetworkComparisonResult| -> Vec<usize> {
+            result
+                .networks
+                .iter()
+                .map(|network| network.steps)
+                .collect()
+        };
+        assert_eq!(steps(&again), steps(&result));
+    }
+
+    #[test]
+    fn numbers_that_mean_nothing_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |options: NetworkComparison| {
+            compare_networks(&options, &mut |_| {})
+                .unwrap_err()
+                .to_string()
+        };
+        let base = small(folder.path());
+        assert_eq!(
+            refused(NetworkComparison {
+                minutes: 0.0,
+                ..base.clone()
+            }),
+            "minutes is 0, but must be above 0"
+        );
+        let message = refused(NetworkComparison { layers: 50, ..base });
+        assert!(
+            message.starts_with("layers is 50, but must be few enough"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,159 @@
+//! Quality against the steps that a solve may take, as a table and curves.
+
+use crate::error::{TrainError, require};
+use crate::measure::Measure;
+use crate::recipe::Recipe;
+use crate::records::EvalRecord;
+use crate::report::{Chart, Series, figures, table, write_page};
+use crate::run::{EvalOptions, evaluate_with};
+use crate::task::Task;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// A change to a recipe.
+type Change<'a, T> = Box<dyn Fn(&mut Recipe<T>) + 'a>;
+
+/// A way to use a trained model: a row of a table.
+pub struct Variant<'a, T: Task> {
+    /// Its name, such as `memory 64`.
+    pub name: String,
+    /// What it changes in the recipe.
+    pub change: Change<'a, T>,
+}
+
+impl<T: Task> Variant<'_, T> {
+    /// The model as it was trained.
+    pub fn as_trained() -> Self {
+        Self {
+            name: "as trained".to_owned(),
+            change: Box::new(|_| ()),
+        }
+    }
+}
+
+/// A run measured under several budgets.
+#[derive(Clone, Debug, Serialize)]
+pub struct BudgetTable {
+    /// What the quality is.
+    pub measure: Measure,
+    /// The most steps of a solve.
+    pub budgets: Vec<usize>,
+    /// One row for each variant.
+    pub rows: Vec<BudgetRow>,
+    /// The page with the table and its curves.
+    pub page: PathBuf,
+}
+
+/// A variant measured under every budget.
+#[derive(Clone, Debug, Serialize)]
+pub struct BudgetRow {
+    /// The name of the variant.
+    pub name: String,
+    /// One entry for each budget.
+    pub cells: Vec<EvalRecord>,
+}
+
+/// Measures the newest checkpoint of a run for every pair of a variant and a budget, and writes
+/// `evaluation.html` into its folder. `on_cell` is called with the share that is done.
+///
+/// # Errors
+///
+/// As [`evaluate`](crate::evaluate); also if a budget is 0 or there is none.
+pub fn evaluate_budgets<T: Task>(
+    run: &Path,
+    options: &EvalOptions,
+    variants: &[Variant<'_, T>],
+    budgets: &[usize],
+    on_cell: &mut dyn FnMut(f64),
+) -> Result<BudgetTable, TrainError> {
+    let smallest = budgets.iter().min().copied().unwrap_or(0);
+    require(smallest >= 1, "a budget", smallest as f64, "at least 1")?;
+    let total = (variants.len() * budgets.len()) as f64;
+    let mut done = 0.0;
+    let mut rows = Vec::new();
+    for variant in variants {
+        let mut cells = Vec::new();
+        for &budget in budgets {
+            let options = EvalOptions {
+                max_steps: Some(budget),
+                probe: false,
+                ..options.clone()
+            };
+            cells.push(evaluate_with(run, &options, &*variant.change)?.eval);
+            done += 1.0;
+            on_cell(done / total);
+        }
+        rows.push(BudgetRow {
+            name: variant.name.clone(),
+            cells,
+        });
+    }
+    let measure = Recipe::<T>::of_run(run)?.task.measure();
+    let table = BudgetTable {
+        measure,
+        budgets: budgets.to_vec(),
+        rows,
+        page: run.join("evaluation.html"),
+    };
+    write(&table)?;
+    Ok(table)
+}
+
+fn write(result: &BudgetTable) -> Result<(), TrainError> {
+    let measure = &result.measure;
+    let columns = result.budgets.iter().map(usize::to_string);
+    let header = std::iter::once(format!("{}, solver steps allowed", measure.name()));
+    let header: Vec<String> = header.chain(columns).collect();
+    let share = |value: Option<f64>| value.map_or(String::new(), |v| format!("{:.1} %", 100.0 * v));
+    let mut rows = Vec::new();
+    for row in &result.rows {
+        let cells = |text: &dyn Fn(&EvalRecord) -> String| row.cells.iter().map(text).collect();
+        let line = |name: String, cells: Vec<String>| [vec![name], cells].concat();
+        rows.push(line(row.name.clone(), cells(&|eval| eval.quality.text())));
+        rows.push(line(
+            "converged".to_owned(),
+            cells(&|eval| share(eval.converged())),
+        ));
+    }
+    let series = |value: &dyn Fn(&EvalRecord) -> f64| {
+        let line = |row: &BudgetRow| Series {
+            name: row.name.clone(),
+            points: result
+                .budgets
+                .iter()
+                .zip(&row.cells)
+                .map(|(budget, eval)| (*budget as f64, value(eval)))
+                .collect(),
+        };
+        result.rows.iter().map(line).collect()
+    };
+    let chart = |title: &str, y: &str, log, series| Chart {
+        title: title.to_owned(),
+        x: "solver steps allowed".to_owned(),
+        y: y.to_owned(),
+        log,
+        series,
+    };
+    let charts = [
+        chart(
+            "Quality",
+            measure.name(),
+            !measure.higher_is_better(),
+            series(&|eval| eval.quality.value),
+        ),
+        chart(
+            "Evaluations per solve",
+            "evaluations",
+            false,
+            series(&|eval| eval.nfe_per_solve),
+        ),
+        chart(
+            "Relative residual at the answers",
+            "relative residual",
+            true,
+            series(&|eval| eval.residual.unwrap_or(f64::NAN)),
+        ),
+    ];
+    let body = table(&header, &rows) + &figures(charts)?;
+    write_page(&result.page, "Quality by solver steps allowed", &body)
+}

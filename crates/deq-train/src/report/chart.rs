@@ -1,0 +1,199 @@
+//! Line charts as SVG text.
+
+use super::{Chart, Heat};
+use crate::error::TrainError;
+use plotters::prelude::*;
+
+/// Distinct also for readers who do not tell red from green (Okabe and Ito).
+const COLORS: [RGBColor; 6] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+];
+const SIZE: (u32, u32) = (640, 360);
+
+impl Chart {
+    /// The chart as an `<svg>` element; `None` if no series has a point to show.
+    ///
+    /// Points that are not finite, or not positive on a logarithmic axis, are left out.
+    pub(crate) fn svg(mut self) -> Result<Option<String>, TrainError> {
+        let log = self.log;
+        for series in &mut self.series {
+            series
+                .points
+                .retain(|(x, y)| x.is_finite() && y.is_finite() && (!log || *y > 0.0));
+        }
+        self.series.retain(|series| !series.points.is_empty());
+        if self.series.is_empty() {
+            return Ok(None);
+        }
+        let mut svg = String::new();
+        let title = self.title.clone();
+        self.draw(&mut svg).map_err(|reason| TrainError::Chart {
+            title,
+            reason: reason.to_string(),
+        })?;
+        Ok(Some(svg))
+    }
+
+    fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error + '_>> {
+        let points = || self.series.iter().flat_map(|series| &series.points);
+        let (x0, x1) = range(points().map(|p| p.0));
+        let (y0, y1) = range(points().map(|p| p.1));
+        let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut builder = ChartBuilder::on(&area);
+        builder
+            .caption(&self.title, ("sans-serif", 18))
+            .margin(10)
+            .x_label_area_size(38)
+            .y_label_area_size(62);
+        // The two axes are different types in plotters, hence the macro.
+        macro_rules! plot {
+            ($y:expr, $label:expr) => {{
+                let mut chart = builder.build_cartesian_2d(x0..x1, $y)?;
+                chart
+                    .configure_mesh()
+                    .x_desc(&self.x)
+                    .y_desc(&self.y)
+                    .x_label_formatter(&|x| tick(*x))
+                    .y_label_formatter(&$label)
+                    .light_line_style(WHITE)
+                    .draw()?;
+                for (index, series) in self.series.iter().enumerate() {
+                    let color = COLORS[index % COLORS.len()];
+                    let style = color.stroke_width(2);
+                    if let [point] = series.points[..] {
+                        chart.draw_series([Circle::new(point, 3, color.filled())])?;
+                    }
+                    chart
+                        .draw_series(LineSeries::new(series.points.iter().copied(), style))?
+                        .label(&series.name)
+                        .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], style));
+                }
+                chart
+                    .configure_series_labels()
+                    .background_style(WHITE.mix(0.8))
+                    .border_style(BLACK.mix(0.2))
+                    .position(SeriesLabelPosition::UpperRight)
+                    .draw()?;
+            }};
+        }
+        if self.log {
+            plot!((y0 * 0.8..y1 * 1.25).log_scale(), |y: &f64| tick(*y));
+        } else {
+            let margin = 0.05 * (y1 - y0);
+            plot!(y0 - margin..y1 + margin, |y: &f64| tick(*y));
+        }
+        area.present()?;
+        Ok(())
+    }
+}
+
+impl Heat<'_> {
+    /// The image as an `<svg>` element.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be drawn.
+    pub fn svg(&self) -> Result<String, TrainError> {
+        let mut svg = String::new();
+        self.draw(&mut svg).map_err(|reason| TrainError::Chart {
+            title: self.title.clone(),
+            reason: reason.to_string(),
+        })?;
+        Ok(svg)
+    }
+
+    fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error + '_>> {
+        let (columns, rows) = (
+            self.columns as i32,
+            self.values.len().div_ceil(self.columns) as i32,
+        );
+        let area = SVGBackend::with_string(svg, (320, 340)).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&area)
+            .caption(&self.title, ("sans-serif", 14))
+            .margin(8)
+            .build_cartesian_2d(0..columns, rows..0)?;
+        chart
+            .configure_mesh()
+            .disable_mesh()
+            .disable_axes()
+            .draw()?;
+        let cells = self
+            .values
+            .iter()
+            .enumerate()
+            .filter(|(_, value)| **value > 0.0);
+        chart.draw_series(cells.map(|(index, value)| {
+            let (row, column) = (index as i32 / columns, index as i32 % columns);
+            let share = (value / self.largest.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
+            let shade = |full: f64| (255.0 - share * (255.0 - full)) as u8;
+            let color = RGBColor(shade(0.0), shade(68.0), shade(136.0));
+            Rectangle::new([(column, row), (column + 1, row + 1)], color.filled())
+        }))?;
+        area.present()?;
+        Ok(())
+    }
+}
+
+/// The smallest and the largest value, set apart if they coincide.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+        (low.min(value), high.max(value))
+    });
+    if high > low {
+        (low, high)
+    } else {
+        (
+            low - 0.5 * low.abs().max(1e-9),
+            high + 0.5 * high.abs().max(1e-9),
+        )
+    }
+}
+
+fn tick(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        magnitude if !(1e-3..1e6).contains(&magnitude) => format!("{value:.0e}"),
+        _ => {
+            let text = format!("{value:.3}");
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chart(log: bool, points: Vec<(f64, f64)>) -> Chart {
+        Chart {
+            title: "Loss".to_owned(),
+            x: "step".to_owned(),
+            y: "nats".to_owned(),
+            log,
+            series: vec![crate::report::Series {
+                name: "train".to_owned(),
+                points,
+            }],
+        }
+    }
+
+    #[test]
+    fn charts_draw_what_can_be_drawn() {
+        for log in [false, true] {
+            let svg = chart(log, vec![(1.0, 3.0), (2.0, f64::NAN), (3.0, 0.5)]);
+            let svg = svg.svg().unwrap().unwrap();
+            assert!(svg.starts_with("<svg") && svg.contains("train") && svg.contains("polyline"));
+            assert!(!svg.contains("NaN"));
+            assert!(chart(log, vec![(1.0, f64::NAN)]).svg().unwrap().is_none());
+            assert!(chart(log, vec![(1.0, 2.0)]).svg().unwrap().is_some());
+        }
+        assert!(chart(true, vec![(1.0, 0.0)]).svg().unwrap().is_none());
+    }
+}

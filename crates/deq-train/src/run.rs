@@ -1,0 +1,529 @@
+//! Training, resuming, evaluating.
+
+use crate::checkpoint::{CheckpointStore, Position, is_trainable, memory_bytes};
+use crate::device::device;
+use crate::error::{RunError, TrainError};
+use crate::evaluate::{EvalPlan, evaluate as pass};
+use crate::exchange::with_weights_of;
+use crate::files::{self, FileSum};
+use crate::loader::BatchLoader;
+use crate::recipe::{Network, Recipe};
+use crate::records::{ChangeRecord, EvalRecord, Record, RunLog, read_records};
+use crate::report::{ReportHeader, totals, write_report};
+use crate::rounds::{Loaders, RoundStrategy, StrategyState, launch};
+use crate::run_folder::{KEEP, RunFolder, load_model};
+use crate::step::{Learner, LearnerOf};
+use crate::task::{BatchOf, BatchPlan, Batches, Memory, MemoryOf, Opening, Reading, Split, Task};
+use burn::module::Module;
+use burn::tensor::Device;
+use deq_core::Depth;
+use serde::Serialize;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+/// Whether a training begins or goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// In a folder that holds no run.
+    New,
+    /// From the newest checkpoint of the run in the folder. The recipe may differ from the run's in
+    /// what changes neither data nor model nor draws: learning rate, penalty, budgets, steps, and
+    /// where the same data lie. What differs is logged.
+    Resume,
+}
+
+/// Called with progress, as a sentence.
+pub type OnProgress = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Where and how to train.
+#[derive(Clone)]
+pub struct TrainOptions {
+    /// The device's name, see [`device`].
+    pub device: String,
+    /// The folder of the run.
+    pub run: PathBuf,
+    /// Whether to begin or to go on.
+    pub start: Start,
+    /// Print progress as lines even on a terminal.
+    pub plain: bool,
+    /// Threads that make training batches ahead of time, where a task uses them. Default 1, which
+    /// makes small images faster than two cores train on them.
+    pub workers: usize,
+    /// The training step after which to stop as if interrupted, with a checkpoint; for budgets of
+    /// time on shared machines. Default: none.
+    pub stop_after: Option<usize>,
+    /// Interrupts training when it is set, with a checkpoint. Default: nothing does.
+    pub stop: Option<Arc<AtomicBool>>,
+    /// Called with progress while large data are read, and with what a resumed run changes; ignored
+    /// by default.
+    pub progress: Option<OnProgress>,
+}
+
+impl TrainOptions {
+    /// A new run in `run`, with a dashboard if standard output is a terminal.
+    pub fn new(device: &str, run: PathBuf) -> Self {
+        Self {
+            device: device.to_owned(),
+            run,
+            start: Start::New,
+            plain: false,
+            workers: 1,
+            stop_after: None,
+            stop: None,
+            progress: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for TrainOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TrainOptions")
+            .field("device", &self.device)
+            .field("run", &self.run)
+            .field("start", &self.start)
+            .field("plain", &self.plain)
+            .field("workers", &self.workers)
+            .field("stop_after", &self.stop_after)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What to evaluate.
+#[derive(Clone, Debug)]
+pub struct EvalOptions {
+    /// The device's name, see [`device`].
+    pub device: String,
+    /// The split. Default: valid.
+    pub split: Split,
+    /// The most steps of a solve. Default: the recipe's.
+    pub max_steps: Option<usize>,
+    /// Whether to estimate the spectral radius and to trace a long solve too. Default: yes.
+    pub probe: bool,
+}
+
+impl EvalOptions {
+    /// The valid split as the recipe says, with everything measured.
+    pub fn new(device: &str) -> Self {
+        Self {
+            device: device.to_owned(),
+            split: Split::Valid,
+            max_steps: None,
+            probe: true,
+        }
+    }
+}
+
+/// What a run achieved.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// The folder of the run.
+    pub run: PathBuf,
+    /// The task.
+    pub kind: String,
+    /// The evaluation on held-out data.
+    pub eval: EvalRecord,
+    /// Parameters of the model.
+    pub parameters: usize,
+    /// Training time in seconds, over all sessions.
+    pub training_seconds: f64,
+    /// What else the task has to say, by name.
+    pub facts: Vec<(String, String)>,
+    /// Files of the data that could not be used, with the reason.
+    pub left_out: Vec<(PathBuf, String)>,
+}
+
+/// A trained model with its recipe, in evaluation mode.
+pub struct Trained<T: Task> {
+    /// The recipe.
+    pub recipe: Recipe<T>,
+    /// The model.
+    pub model: T::Model,
+    /// The folder of the run.
+    pub run: PathBuf,
+    /// Training steps made.
+    pub step: usize,
+    /// Training time in seconds, over all sessions.
+    pub seconds: f64,
+    /// The device of the model.
+    pub device: Device,
+    learner: LearnerOf<T>,
+}
+
+impl<T: Task> Trained<T> {
+    fn new(
+        (recipe, learner): (Recipe<T>, LearnerOf<T>),
+        run: &Path,
+        position: Position,
+        device: Device,
+    ) -> Self {
+        let learner = learner.valid();
+        Self {
+            recipe,
+            model: learner.model.clone(),
+            run: run.to_owned(),
+            step: position.step,
+            seconds: position.seconds,
+            device,
+            learner,
+        }
+    }
+
+    /// The newest checkpoint of a run, with another budget for solves if `max_steps` is given.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`] if there is no run or no checkpoint, it is damaged or of another task, or
+    /// `max_steps` is given for an explicit network.
+    pub fn open(run: &Path, device: &str, max_steps: Option<usize>) -> Result<Self, TrainError> {
+        let mut recipe = Recipe::<T>::of_run(run)?;
+        if max_steps.is_some() && recipe.network != Network::Equilibrium {
+            let path = run.to_owned();
+            return Err(RunError::NoEquilibrium { path }.into());
+        }
+        recipe.limit_eval_steps(max_steps);
+        Self::open_as(recipe, run, device)
+    }
+
+    /// The newest checkpoint of a run, used as another recipe says.
+    fn open_as(recipe: Recipe<T>, run: &Path, device_name: &str) -> Result<Self, TrainError> {
+        let device = device(device_name)?;
+        recipe.validate()?;
+        let newest = RunFolder::new(run.to_owned()).newest()?;
+        let learner = load_model(Learner::fresh(&recipe, &device)?, &newest.folder)?;
+        Ok(Self::new((recipe, learner), run, newest.position, device))
+    }
+
+    /// How deep the model is in evaluation.
+    pub fn depth(&self) -> Depth<'_> {
+        let plan = &self.learner.plan;
+        plan.depth(None, &plan.deq).1
+    }
+
+    /// Reads a batch.
+    pub fn read(&self, batch: &BatchOf<T>, memory: &MemoryOf<T>) -> Reading<T::Model> {
+        self.learner.read(batch, memory)
+    }
+
+    fn plan(&self, workers: usize) -> BatchPlan {
+        BatchPlan {
+            batch: self.recipe.batch,
+            seed: self.recipe.seed,
+            workers,
+        }
+    }
+
+    /// Evaluates all of some batches.
+    fn measure(
+        &self,
+        batches: Arc<dyn Batches<BatchOf<T>>>,
+        split: Split,
+        probe: bool,
+    ) -> Result<EvalRecord, TrainError> {
+        let mut plan = EvalPlan::new(&self.recipe, split.name(), self.step);
+        plan.probe = plan.probe.filter(|_| probe);
+        let loader = BatchLoader::<T>::held_out(batches, None, &self.device);
+        let mut on_item = |_, _| ControlFlow::Continue(());
+        let record = pass(
+            &self.recipe.task,
+            &self.learner,
+            &loader,
+            &plan,
+            &mut on_item,
+        )?;
+        Ok(record.expect("nothing stops the evaluation"))
+    }
+
+    fn summary(&self, data: &T::Data, split: Split, eval: EvalRecord) -> Summary {
+        Summary {
+            run: self.run.clone(),
+            kind: T::NAME.to_owned(),
+            eval,
+            parameters: self.model.num_params(),
+            training_seconds: self.seconds,
+            facts: self.recipe.task.facts(data, split),
+            left_out: self.recipe.task.left_out(data),
+        }
+    }
+}
+
+/// Trains, or goes on training, evaluates the result on the whole valid split, and writes the
+/// report.
+///
+/// The same recipe and seed on the same machine give the same losses, also across interruptions and
+/// whatever the number of workers: masks and probes depend on seed and step alone, and a checkpoint
+/// holds everything else.
+///
+/// # Errors
+///
+/// [`TrainError`] in one sentence that says what to do. Nothing is written before recipe, data and
+/// device have been checked.
+pub fn train<T: Task>(recipe: Recipe<T>, options: &TrainOptions) -> Result<Summary, TrainError> {
+    let Rounds {
+        trained,
+        data,
+        held_out,
+    } = run_rounds(recipe, options)?;
+    let folder = RunFolder::new(options.run.clone());
+    let records = read_records(&folder.metrics())?;
+    let last = records.iter().rev().find_map(Record::as_eval);
+    let eval = match last {
+        // Every round ended with an evaluation of everything.
+        Some(eval) if eval.step == trained.step && eval.batches == held_out.per_pass() => {
+            eval.clone()
+        }
+        _ => trained.measure(held_out, Split::Valid, true)?,
+    };
+    let summary = trained.summary(&data, Split::Valid, eval);
+    let gallery = trained.recipe.task.gallery(&trained, &data)?;
+    let header = header(&trained.recipe, &summary, &records);
+    write_report(&folder.report(), &header, &records, &gallery)?;
+    Ok(summary)
+}
+
+/// Trains without the evaluation and the report that follow it, and returns the seconds it took.
+///
+/// # Errors
+///
+/// As [`train`].
+pub fn train_only<T: Task>(recipe: Recipe<T>, options: &TrainOptions) -> Result<f64, TrainError> {
+    Ok(run_rounds(recipe, options)?.trained.seconds)
+}
+
+/// A model whose rounds are done, with what measures it.
+struct Rounds<T: Task> {
+    trained: Trained<T>,
+    data: T::Data,
+    held_out: Arc<dyn Batches<BatchOf<T>>>,
+}
+
+/// All steps of training that the run still lacks.
+fn run_rounds<T: Task>(
+    mut recipe: Recipe<T>,
+    options: &TrainOptions,
+) -> Result<Rounds<T>, TrainError> {
+    let plain = device(&options.device)?;
+    let folder = RunFolder::new(options.run.clone());
+    let resume = options.start == Start::Resume;
+    match (folder.exists(), options.start) {
+        (true, Start::New) => {
+            let path = options.run.clone();
+            return Err(RunError::Exists { path }.into());
+        }
+        (false, Start::Resume) => {
+            let path = options.run.clone();
+            return Err(RunError::NothingToResume { path }.into());
+        }
+        _ => {}
+    }
+    let data = open(&mut recipe, options)?;
+    let plan = BatchPlan {
+        batch: recipe.batch,
+        seed: recipe.seed,
+        workers: options.workers,
+    };
+    let batches = recipe.task.training(&data, &plan)?;
+    let held_out: Arc<dyn Batches<BatchOf<T>>> =
+        recipe.task.held_out(&data, Split::Valid, &plan)?.into();
+
+    let tracked = plain.clone().autodiff();
+    let mut learner = Learner::fresh(&recipe, &tracked)?;
+    if let (Some(path), false) = (&recipe.init, resume) {
+        learner.model = with_weights_of(&recipe.task, learner.model, path)?;
+    }
+    files::create_folder(folder.path())?;
+    let _lock = folder.lock()?;
+    let store = CheckpointStore::open(&folder.checkpoints(), KEEP)?;
+    store.clear_partial()?;
+    let newest = match resume {
+        true => store.newest()?,
+        false => None,
+    };
+    if let Some(newest) = &newest {
+        folder.check_recipe(&newest.run.recipe)?;
+    }
+    // An imported model has weights, but no steps behind it.
+    let trainable = newest
+        .as_ref()
+        .filter(|newest| is_trainable(&newest.folder));
+    let step = trainable.map_or(0, |newest| newest.position.step);
+    let changes = match resume {
+        true => folder.changes(&recipe, step)?,
+        false => Vec::new(),
+    };
+    if let Some(newest) = &newest {
+        learner = load_model(learner, &newest.folder)?;
+    }
+    let start = match trainable {
+        Some(newest) => (newest.position, load_memory::<T>(&newest.folder, &plain)?),
+        None => (Position::default(), MemoryOf::<T>::default()),
+    };
+    let known = newest
+        .as_ref()
+        .map_or(FileSum::default(), |newest| newest.run.log.clone());
+    let mut log = RunLog::open(&folder.metrics(), &known)?;
+    let kept = newest.as_ref().map(|newest| (&store, newest));
+    let recipe_sum = folder.write_recipe(&recipe, kept)?;
+    recipe.task.keep(&data, folder.path())?;
+    for change in changes {
+        if let Some(progress) = &options.progress {
+            let ChangeRecord {
+                field, from, to, ..
+            } = &change;
+            progress(&format!("{field} was {from} and is {to} from here on"));
+        }
+        log.append(&Record::Change(change))?;
+    }
+
+    if step < recipe.steps || !start.0.evaluated {
+        let most = recipe.valid_batches;
+        let loaders: Loaders<T> = [
+            Arc::new(BatchLoader::<T>::training(batches, recipe.steps, &tracked)),
+            Arc::new(BatchLoader::<T>::held_out(held_out.clone(), most, &plain)),
+        ];
+        let schedule = recipe.schedule(step)?;
+        let learner_and_optimizer =
+            burn::train::Learner::new(learner, recipe.optimizer(), schedule);
+        let strategy = RoundStrategy {
+            recipe: recipe.clone(),
+            device: tracked,
+            store,
+            start,
+            stop_after: options.stop_after,
+            stop: options.stop.clone(),
+            folder: folder.clone(),
+            recipe_sum,
+            state: Mutex::new(StrategyState {
+                log,
+                checkpoint: step,
+                error: None,
+            }),
+        };
+        learner = launch(
+            learner_and_optimizer,
+            loaders,
+            &Arc::new(strategy),
+            options.plain,
+        )?;
+    }
+    let position = folder.newest()?.position;
+    Ok(Rounds {
+        trained: Trained::new((recipe, learner), folder.path(), position, plain),
+        data,
+        held_out,
+    })
+}
+
+/// Opens the data of a recipe, which is filled in and checked.
+fn open<T: Task>(recipe: &mut Recipe<T>, options: &TrainOptions) -> Result<T::Data, TrainError> {
+    recipe.task.prepare(recipe.network)?;
+    let run = (options.start == Start::Resume).then_some(&*options.run);
+    let data = recipe.task.open(&Opening {
+        run,
+        training: true,
+        progress: options.progress.as_deref(),
+    })?;
+    recipe.validate()?;
+    Ok(data)
+}
+
+fn load_memory<T: Task>(checkpoint: &Path, device: &Device) -> Result<MemoryOf<T>, TrainError> {
+    MemoryOf::<T>::from_bytes(&memory_bytes(checkpoint)?, device).map_err(|reason| {
+        RunError::CorruptCheckpoint {
+            path: checkpoint.to_owned(),
+            reason,
+        }
+        .into()
+    })
+}
+
+/// Measures the newest checkpoint of a run on a whole split.
+///
+/// # Errors
+///
+/// [`TrainError`] in one sentence that says what to do: no run, no checkpoint, a damaged one, other
+/// data.
+pub fn evaluate<T: Task>(run: &Path, options: &EvalOptions) -> Result<Summary, TrainError> {
+    evaluate_with::<T>(run, options, &|_| ())
+}
+
+/// [`evaluate`] with a recipe that is changed first: other data of the same kind, a longer memory.
+///
+/// # Errors
+///
+/// As [`evaluate`].
+pub fn evaluate_with<T: Task>(
+    run: &Path,
+    options: &EvalOptions,
+    change: &dyn Fn(&mut Recipe<T>),
+) -> Result<Summary, TrainError> {
+    let mut recipe = Recipe::<T>::of_run(run)?;
+    if options.max_steps.is_some() && recipe.network != Network::Equilibrium {
+        let path = run.to_owned();
+        return Err(RunError::NoEquilibrium { path }.into());
+    }
+    recipe.limit_eval_steps(options.max_steps);
+    change(&mut recipe);
+    let data = recipe.task.open(&Opening {
+        run: Some(run),
+        training: false,
+        progress: None,
+    })?;
+    let trained = Trained::open_as(recipe, run, &options.device)?;
+    let held_out = trained
+        .recipe
+        .task
+        .held_out(&data, options.split, &trained.plan(1))?;
+    let eval = trained.measure(held_out.into(), options.split, options.probe)?;
+    Ok(trained.summary(&data, options.split, eval))
+}
+
+fn header<T: Task>(recipe: &Recipe<T>, summary: &Summary, records: &[Record]) -> ReportHeader {
+    let fact = |name: &str, value: String| (name.to_owned(), value);
+    let quality = &summary.eval.quality;
+    let network = match recipe.network {
+        Network::Equilibrium => "equilibrium".to_owned(),
+        Network::WeightTied { depth } => format!("explicit, weight-tied, {depth} layers"),
+        Network::Layers { depth } => format!("explicit, {depth} layers of their own"),
+    };
+    let penalty = match (&recipe.penalty, recipe.network) {
+        (Some(penalty), Network::Equilibrium) => format!(
+            "weight {} on {:.0} % of the training steps",
+            penalty.weight,
+            100.0 * penalty.frequency
+        ),
+        _ => "none".to_owned(),
+    };
+    let mut facts = vec![fact(
+        &format!("held-out {}", quality.measure.name()),
+        quality.text(),
+    )];
+    facts.extend(summary.facts.iter().cloned());
+    facts.extend([
+        fact("network", network),
+        fact("Jacobian penalty", penalty),
+        fact("parameters", summary.parameters.to_string()),
+    ]);
+    if !summary.left_out.is_empty() {
+        facts.push(fact("files left out", summary.left_out.len().to_string()));
+    }
+    facts.extend(totals(records));
+    ReportHeader {
+        title: format!("{}: {}", T::NAME, recipe.preset),
+        facts,
+    }
+}
+
+/// What an import makes.
+pub(crate) fn write_run<T: Task>(
+    (recipe, data): (&Recipe<T>, &T::Data),
+    model: T::Model,
+    run: &Path,
+) -> Result<(), TrainError> {
+    let mut learner = Learner::fresh(recipe, &model.devices()[0])?;
+    learner.model = model;
+    files::create_folder(run)?;
+    recipe.task.keep(data, run)?;
+    RunFolder::new(run.to_owned()).write_imported(learner, recipe)
+}

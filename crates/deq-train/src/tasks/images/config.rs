@@ -1,0 +1,338 @@
+//! What describes the task: where the images are, what happens to them, which model.
+
+use super::error::ImagesError;
+use crate::error::{RecipeError, RunError, TrainError, require};
+use crate::recipe::{Network, Recipe};
+use crate::task::Task;
+use deq_data::{ImageSource, Transform, VisionTask};
+use deq_models::checkpoint::StateDict;
+use deq_models::{MdeqClassifierConfig, MdeqSegmenterConfig, ResNetBlockKind, ResNetConfig};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Which multiscale equilibrium, and of what size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImagesModelConfig {
+    /// Classifies images.
+    Classifier(MdeqClassifierConfig),
+    /// Classifies pixels.
+    Segmenter(MdeqSegmenterConfig),
+}
+
+/// Images or their pixels, classified by a multiscale equilibrium or a ResNet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImagesTask {
+    /// Where the images come from, as text such as `cifar10:FOLDER`; see [`ImageSource`].
+    #[serde(with = "source_as_text")]
+    pub data: ImageSource,
+    /// What happens to training images.
+    pub train_transform: Transform,
+    /// What happens to held-out images.
+    pub eval_transform: Transform,
+    /// The equilibrium model.
+    pub model: ImagesModelConfig,
+    /// The ResNet that [`Network::Layers`] means, chosen when such a network is asked for. A width
+    /// of 0 stands for the one that brings its parameters nearest to those of `model`.
+    #[serde(default)]
+    pub resnet: Option<ResNetConfig>,
+    /// How much an image or pixel of each class counts in the training loss, relative to the
+    /// others; an empty list if all count the same. Default: the weights of the data, filled in
+    /// when they are opened.
+    #[serde(default)]
+    pub class_weights: Option<Vec<f32>>,
+    /// The names of the classes, once the data have been opened.
+    #[serde(default)]
+    pub classes: Vec<String>,
+    /// The fingerprint of the data, once they have been opened.
+    #[serde(default)]
+    pub fingerprint: Option<u64>,
+}
+
+impl ImagesModelConfig {
+    /// What it predicts.
+    pub fn task(&self) -> VisionTask {
+        match self {
+            ImagesModelConfig::Classifier(_) => VisionTask::Classification,
+            ImagesModelConfig::Segmenter(_) => VisionTask::Segmentation,
+        }
+    }
+
+    /// The trained numbers of the model.
+    pub fn parameters(&self) -> usize {
+        match self {
+            ImagesModelConfig::Classifier(config) => config.parameters(),
+            ImagesModelConfig::Segmenter(config) => config.parameters(),
+        }
+    }
+
+    /// By what the sides of an image must be divisible.
+    pub fn side_multiple(&self) -> usize {
+        match self {
+            ImagesModelConfig::Classifier(config) => config.backbone.side_multiple(),
+            ImagesModelConfig::Segmenter(config) => config.backbone.side_multiple(),
+        }
+    }
+
+    pub(super) fn classes(&mut self) -> &mut usize {
+        match self {
+            ImagesModelConfig::Classifier(config) => &mut config.num_classes,
+            ImagesModelConfig::Segmenter(config) => &mut config.num_classes,
+        }
+    }
+
+    /// The model that a checkpoint holds: of the kind of this one, and of the sizes that the file
+    /// reveals.
+    pub(super) fn sized_by(&self, file: &StateDict) -> Result<Self, TrainError> {
+        Ok(match self {
+            ImagesModelConfig::Classifier(rest) => {
+                ImagesModelConfig::Classifier(MdeqClassifierConfig::from_state_dict(file, rest)?)
+            }
+            ImagesModelConfig::Segmenter(rest) => {
+                ImagesModelConfig::Segmenter(MdeqSegmenterConfig::from_state_dict(file, rest)?)
+            }
+        })
+    }
+}
+
+impl ImagesTask {
+    /// The ResNet of a network of layers: the one there is if it has this depth, or else one whose
+    /// width is not known yet.
+    pub(super) fn resnet(&self, network: Network) -> Result<ResNetConfig, TrainError> {
+        let none = |choices| RecipeError::NoSuchNetwork {
+            task: Self::NAME,
+            network,
+            choices,
+        };
+        if self.model.task() == VisionTask::Segmentation {
+            return Err(none("for label maps there are equilibrium and weight_tied").into());
+        }
+        let layers = network.depth().unwrap_or(0);
+        if let Some(resnet) = &self.resnet
+            && depth(resnet) == layers
+        {
+            return Ok(resnet.clone());
+        }
+        // He et al. 2016, Table 1.
+        let (kind, stages) = match layers {
+            18 => (ResNetBlockKind::Basic, [2, 2, 2, 2]),
+            34 => (ResNetBlockKind::Basic, [3, 4, 6, 3]),
+            50 => (ResNetBlockKind::Bottleneck, [3, 4, 6, 3]),
+            101 => (ResNetBlockKind::Bottleneck, [3, 4, 23, 3]),
+            152 => (ResNetBlockKind::Bottleneck, [3, 8, 36, 3]),
+            _ => return Err(none("a ResNet has a depth of 18, 34, 50, 101 or 152").into()),
+        };
+        let small = matches!(self.data, ImageSource::Shapes | ImageSource::Cifar10(_));
+        Ok(ResNetConfig::new(self.classes.len(), kind, stages.to_vec())
+            .with_small_images(small)
+            .with_width(0))
+    }
+
+    /// Held-out images in a batch: one where files of any size keep theirs, as in the original's
+    /// segmentation.
+    pub(super) fn held_out_batch(&self, batch: usize) -> usize {
+        match (&self.eval_transform, &self.data) {
+            (
+                Transform::Whole | Transform::PadToMultiple { .. },
+                ImageSource::Segmentation(_) | ImageSource::ImageFolder(_),
+            ) => 1,
+            _ => batch,
+        }
+    }
+
+    /// Requires the data of a run, wherever they lie: to go on training the same files, for
+    /// anything else the same classes and colours.
+    pub(super) fn require_data_of(&self, run: &Path, training: bool) -> Result<(), TrainError> {
+        let before = Recipe::<Self>::of_run(run)?.task;
+        if before.classes != self.classes {
+            return Err(ImagesError::OtherClasses {
+                path: run.to_owned(),
+            }
+            .into());
+        }
+        let what = if before.data.normalization() != self.data.normalization() {
+            format!("they were of the kind of {}", before.data)
+        } else if training && before.fingerprint != self.fingerprint {
+            "files were added, removed or changed".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(RunError::OtherData {
+            path: run.to_owned(),
+            data: self.data.to_string(),
+            what,
+        }
+        .into())
+    }
+
+    pub(super) fn validate_kind(&self) -> Result<(), ImagesError> {
+        match self.model.task() == self.data.task() {
+            true => Ok(()),
+            false => Err(ImagesError::ModelForOtherTask {
+                data: self.data.to_string(),
+            }),
+        }
+    }
+
+    pub(super) fn validate_weights(&self) -> Result<(), TrainError> {
+        let weights = self.class_weights.as_deref().unwrap_or_default();
+        for weight in weights {
+            let valid = weight.is_finite() && *weight > 0.0;
+            require(valid, "task.class_weights", f64::from(*weight), "above 0")?;
+        }
+        let (given, classes) = (weights.len(), self.classes.len());
+        // The classes are known once the data have been opened.
+        match given == 0 || classes == 0 || given == classes {
+            true => Ok(()),
+            false => Err(ImagesError::ClassWeights { given, classes }.into()),
+        }
+    }
+
+    /// Checks that images come out of a transform as the model needs them.
+    pub(super) fn validate_transforms(&self) -> Result<(), TrainError> {
+        let multiple = match self.resnet {
+            Some(_) => 1,
+            None => self.model.side_multiple(),
+        };
+        for (field, transform) in [
+            ("task.train_transform", &self.train_transform),
+            ("task.eval_transform", &self.eval_transform),
+        ] {
+            transform.validate()?;
+            let sides = match *transform {
+                // As the files are.
+                Transform::Whole => [multiple; 2],
+                Transform::PadToMultiple { multiple } => [multiple; 2],
+                Transform::Resize { width, height } => [width, height],
+                Transform::ScaleCrop { width, height, .. } => [width, height],
+                Transform::PadCrop { size, .. } => [size; 2],
+                Transform::RandomResizedCrop { size } => [size; 2],
+                Transform::CenterCrop { crop, .. } => [crop; 2],
+            };
+            if let Some(side) = sides
+                .into_iter()
+                .find(|side| !side.is_multiple_of(multiple))
+            {
+                return Err(ImagesError::SideMultiple {
+                    field,
+                    side,
+                    multiple,
+                }
+                .into());
+            }
+        }
+        let in_place = matches!(
+            self.eval_transform,
+            Transform::Whole | Transform::PadToMultiple { .. }
+        );
+        match (self.model.task(), in_place) {
+            (VisionTask::Segmentation, false) => Err(ImagesError::MovedPixels.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The layers of a ResNet that its name counts: stem, convolutions of the blocks, classifier.
+pub(super) fn depth(resnet: &ResNetConfig) -> usize {
+    let layers = match resnet.kind {
+        ResNetBlockKind::Basic => 2,
+        ResNetBlockKind::Bottleneck => 3,
+    };
+    2 + layers * resnet.stages.iter().sum::<usize>()
+}
+
+/// An [`ImageSource`] as it is given by a user.
+mod source_as_text {
+    use deq_data::ImageSource;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(
+        source: &ImageSource,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(source)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<ImageSource, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(preset: &str) -> ImagesTask {
+        Recipe::<ImagesTask>::preset(preset).unwrap().task
+    }
+
+    #[test]
+    fn a_field_out_of_range_is_named() {
+        let mut task = task("mini-shapes-segmentation");
+        let message = |task: &ImagesTask| task.validate().unwrap_err().to_string();
+        task.classes = vec!["a".to_owned(), "b".to_owned()];
+        task.class_weights = Some(vec![1.0, 0.0]);
+        assert_eq!(
+            message(&task),
+            "task.class_weights is 0, but must be above 0"
+        );
+        task.train_transform = Transform::PadCrop { size: 36, pad: 4 };
+        task.class_weights = Some(Vec::new());
+        assert_eq!(
+            message(&task),
+            "task.train_transform makes images with a side of 36 pixels, \
+             but the model needs multiples of 8"
+        );
+        task.train_transform = Transform::PadCrop { size: 32, pad: 4 };
+        task.eval_transform = Transform::CenterCrop {
+            resize: 48,
+            crop: 40,
+        };
+        let moved = task.validate().unwrap_err();
+        assert!(matches!(
+            moved,
+            TrainError::Images(ImagesError::MovedPixels)
+        ));
+        task.eval_transform = Transform::Whole;
+        task.validate().unwrap();
+        task.class_weights = Some(vec![1.0]);
+        assert_eq!(
+            message(&task),
+            "1 class weights for 2 classes: give one for each, or none"
+        );
+        task.data = ImageSource::Shapes;
+        assert!(message(&task).starts_with("the model does not fit the data shapes"));
+    }
+
+    #[test]
+    fn data_are_given_as_text() {
+        let mut recipe = Recipe::<ImagesTask>::preset("mini").unwrap();
+        recipe.set("task.data", "cifar10:some/folder").unwrap();
+        assert_eq!(recipe.task.data, ImageSource::Cifar10("some/folder".into()));
+        let wrong = recipe.set("task.data", "cifar11").unwrap_err().to_string();
+        assert!(
+            wrong.contains("there is no data set \"cifar11\""),
+            "{wrong}"
+        );
+        recipe.set("task.class_weights", "[1, 2]").unwrap();
+        assert_eq!(recipe.task.class_weights, Some(vec![1.0, 2.0]));
+    }
+
+    #[test]
+    fn a_resnet_has_a_depth_that_is_known_and_whole_images() {
+        let layers = |depth| Network::Layers { depth };
+        let task = task("mini");
+        for known in [18, 34, 50, 101, 152] {
+            assert_eq!(depth(&task.resnet(layers(known)).unwrap()), known);
+        }
+        let wrong = task.resnet(layers(20)).unwrap_err().to_string();
+        assert!(wrong.contains("18, 34, 50, 101 or 152"), "{wrong}");
+        let pixels = self::task("mini-segmentation")
+            .resnet(layers(18))
+            .unwrap_err();
+        assert!(pixels.to_string().contains("for label maps"), "{pixels}");
+    }
+}

@@ -1,0 +1,104 @@
+//! What can be wrong with images, or with a model of them.
+
+use std::path::PathBuf;
+
+/// An error of the task `images`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImagesError {
+    /// A preset is for another kind of data.
+    #[error("the preset {preset} does not fit the data {data}: choose {fitting}, which does")]
+    PresetForOtherTask {
+        /// The preset.
+        preset: String,
+        /// The data.
+        data: String,
+        /// The preset for these data.
+        fitting: &'static str,
+    },
+    /// Whole images are to be classified by a model of pixels, or the other way around.
+    #[error(
+        "the model does not fit the data {data}: a classifier takes images with a class each, \
+         a segmenter takes label maps"
+    )]
+    ModelForOtherTask {
+        /// The data.
+        data: String,
+    },
+    /// Images of a size that the model cannot take.
+    #[error(
+        "{field} makes images with a side of {side} pixels, \
+         but the model needs multiples of {multiple}"
+    )]
+    SideMultiple {
+        /// The transform.
+        field: &'static str,
+        /// The side.
+        side: usize,
+        /// What it must be a multiple of.
+        multiple: usize,
+    },
+    /// Pixels that are to be classified are moved.
+    #[error(
+        "task.eval_transform moves pixels, but a segmentation is measured where they are: \
+         set it to whole or pad_to_multiple"
+    )]
+    MovedPixels,
+    /// The weights of the loss are not one per class.
+    #[error("{given} class weights for {classes} classes: give one for each, or none")]
+    ClassWeights {
+        /// Weights there are.
+        given: usize,
+        /// Classes of the data.
+        classes: usize,
+    },
+    /// The data have other classes than those that a run was trained on.
+    #[error(
+        "the classes of the data are not those of the run {path}: give the data it was trained on"
+    )]
+    OtherClasses {
+        /// The run.
+        path: PathBuf,
+    },
+    /// The data have another number of classes than an imported model.
+    #[error(
+        "the model in {path} knows {expected} classes, but the data have {found}: \
+         give data with the classes it was trained on"
+    )]
+    NumberOfClasses {
+        /// The file.
+        path: PathBuf,
+        /// Classes of the model.
+        expected: usize,
+        /// Classes of the data.
+        found: usize,
+    },
+    /// A checkpoint holds a ResNet of another depth.
+    #[error("the checkpoint is of a ResNet-{found}, not of a ResNet-{expected}: set network to it")]
+    OtherDepth {
+        /// Layers of the network asked for.
+        expected: usize,
+        /// Layers of the one in the file.
+        found: usize,
+    },
+    /// Overlays were asked for from a model that makes none.
+    #[error(
+        "the run {path} classifies whole images and makes no overlays: \
+         leave out the folder for them"
+    )]
+    NoOverlays {
+        /// The run.
+        path: PathBuf,
+    },
+    /// Two overlays would be written to one file.
+    #[error(
+        "the overlays of {first} and {second} would have the same name: \
+         predict them one by one, or into different folders"
+    )]
+    SameOverlay {
+        /// An image.
+        first: PathBuf,
+        /// Another one.
+        second: PathBuf,
+    },
+}

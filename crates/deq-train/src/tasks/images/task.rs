@@ -1,0 +1,500 @@
+//! The task: its data, its network, its measure.
+
+use super::batches::{ImagesBatch, ImagesBatches, ImagesData, LeftOut};
+use super::config::{ImagesModelConfig, ImagesTask, depth};
+use super::confusion::Confusion;
+use super::error::ImagesError;
+use super::gallery;
+use super::model::{ImagesModel, ImagesNetwork};
+use super::presets::PRESETS;
+use crate::error::{RunError, TrainError};
+use crate::measure::{Detail, Measure, Quality};
+use crate::presets::Preset;
+use crate::recipe::Network;
+use crate::run::Trained;
+use crate::task::{BatchPlan, Batches, Opening, Split, Task};
+use burn::tensor::{Device, TensorData};
+use deq_data::{LabelSurvey, Loader, LoaderConfig, Spread, VisionSplits, VisionTask};
+use deq_models::ResNetConfig;
+use deq_models::checkpoint::{LoadReport, StateDict};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Layers that turn the equilibrium, or the last stage of a ResNet, into scores: they depend on the
+/// task and its classes.
+const HEADS: [&str; 6] = [
+    "incre_modules.",
+    "downsamp_modules.",
+    "final_layer.",
+    "classifier.",
+    "last_layer.",
+    "fc.",
+];
+
+impl Task for ImagesTask {
+    const NAME: &'static str = "images";
+    const PLACES: &'static [&'static str] = &["data"];
+
+    type Model = ImagesModel;
+    type Data = ImagesData;
+
+    fn open(&mut self, from: &Opening<'_>) -> Result<ImagesData, TrainError> {
+        self.validate_kind()?;
+        let splits = self.data.open()?;
+        let classes = splits.train.classes().len();
+        self.classes = splits.train.classes().to_vec();
+        *self.model.classes() = classes;
+        if let Some(resnet) = &mut self.resnet {
+            resnet.num_classes = classes;
+            if resnet.width == 0 {
+                *resnet = resnet.clone().with_parameters_near(self.model.parameters());
+            }
+        }
+        if self.class_weights.is_none() {
+            self.class_weights = Some(splits.train.class_weights());
+        }
+        self.fingerprint = Some(splits.fingerprint()?);
+        if let Some(run) = from.run {
+            self.require_data_of(run, from.training)?;
+        }
+        let labels = match from.training {
+            true => surveyed(&splits)?,
+            false => None,
+        };
+        Ok(ImagesData {
+            splits,
+            labels,
+            left_out: LeftOut::default(),
+        })
+    }
+
+    fn init(&self, network: Network, device: &Device) -> Result<ImagesModel, TrainError> {
+        let network = match (network, &self.model) {
+            (Network::Layers { .. }, _) => {
+                ImagesNetwork::Resnet(self.resnet(network)?.init(device)?)
+            }
+            (_, ImagesModelConfig::Classifier(config)) => {
+                ImagesNetwork::Classifier(config.init(device)?)
+            }
+            (_, ImagesModelConfig::Segmenter(config)) => {
+                ImagesNetwork::Segmenter(config.init(device)?)
+            }
+        };
+        let weights = self.class_weights.as_deref();
+        Ok(ImagesModel::new(network, weights.unwrap_or_default()))
+    }
+
+    fn training(
+        &self,
+        data: &ImagesData,
+        plan: &BatchPlan,
+    ) -> Result<Box<dyn Batches<ImagesBatch>>, TrainError> {
+        let config = LoaderConfig {
+            workers: plan.workers,
+            ..LoaderConfig::training(plan.batch, plan.seed)
+        };
+        Ok(Box::new(ImagesBatches {
+            loader: Loader::new(
+                data.splits.train.clone(),
+                self.train_transform.clone(),
+                data.splits.normalization,
+                config,
+            )?,
+            left_out: data.left_out.clone(),
+        }))
+    }
+
+    /// The held-out part is the `valid` split; there is no other.
+    fn held_out(
+        &self,
+        data: &ImagesData,
+        split: Split,
+        plan: &BatchPlan,
+    ) -> Result<Box<dyn Batches<ImagesBatch>>, TrainError> {
+        if split == Split::Test {
+            return Err(RunError::NoSplit {
+                split: split.name(),
+            }
+            .into());
+        }
+        Ok(Box::new(ImagesBatches {
+            loader: Loader::new(
+                Arc::new(Spread::new(data.splits.test.clone())),
+                self.eval_transform.clone(),
+                data.splits.normalization,
+                LoaderConfig::evaluation(self.held_out_batch(plan.batch)),
+            )?,
+            left_out: data.left_out.clone(),
+        }))
+    }
+
+    fn measure(&self) -> Measure {
+        match self.model.task() {
+            VisionTask::Classification => Measure::share("accuracy"),
+            VisionTask::Segmentation => Measure::share("mean IoU"),
+        }
+    }
+
+    fn quality(&self, _: f64, confusion: &Confusion) -> Quality {
+        let accuracy = confusion.accuracy();
+        if self.model.task() == VisionTask::Classification {
+            return Quality::new(self.measure(), accuracy);
+        }
+        let iou = confusion.iou();
+        let present: Vec<f64> = iou.iter().flatten().copied().collect();
+        let mean = present.iter().sum::<f64>() / present.len().max(1) as f64;
+        let pixels = Detail {
+            measure: Measure::share("pixel accuracy"),
+            value: Some(accuracy),
+        };
+        let by_class = self.classes.iter().zip(iou).map(|(class, value)| Detail {
+            measure: Measure::Share(format!("IoU of {class}").into()),
+            value,
+        });
+        Quality {
+            others: std::iter::once(pixels).chain(by_class).collect(),
+            ..Quality::new(self.measure(), mean)
+        }
+    }
+
+    fn validate(&self) -> Result<(), TrainError> {
+        self.validate_kind()?;
+        match &self.model {
+            ImagesModelConfig::Classifier(config) => config.validate()?,
+            ImagesModelConfig::Segmenter(config) => config.validate()?,
+        }
+        self.validate_weights()?;
+        self.validate_transforms()
+    }
+
+    fn presets() -> &'static [Preset] {
+        &PRESETS
+    }
+
+    fn prepare(&mut self, network: Network) -> Result<(), TrainError> {
+        self.resnet = match network {
+            Network::Layers { .. } => Some(self.resnet(network)?),
+            Network::Equilibrium | Network::WeightTied { .. } => None,
+        };
+        Ok(())
+    }
+
+    fn facts(&self, data: &ImagesData, _: Split) -> Vec<(String, String)> {
+        let fact = |name: &str, value: String| (name.to_owned(), value);
+        let mut facts = vec![
+            fact("data", self.data.to_string()),
+            fact("classes", self.classes.join(", ")),
+        ];
+        let labels = data.labels.as_ref();
+        facts.extend(labels.map(|labels| fact("pixels by label", labels.to_string())));
+        let cut_short = data.left_out.cut_short();
+        if cut_short > 0 {
+            facts.push(fact("files read without their end", cut_short.to_string()));
+        }
+        facts
+    }
+
+    /// Those that cannot be read among the batches made so far, and those that were no images from
+    /// the beginning.
+    fn left_out(&self, data: &ImagesData) -> Vec<(PathBuf, String)> {
+        let mut files = data.left_out.list();
+        for part in [&data.splits.train, &data.splits.test] {
+            let other = |path: &PathBuf| (path.clone(), "not an image by its ending".to_owned());
+            files.extend(part.left_out().iter().map(other));
+        }
+        files
+    }
+
+    fn gallery(&self, trained: &Trained<Self>, data: &ImagesData) -> Result<String, TrainError> {
+        let drawing = gallery::draw(trained, &data.splits);
+        let path = trained.run.join("predictions.svg");
+        crate::files::write_whole(&path, drawing.as_bytes())?;
+        Ok(format!(
+            "<h2>Predictions</h2>\n<figure>{drawing}</figure>\n"
+        ))
+    }
+
+    /// A multiscale model of the original program, or a ResNet of torchvision.
+    fn sized_by(&mut self, file: &StateDict) -> Result<(), TrainError> {
+        match &mut self.resnet {
+            Some(resnet) => {
+                let found = ResNetConfig::from_state_dict(file)?;
+                let depths = [depth(resnet), depth(&found)];
+                if depths[0] != depths[1] {
+                    let [expected, found] = depths;
+                    return Err(ImagesError::OtherDepth { expected, found }.into());
+                }
+                *resnet = found;
+            }
+            None => self.model = self.model.sized_by(file)?,
+        }
+        Ok(())
+    }
+
+    fn fits(&self, before: &Self, file: &Path) -> Result<(), TrainError> {
+        let expected = match &before.resnet {
+            Some(resnet) => resnet.num_classes,
+            None => *before.model.clone().classes(),
+        };
+        let found = self.classes.len();
+        match expected == found {
+            true => Ok(()),
+            false => Err(ImagesError::NumberOfClasses {
+                path: file.to_owned(),
+                expected,
+                found,
+            }
+            .into()),
+        }
+    }
+
+    fn load(
+        &self,
+        model: ImagesModel,
+        file: &StateDict,
+    ) -> Result<(ImagesModel, LoadReport), TrainError> {
+        model.load(file)
+    }
+
+    fn state_dict(&self, model: &ImagesModel) -> Result<Vec<(String, TensorData)>, TrainError> {
+        model.state_dict()
+    }
+
+    fn is_head(name: &str) -> bool {
+        HEADS.iter().any(|head| name.starts_with(head))
+    }
+}
+
+/// The labels of training maps, if there are maps. Every class must occur in them; held-out maps
+/// need not show all, but no part may have ids that are neither a class nor ignored.
+fn surveyed(splits: &VisionSplits) -> Result<Option<LabelSurvey>, TrainError> {
+    let labels = splits.train.label_survey()?;
+    if let Some(labels) = &labels {
+        labels.require_complete()?;
+    }
+    if let Some(labels) = splits.test.label_survey()? {
+        labels.require_known()?;
+    }
+    Ok(labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Recipe;
+    use deq_data::ImageSource;
+
+    fn task(preset: &str) -> ImagesTask {
+        Recipe::<ImagesTask>::preset(preset).unwrap().task
+    }
+
+    const PLAN: BatchPlan = BatchPlan {
+        batch: 16,
+        seed: 1,
+        workers: 0,
+    };
+
+    #[test]
+    fn opening_fills_in_what_the_data_determine() {
+        let mut shapes = task("mini");
+        let data = shapes.open(&Opening::default()).unwrap();
+        assert_eq!(shapes.classes, data.splits.train.classes());
+        assert_eq!(*shapes.model.classes(), shapes.classes.len());
+        assert_eq!(shapes.class_weights, Some(Vec::new()));
+        assert!(shapes.fingerprint.is_some());
+        let again = shapes.clone();
+        shapes.open(&Opening::default()).unwrap();
+        assert_eq!(shapes, again);
+        // Weights that are given stay.
+        let mut pixels = task("mini-shapes-segmentation");
+        pixels.class_weights = Some(Vec::new());
+        pixels.open(&Opening::default()).unwrap();
+        assert_eq!(pixels.class_weights, Some(Vec::new()));
+        pixels.class_weights = None;
+        pixels.open(&Opening::default()).unwrap();
+        assert_eq!(pixels.class_weights.unwrap().len(), pixels.classes.len());
+    }
+
+    #[test]
+    fn a_resnet_is_as_large_as_the_equilibrium_and_determined_by_the_configuration() {
+        let network = Network::Layers { depth: 18 };
+        let mut task = task("mini");
+        task.prepare(network).unwrap();
+        task.open(&Opening::default()).unwrap();
+        let resnet = task.resnet.clone().unwrap();
+        assert!(resnet.small_images);
+        assert_eq!(resnet.num_classes, task.classes.len());
+        let (found, wanted) = (resnet.parameters(), task.model.parameters());
+        for width in [resnet.width - 1, resnet.width + 1] {
+            let other = resnet.clone().with_width(width).parameters();
+            assert!(found.abs_diff(wanted) < other.abs_diff(wanted));
+        }
+        let json = serde_json::to_string(&task).unwrap();
+        let mut again: ImagesTask = serde_json::from_str(&json).unwrap();
+        again.prepare(network).unwrap();
+        again.open(&Opening::default()).unwrap();
+        assert_eq!(again, task);
+        task.prepare(Network::Equilibrium).unwrap();
+        assert_eq!(task.resnet, None);
+    }
+
+    #[test]
+    fn a_run_goes_on_with_its_data_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path();
+        let mut recipe = Recipe::<ImagesTask>::preset("mini").unwrap();
+        recipe.task.open(&Opening::default()).unwrap();
+        crate::files::write_json(&run.join("config.json"), &recipe).unwrap();
+        let from = |training| Opening {
+            run: Some(run),
+            training,
+            progress: None,
+        };
+        let mut same = task("mini");
+        same.open(&from(true)).unwrap();
+
+        let other = |change: &dyn Fn(&mut ImagesTask)| {
+            let mut recipe = recipe.clone();
+            change(&mut recipe.task);
+            crate::files::write_json(&run.join("config.json"), &recipe).unwrap();
+        };
+        other(&|task| task.fingerprint = Some(1));
+        let error = same.open(&from(true)).unwrap_err();
+        assert!(
+            matches!(error, TrainError::Run(RunError::OtherData { .. })),
+            "{error}"
+        );
+        // It may be measured on other images of the same classes.
+        same.open(&from(false)).unwrap();
+        other(&|task| task.data = ImageSource::Cifar10("x".into()));
+        let error = same.open(&from(false)).unwrap_err();
+        assert!(
+            matches!(error, TrainError::Run(RunError::OtherData { .. })),
+            "{error}"
+        );
+        other(&|task| task.classes.truncate(1));
+        let error = same.open(&from(false)).unwrap_err();
+        assert!(
+            matches!(error, TrainError::Images(ImagesError::OtherClasses { .. })),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn batches_are_the_loader_s_and_there_is_one_held_out_split() {
+        let mut task = task("mini-shapes-segmentation");
+        let data = task.open(&Opening::default()).unwrap();
+        let device = Device::flex();
+        let training = task.training(&data, &PLAN).unwrap();
+        assert_eq!(training.per_pass(), data.splits.train.len() / PLAN.batch);
+        let places = training.per_pass() - 1..training.per_pass() + 1;
+        let batches: Vec<_> = training
+            .batches(places, &device)
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(batches.len(), 2);
+        for batch in &batches {
+            assert_eq!(batch.images.dims(), [16, 3, 48, 48]);
+            assert_eq!(batch.targets.len(), 16 * 48 * 48);
+        }
+        let held_out = task.held_out(&data, Split::Valid, &PLAN).unwrap();
+        assert_eq!(
+            held_out.per_pass(),
+            data.splits.test.len().div_ceil(PLAN.batch)
+        );
+        assert!(matches!(
+            task.held_out(&data, Split::Test, &PLAN).err(),
+            Some(TrainError::Run(RunError::NoSplit { split: "test" }))
+        ));
+        assert!(task.left_out(&data).is_empty());
+    }
+
+    #[test]
+    fn quality_is_accuracy_or_mean_intersection_over_union() {
+        let confusion = Confusion::new(3, &[0, 0, 1, 1], &[0, 1, 1, 1]);
+        let mut task = task("mini");
+        task.classes = ["a", "b", "c"].map(str::to_owned).to_vec();
+        let quality = task.quality(1.0, &confusion);
+        assert_eq!(quality, Quality::new(Measure::share("accuracy"), 0.75));
+        task.model = self::task("mini-shapes-segmentation").model;
+        let quality = task.quality(1.0, &confusion);
+        assert_eq!(quality.measure, Measure::share("mean IoU"));
+        assert!((quality.value - (0.5 + 2.0 / 3.0) / 2.0).abs() < 1e-12);
+        let others: Vec<_> = quality
+            .others
+            .iter()
+            .map(|o| (o.measure.name(), o.value))
+            .collect();
+        assert_eq!(
+            others,
+            [
+                ("pixel accuracy", Some(0.75)),
+                ("IoU of a", Some(0.5)),
+                ("IoU of b", Some(2.0 / 3.0)),
+                ("IoU of c", None),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_model_goes_out_under_the_names_of_the_original_and_comes_back() {
+        let device = Device::flex();
+        for (preset, network, sample) in [
+            ("mini", Network::Equilibrium, "classifier."),
+            (
+                "mini-shapes-segmentation",
+                Network::Equilibrium,
+                "last_layer.",
+            ),
+            ("mini", Network::Layers { depth: 18 }, "fc."),
+        ] {
+            let mut task = task(preset);
+            task.prepare(network).unwrap();
+            let data = task.open(&Opening::default()).unwrap();
+            let model = task.init(network, &device).unwrap();
+            let file = StateDict::from_tensors(task.state_dict(&model).unwrap());
+            let names: Vec<String> = file.infos().map(|info| info.name).collect();
+            assert!(
+                names.iter().any(|name| name.starts_with(sample)),
+                "{names:?}"
+            );
+            assert!(names.iter().any(|name| !ImagesTask::is_head(name)));
+
+            let mut sized = self::task(preset);
+            sized.prepare(network).unwrap();
+            sized.sized_by(&file).unwrap();
+            let before = sized.clone();
+            sized.open(&Opening::default()).unwrap();
+            sized.fits(&before, Path::new("file")).unwrap();
+            assert_eq!(sized, task);
+            let (_, report) = sized
+                .load(sized.init(network, &device).unwrap(), &file)
+                .unwrap();
+            assert!(report.is_complete(), "{report}");
+            drop(data);
+
+            let mut fewer = sized.clone();
+            fewer.classes.truncate(1);
+            let error = fewer.fits(&before, Path::new("file")).unwrap_err();
+            assert!(matches!(
+                error,
+                TrainError::Images(ImagesError::NumberOfClasses { .. })
+            ));
+        }
+        let mut task = task("mini");
+        task.prepare(Network::Layers { depth: 34 }).unwrap();
+        let mut other = task.clone();
+        other.prepare(Network::Layers { depth: 18 }).unwrap();
+        other.open(&Opening::default()).unwrap();
+        let model = other.init(Network::Layers { depth: 18 }, &device).unwrap();
+        let file = StateDict::from_tensors(other.state_dict(&model).unwrap());
+        let error = task.sized_by(&file).unwrap_err();
+        assert!(matches!(
+            error,
+            TrainError::Images(ImagesError::OtherDepth {
+                expected: 34,
+                found: 18
+            })
+        ));
+    }
+}

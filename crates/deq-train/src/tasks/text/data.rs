@@ -1,0 +1,231 @@
+//! The text of a run, and the vocabulary that is kept with it.
+
+use super::error::TextError;
+use super::task::TextTask;
+use crate::error::TrainError;
+use crate::task::{Opening, Split};
+use deq_data::{
+    CachePlace, Corpus, CorpusEvent, CorpusReader, DataError, Level, Tokens, Vocabulary,
+};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Where the text comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataSource {
+    /// The handbook compiled into `deq-data`.
+    Builtin,
+    /// A folder or a file, see [`deq_data::CorpusReader`].
+    Path(PathBuf),
+}
+
+impl fmt::Display for DataSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DataSource::Builtin => f.write_str("built-in handbook"),
+            DataSource::Path(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// The text of a task, with the vocabulary of the run that it is opened for, if there is one.
+///
+/// A run that is evaluated or generates gives tokens the ids that it was trained with. One that is
+/// resumed keeps its tokenizer; words are those of the text, which must not have changed.
+pub(super) fn open(task: &TextTask, from: &Opening<'_>) -> Result<Corpus, TrainError> {
+    let Some(run) = from.run else {
+        return read(task, None, from);
+    };
+    let kept = match !from.training || task.level == Level::Tokenizer {
+        true => kept_vocabulary(run, task)?,
+        false => None,
+    };
+    let corpus = read(task, kept, from)?;
+    if !from.training && task.vocabulary != Some(corpus.vocabulary.fingerprint()) {
+        let path = run.to_owned();
+        return Err(TextError::OtherVocabulary { path }.into());
+    }
+    Ok(corpus)
+}
+
+/// Reads the text. A vocabulary says what a token is, and which id it has; without one, the
+/// tokenizer of the task does, or else the text itself. The ids of larger texts are kept in token
+/// files, see [`CachePlace::Auto`].
+fn read(
+    task: &TextTask,
+    kept: Option<Vocabulary>,
+    from: &Opening<'_>,
+) -> Result<Corpus, TrainError> {
+    let level = task.level;
+    let vocabulary = match (kept, &task.tokenizer) {
+        (Some(kept), _) => Some(kept),
+        (None, Some(_)) if level != Level::Tokenizer => {
+            return Err(TextError::TokenizerAtOtherLevel { level }.into());
+        }
+        (None, Some(tokenizer)) => Some(Vocabulary::load(tokenizer)?),
+        (None, None) => None,
+    };
+    Ok(match (&task.data, vocabulary) {
+        (DataSource::Builtin, None) => Corpus::builtin(level)?,
+        (DataSource::Builtin, Some(vocabulary)) => Corpus::builtin_with(vocabulary)?,
+        (DataSource::Path(path), vocabulary) => {
+            let reader = match vocabulary {
+                Some(vocabulary) => CorpusReader::with_vocabulary(path, vocabulary),
+                None => CorpusReader::new(path, level),
+            };
+            let listen = |event: &CorpusEvent<'_>| {
+                if let (Some(progress), Some(sentence)) = (from.progress, sentence(event)) {
+                    progress(&sentence);
+                }
+            };
+            reader.cache(CachePlace::Auto).on_event(&listen).read()?
+        }
+    })
+}
+
+/// What happens while a text is read.
+fn sentence(event: &CorpusEvent<'_>) -> Option<String> {
+    let percent = |done: u64, total: u64| 100 * u128::from(done) / u128::from(total.max(1));
+    Some(match event {
+        CorpusEvent::Counting { done, total } => {
+            format!("counting words: {} %", percent(*done, *total))
+        }
+        CorpusEvent::Encoding { done, total } => {
+            format!("reading tokens: {} %", percent(*done, *total))
+        }
+        CorpusEvent::Discarded { file, problem } => {
+            format!(
+                "reading the text anew, since {} cannot be used: {problem}",
+                file.display()
+            )
+        }
+        CorpusEvent::Written { file } => format!("tokens kept in {}", file.display()),
+        CorpusEvent::NotWritten { error } => {
+            format!("the tokens are not kept for the next time: {error}")
+        }
+        _ => return None,
+    })
+}
+
+/// The vocabulary kept in a run, if there is one.
+///
+/// # Errors
+///
+/// [`DataError`] if it is broken, [`TextError::KeptVocabulary`] if it is not that of the task.
+pub(super) fn kept_vocabulary(
+    run: &Path,
+    task: &TextTask,
+) -> Result<Option<Vocabulary>, TrainError> {
+    match Vocabulary::load_from(run) {
+        // A recipe that is not from the run's folder does not know the vocabulary.
+        Ok(kept)
+            if task
+                .vocabulary
+                .is_none_or(|known| known == kept.fingerprint()) =>
+        {
+            Ok(Some(kept))
+        }
+        Ok(_) => {
+            let path = run.to_owned();
+            Err(TextError::KeptVocabulary { path }.into())
+        }
+        Err(DataError::NoVocabulary { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The tokens of a held-out split, if the text has it.
+pub(super) fn held_out(corpus: &Corpus, split: Split) -> Option<&Tokens> {
+    match split {
+        Split::Valid => Some(&corpus.valid),
+        Split::Test => corpus.test.as_ref(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Recipe;
+    use crate::task::Task;
+
+    fn tiny() -> TextTask {
+        Recipe::<TextTask>::preset("tiny").unwrap().task
+    }
+
+    fn evaluating(run: &Path) -> Opening<'_> {
+        Opening {
+            run: Some(run),
+            ..Opening::default()
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_is_for_the_tokenizer_level() {
+        let mut task = tiny();
+        task.tokenizer = Some("tokenizer.json".into());
+        assert_eq!(
+            task.open(&Opening::default()).unwrap_err().to_string(),
+            "a tokenizer was given, but the level is byte: set it to tokenizer"
+        );
+    }
+
+    #[test]
+    fn the_vocabulary_of_a_run_must_be_its_own() {
+        let run = tempfile::tempdir().unwrap();
+        let mut task = tiny();
+        let words = Vocabulary::of_words(["the", "<unk>", "the"]);
+        task.vocabulary = Some(words.fingerprint());
+        assert!(kept_vocabulary(run.path(), &task).unwrap().is_none());
+        // The text alone is read by bytes.
+        let message = task.clone().open(&evaluating(run.path())).unwrap_err();
+        assert!(
+            message.to_string().contains("is not that of the run"),
+            "{message}"
+        );
+        words.save_in(run.path()).unwrap();
+        let kept = kept_vocabulary(run.path(), &task).unwrap();
+        assert_eq!(kept.as_ref(), Some(&words));
+        let corpus = task.open(&evaluating(run.path())).unwrap();
+        assert_eq!(corpus.vocabulary, words);
+        assert_eq!(task.model.vocab_size, words.len());
+
+        Vocabulary::of_bytes().save_in(run.path()).unwrap();
+        let message = kept_vocabulary(run.path(), &task).unwrap_err().to_string();
+        assert!(message.contains("is not that of the run"), "{message}");
+        let message = task.keep(&corpus, run.path()).unwrap_err().to_string();
+        assert!(message.contains("is not that of the run"), "{message}");
+    }
+
+    #[test]
+    fn a_run_keeps_the_vocabulary_of_its_text() {
+        let run = tempfile::tempdir().unwrap();
+        let mut task = tiny();
+        task.level = Level::Word;
+        let corpus = task.open(&Opening::default()).unwrap();
+        task.keep(&corpus, run.path()).unwrap();
+        let kept = kept_vocabulary(run.path(), &task).unwrap();
+        assert_eq!(kept, Some(corpus.vocabulary));
+    }
+
+    #[test]
+    fn a_text_is_known_by_its_content_wherever_it_lies() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "a line of text\n".repeat(100);
+        let [here, there] = ["here.txt", "there.txt"].map(|name| folder.path().join(name));
+        std::fs::write(&here, &text).unwrap();
+        std::fs::write(&there, &text).unwrap();
+        let known = |path: &Path| {
+            let mut task = tiny();
+            task.data = DataSource::Path(path.to_owned());
+            task.open(&Opening::default()).unwrap();
+            task.fingerprint.unwrap()
+        };
+        let before = known(&here);
+        assert_eq!(known(&there), before);
+        // Another first byte of the same length is another text, although bytes are bytes.
+        std::fs::write(&there, format!("A{}", &text[1..])).unwrap();
+        assert_ne!(known(&there), before);
+    }
+}

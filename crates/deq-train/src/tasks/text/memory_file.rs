@@ -1,0 +1,121 @@
+//! The memory of a language model as a file.
+
+use crate::task::Memory;
+use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
+use deq_models::LmMemory;
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
+
+/// A safetensors file whose tensors are named by their place; empty for an empty memory.
+impl Memory for LmMemory {
+    fn to_bytes(&self) -> Vec<u8> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        // f32 holds every narrower float exactly.
+        let data: Vec<TensorData> = self
+            .tensors()
+            .iter()
+            .map(|tensor| match tensor.dtype() {
+                DType::F64 => tensor.to_data(),
+                _ => tensor.to_data().convert::<f32>(),
+            })
+            .collect();
+        let views = data
+            .iter()
+            .enumerate()
+            .map(|(place, data)| Ok((place.to_string(), view(data)?)))
+            .collect::<Result<Vec<_>, SafeTensorError>>();
+        views
+            .and_then(|views| safetensors::serialize(views, None))
+            .expect("sizes follow from shapes")
+    }
+
+    fn from_bytes(bytes: &[u8], device: &Device) -> Result<Self, String> {
+        if bytes.is_empty() {
+            return Ok(LmMemory::empty());
+        }
+        let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+        let tensors = (0..file.len()).map(|place| tensor(&file, place, device));
+        let tensors = tensors.collect::<Result<Vec<_>, String>>()?;
+        let places = |tensor: &Tensor<3>| [tensor.dims()[0], tensor.dims()[1]];
+        match tensors
+            .windows(2)
+            .all(|pair| places(&pair[0]) == places(&pair[1]))
+        {
+            true => Ok(LmMemory::new(tensors)),
+            false => Err("tensors differ in streams or positions".to_owned()),
+        }
+    }
+}
+
+fn view(data: &TensorData) -> Result<TensorView<'_>, SafeTensorError> {
+    let dtype = match data.dtype() {
+        DType::F64 => Dtype::F64,
+        _ => Dtype::F32,
+    };
+    TensorView::new(dtype, data.shape().to_vec(), data.as_bytes())
+}
+
+fn tensor(file: &SafeTensors<'_>, place: usize, device: &Device) -> Result<Tensor<3>, String> {
+    let name = place.to_string();
+    let view = file.tensor(&name).map_err(|error| error.to_string())?;
+    let dtype = match view.dtype() {
+        Dtype::F32 => DType::F32,
+        Dtype::F64 => DType::F64,
+        other => return Err(format!("{name} is {other:?}")),
+    };
+    if view.shape().len() != 3 {
+        return Err(format!("{name} has the shape {:?}", view.shape()));
+    }
+    let bytes = Bytes::from_bytes_vec(view.data().to_vec());
+    let data = TensorData::from_bytes(bytes, view.shape().to_vec(), dtype);
+    Ok(Tensor::from_data(data, device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Distribution;
+
+    #[test]
+    fn the_memory_survives_a_checkpoint() {
+        let device = Device::flex();
+        let normal = Distribution::Normal(0.0, 1.0);
+        let z = Tensor::<3>::random([2, 5, 4], normal, &device);
+        let injection = Tensor::<3>::random([2, 5, 12], normal, &device);
+        let bytes = LmMemory::new(vec![z.clone(), injection.clone()]).to_bytes();
+        let memory = LmMemory::from_bytes(&bytes, &device).unwrap();
+        let [z_back, injection_back] = memory.tensors() else {
+            panic!("both tensors come back");
+        };
+        assert_eq!(z_back.to_data(), z.into_data());
+        assert_eq!(injection_back.to_data(), injection.into_data());
+        let empty = LmMemory::from_bytes(&[], &device).unwrap();
+        assert!(empty.is_empty() && empty.to_bytes().is_empty());
+    }
+
+    #[test]
+    fn bytes_of_anything_else_are_an_error() {
+        let device = Device::flex();
+        let z = Tensor::<3>::zeros([2, 5, 4], &device);
+        let bytes = LmMemory::new(vec![z]).to_bytes();
+        assert!(LmMemory::from_bytes(&bytes[..bytes.len() - 1], &device).is_err());
+        let file = |shapes: [&[usize]; 2]| {
+            let data = shapes.map(|shape| TensorData::zeros::<f32, _>(shape.to_vec()));
+            let views = ["0", "1"]
+                .into_iter()
+                .zip(data.iter().map(|data| view(data).unwrap()));
+            safetensors::serialize(views, None).unwrap()
+        };
+        for (shapes, reason) in [
+            (
+                [&[2, 5, 4][..], &[2, 4, 12]],
+                "tensors differ in streams or positions",
+            ),
+            ([&[2, 5, 4], &[2, 5]], "1 has the shape [2, 5]"),
+        ] {
+            let error = LmMemory::from_bytes(&file(shapes), &device).unwrap_err();
+            assert_eq!(error, reason);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Text to learn to predict, as a task.
+
+use super::batches::Segments;
+use super::data::{DataSource, held_out, kept_vocabulary, open};
+use super::error::TextError;
+use super::model::{TextBatch, TextModel};
+use super::presets::PRESETS;
+use crate::error::{ExchangeError, RunError, TrainError, require};
+use crate::measure::{Measure, Quality};
+use crate::presets::Preset;
+use crate::recipe::Network;
+use crate::task::{BatchPlan, Batches, Opening, Split, Task};
+use burn::tensor::{Device, TensorData};
+use deq_data::{Corpus, CorpusFingerprint, Level, StreamBatcher, unigram_perplexity};
+use deq_models::DeqTransformerLmConfig;
+use deq_models::checkpoint::{LoadReport, StateDict, load, state_dict};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A text, and a model that learns to predict it token by token.
+///
+/// The batch of its recipe is a number of parallel streams of text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextTask {
+    /// Where the text comes from.
+    pub data: DataSource,
+    /// What a token is.
+    pub level: Level,
+    /// The `tokenizer.json` that makes the tokens, at the tokenizer level. Default: the one in the
+    /// folder of the data.
+    pub tokenizer: Option<PathBuf>,
+    /// The fingerprint of the vocabulary, once the text has been read.
+    pub vocabulary: Option<u64>,
+    /// The fingerprint of the text, once it has been read. A test split may come and go.
+    #[serde(default)]
+    pub fingerprint: Option<CorpusFingerprint>,
+    /// Tokens per stream and training step.
+    pub segment: usize,
+    /// The model. The size of its vocabulary is filled in when the text is read.
+    pub model: DeqTransformerLmConfig,
+}
+
+impl Task for TextTask {
+    const NAME: &'static str = "text";
+    const PLACES: &'static [&'static str] = &["data", "tokenizer"];
+
+    type Model = TextModel;
+    type Data = Corpus;
+
+    fn open(&mut self, from: &Opening<'_>) -> Result<Corpus, TrainError> {
+        let corpus = open(self, from)?;
+        self.vocabulary = Some(corpus.vocabulary.fingerprint());
+        self.fingerprint = Some(CorpusFingerprint {
+            test: None,
+            ..corpus.fingerprint()
+        });
+        self.model.vocab_size = corpus.vocabulary.len();
+        Ok(corpus)
+    }
+
+    fn init(&self, network: Network, device: &Device) -> Result<TextModel, TrainError> {
+        Ok(match network {
+            Network::Layers { depth } => {
+                TextModel::Layers(self.model.init_explicit(depth, device)?)
+            }
+            Network::Equilibrium | Network::WeightTied { .. } => {
+                TextModel::Deq(self.model.init(device)?)
+            }
+        })
+    }
+
+    fn training(
+        &self,
+        corpus: &Corpus,
+        plan: &BatchPlan,
+    ) -> Result<Box<dyn Batches<TextBatch>>, TrainError> {
+        let streams = StreamBatcher::new(&corpus.train, plan.batch, self.segment)?;
+        Ok(Box::new(Segments::Training(streams)))
+    }
+
+    fn held_out(
+        &self,
+        corpus: &Corpus,
+        split: Split,
+        plan: &BatchPlan,
+    ) -> Result<Box<dyn Batches<TextBatch>>, TrainError> {
+        let tokens = held_out(corpus, split).ok_or(RunError::NoSplit {
+            split: split.name(),
+        })?;
+        let streams = StreamBatcher::new(tokens, plan.batch, self.segment)?;
+        Ok(Box::new(Segments::HeldOut(streams)))
+    }
+
+    fn measure(&self) -> Measure {
+        Measure::Perplexity
+    }
+
+    fn quality(&self, loss: f64, (): &()) -> Quality {
+        Quality::new(Measure::Perplexity, loss.exp())
+    }
+
+    fn validate(&self) -> Result<(), TrainError> {
+        let segment = self.segment;
+        require(segment >= 1, "task.segment", segment as f64, "at least 1")?;
+        let mut model = self.model.clone();
+        if self.vocabulary.is_none() {
+            // Not known before the text has been read.
+            model.vocab_size = model.cutoffs.last().map_or(1, |last| last + 1);
+        }
+        Ok(model.validate()?)
+    }
+
+    fn place(&self) -> String {
+        self.data.to_string()
+    }
+
+    fn presets() -> &'static [Preset] {
+        &PRESETS
+    }
+
+    fn keep(&self, corpus: &Corpus, run: &Path) -> Result<(), TrainError> {
+        if kept_vocabulary(run, self)?.is_none() {
+            corpus.vocabulary.save_in(run)?;
+        }
+        Ok(())
+    }
+
+    /// The data, and the perplexity of the split under the frequencies of the tokens in train,
+    /// which any language model must fall below.
+    fn facts(&self, corpus: &Corpus, split: Split) -> Vec<(String, String)> {
+        let data = format!("{}, {} level", self.data, self.level);
+        let mut facts = vec![("data".to_owned(), data)];
+        if let Some(tokens) = held_out(corpus, split).filter(|tokens| !tokens.is_empty()) {
+            let unigram = unigram_perplexity(&corpus.train, tokens, corpus.vocabulary.len());
+            facts.push(("unigram perplexity".to_owned(), format!("{unigram:.2}")));
+        }
+        let unknown: u64 = corpus.unknown_words.iter().sum();
+        if unknown > 0 {
+            facts.push(("words read as <unk>".to_owned(), unknown.to_string()));
+        }
+        facts
+    }
+
+    fn left_out(&self, corpus: &Corpus) -> Vec<(PathBuf, String)> {
+        let reason = "it is not part of the text".to_owned();
+        let files = corpus.left_out.iter();
+        files.map(|file| (file.clone(), reason.clone())).collect()
+    }
+
+    /// Shapes say what the model is; where layer norms stand, memory, window and dropout stay.
+    fn sized_by(&mut self, file: &StateDict) -> Result<(), TrainError> {
+        self.model = DeqTransformerLmConfig::from_state_dict(file, &self.model)?;
+        Ok(())
+    }
+
+    fn fits(&self, before: &Self, file: &Path) -> Result<(), TrainError> {
+        let (expected, found) = (before.model.vocab_size, self.model.vocab_size);
+        match expected == found {
+            true => Ok(()),
+            false => Err(TextError::VocabularySize {
+                path: file.to_owned(),
+                expected,
+                found,
+            }
+            .into()),
+        }
+    }
+
+    fn load(
+        &self,
+        model: TextModel,
+        file: &StateDict,
+    ) -> Result<(TextModel, LoadReport), TrainError> {
+        match model {
+            TextModel::Deq(model) => {
+                let (model, report) = load(model, file)?;
+                Ok((TextModel::Deq(model), report))
+            }
+            TextModel::Layers(_) => Err(ExchangeError::ExplicitNetwork.into()),
+        }
+    }
+
+    fn state_dict(&self, model: &TextModel) -> Result<Vec<(String, TensorData)>, TrainError> {
+        match model {
+            TextModel::Deq(model) => Ok(state_dict(model)?),
+            TextModel::Layers(_) => Err(ExchangeError::ExplicitNetwork.into()),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Training for a given time.
+
+use crate::error::{TrainError, require};
+use crate::recipe::Recipe;
+use crate::records::{Record, read_records};
+use crate::run::{TrainOptions, train_only};
+use crate::run_folder::RunFolder;
+use crate::task::Task;
+use deq_core::solvers::StopConfig;
+use deq_core::{DeqConfig, GradientConfig};
+use std::path::Path;
+
+/// Steps of the trial, and how many of them are unrolled if training begins with such a phase.
+const TRIAL: usize = 24;
+const TRIAL_UNROLLED: usize = 6;
+
+/// The same training for `steps` steps, the first `unrolled` of them unrolled, with solves that use
+/// up their steps and an evaluation that costs next to nothing.
+fn trial<T: Task>(recipe: &Recipe<T>, steps: usize, unrolled: usize) -> Recipe<T> {
+    let mut trial = recipe.clone();
+    trial.scale_steps(steps);
+    trial.pretrain_steps = unrolled;
+    (trial.rounds, trial.valid_batches, trial.warmup_steps) = (1, Some(1), 0);
+    trial.deq = without_tolerance(trial.deq);
+    trial
+}
+
+/// How many steps fit into so many minutes of training, evaluations not counted: from a few steps of
+/// each phase, whose solves use up their budgets. Where solves end earlier, training is done earlier.
+///
+/// # Errors
+///
+/// [`TrainError`] if `minutes` is not above 0 or the trial fails.
+pub fn affordable_steps<T: Task>(
+    recipe: &Recipe<T>,
+    minutes: f64,
+    device: &str,
+) -> Result<usize, TrainError> {
+    let valid = minutes > 0.0 && minutes.is_finite();
+    require(valid, "minutes", minutes, "above 0")?;
+    let [steps, unrolled] = recipe.phases();
+    let first = if unrolled > 0 { TRIAL_UNROLLED } else { 0 };
+    let temporary = std::env::temp_dir();
+    let folder =
+        tempfile::tempdir().map_err(|source| TrainError::io("create", &temporary, source))?;
+    let run = RunFolder::new(folder.path().join("trial"));
+    let options = TrainOptions {
+        plain: true,
+        ..TrainOptions::new(device, run.path().to_owned())
+    };
+    let total = train_only(trial(recipe, TRIAL, first), &options)?;
+    let records = read_records(&run.metrics())?;
+    let taken: Vec<f64> = records
+        .iter()
+        .filter_map(Record::as_step)
+        .map(|step| step.seconds)
+        .collect();
+    // The first steps of a phase find nothing in the caches.
+    let warm = |range: std::ops::Range<usize>| typical(&taken[range.start + 2..range.end]);
+    let share = (unrolled as f64 / steps.max(1) as f64).min(1.0);
+    let inside = match first {
+        0 => warm(0..TRIAL),
+        _ => share * warm(0..first) + (1.0 - share) * warm(first..TRIAL),
+    };
+    // What a step takes beside its forward and backward pass: the optimizer, the batch, the log.
+    let beside = total - evaluation_seconds(&records) - taken.iter().sum::<f64>();
+    let per_step = inside + beside.max(0.0) / TRIAL as f64;
+    Ok(((60.0 * minutes / per_step) as usize).max(1))
+}
+
+/// Gives the recipe as many steps as [fit](affordable_steps) into so many minutes; a run that is to
+/// be resumed keeps those that it was started with.
+///
+/// # Errors
+///
+/// [`TrainError`] if `minutes` is not above 0, the trial fails, or there is no run to resume.
+pub fn train_for<T: Task>(
+    recipe: &mut Recipe<T>,
+    minutes: f64,
+    device: &str,
+    resumed: Option<&Path>,
+) -> Result<(), TrainError> {
+    let steps = match resumed {
+        Some(run) => Recipe::<T>::of_run(run)?.steps,
+        None => affordable_steps(recipe, minutes, device)?,
+    };
+    recipe.scale_steps(steps);
+    Ok(())
+}
+
+/// The layer with solves that use up their steps.
+pub fn without_tolerance(mut deq: DeqConfig) -> DeqConfig {
+    let never = |stop: StopConfig| stop.with_abs_tol(0.0).with_rel_tol(1e-12);
+    deq.stop = never(deq.stop);
+    if let GradientConfig::Implicit(adjoint) = &mut deq.gradient {
+        adjoint.stop = never(adjoint.stop.clone());
+    }
+    deq
+}
+
+/// The mean without the slowest, which other work of the machine may have slowed.
+fn typical(seconds: &[f64]) -> f64 {
+    let slowest = seconds.iter().copied().fold(0.0, f64::max);
+    (seconds.iter().sum::<f64>() - slowest) / (seconds.len() - 1) as f64
+}
+
+/// Seconds of the evaluations between training steps.
+pub fn evaluation_seconds(records: &[Record]) -> f64 {
+    let evals = records.iter().filter_map(Record::as_eval);
+    evals.map(|eval| eval.seconds).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_step_does_not_count() {
+        assert!((typical(&[1.0, 9.0, 2.0]) - 1.5).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,244 @@
+//! A run that is stopped and resumed equals an uninterrupted one, for every task.
+
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+
+mod sine;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+use deq_models::DeqTransformerLmConfig;
+use deq_train::tasks::images::ImagesTask;
+use deq_train::tasks::text::TextTask;
+use deq_train::{
+    EvalOptions, Recipe, RunError, Start, Stopped, Task, TrainError, TrainOptions, Trained,
+    evaluate, train, train_only,
+};
+use sine::{Sine, SineTask};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The random numbers of a device are those of the whole process, so its trainings take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Five steps in two rounds, the first one unrolled, with the penalty on most of them.
+fn short<T: Task>(mut recipe: Recipe<T>, batch: usize) -> Recipe<T> {
+    (recipe.batch, recipe.steps, recipe.rounds) = (batch, 5, 2);
+    (
+        recipe.pretrain_steps,
+        recipe.warmup_steps,
+        recipe.valid_batches,
+    ) = (1, 1, Some(2));
+    recipe.set("penalty.frequency", "0.8").unwrap();
+    recipe
+}
+
+fn text() -> Recipe<TextTask> {
+    let mut recipe = Recipe::<TextTask>::preset("tiny").unwrap();
+    recipe.task.model = DeqTransformerLmConfig::new(1, 16, 2, 32)
+        .with_mem_len(8)
+        .with_dropout(0.1);
+    recipe.task.segment = 8;
+    let mut recipe = short(recipe, 64);
+    // Its weight travels with the checkpoints.
+    let controlled = r#"{"Controlled": {"target": 5.0}}"#;
+    recipe.set("penalty.schedule", controlled).unwrap();
+    recipe
+}
+
+fn images() -> Recipe<ImagesTask> {
+    short(Recipe::<ImagesTask>::preset("mini").unwrap(), 8)
+}
+
+fn own() -> Recipe<SineTask> {
+    short(Recipe::new(SineTask { width: 8 }, 16, 5), 16)
+}
+
+fn options(run: &Path, start: Start, stop_after: Option<usize>) -> TrainOptions {
+    TrainOptions {
+        start,
+        stop_after,
+        plain: true,
+        ..TrainOptions::new("flex", run.to_owned())
+    }
+}
+
+/// Everything but the times of every record.
+fn records(run: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| {
+        let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
+        record.as_object_mut().unwrap().remove("seconds");
+        record
+    });
+    lines.collect()
+}
+
+/// Every number of the newest checkpoint's model.
+fn weights<T: Task>(run: &Path) -> Vec<f64> {
+    struct Numbers(Vec<f64>);
+    impl ModuleVisitor for Numbers {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.extend(param.val().into_data().iter::<f64>());
+        }
+    }
+    let mut numbers = Numbers(Vec::new());
+    let trained = Trained::<T>::open(run, "flex", None).unwrap();
+    trained.model.visit(&mut numbers);
+    numbers.0
+}
+
+/// Stops after every one of the first four steps: within a round, and at its end before it is
+/// evaluated.
+fn stopped_and_resumed_equals_uninterrupted<T: Task>(recipe: &Recipe<T>) {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
+    train_only(recipe.clone(), &options(&whole, Start::New, None)).unwrap();
+    for step in 1..5 {
+        let start = if step == 1 { Start::New } else { Start::Resume };
+        match train_only(recipe.clone(), &options(&parts, start, Some(step))) {
+            Err(TrainError::Stopped(Stopped::Interrupted { step: at, .. })) => assert_eq!(at, step),
+            other => panic!("{other:?}"),
+        }
+    }
+    train_only(recipe.clone(), &options(&parts, Start::Resume, None)).unwrap();
+    for (parts, whole) in records(&parts).iter().zip(records(&whole)) {
+        assert_eq!(parts, &whole);
+    }
+    assert_eq!(records(&parts).len(), records(&whole).len());
+    assert!(
+        weights::<T>(&parts) == weights::<T>(&whole),
+        "other weights"
+    );
+    let evals = records(&whole);
+    let evals = evals.iter().filter(|record| record["event"] == "eval");
+    assert_eq!(evals.count(), 2);
+}
+
+#[test]
+fn a_language_model() {
+    stopped_and_resumed_equals_uninterrupted(&text());
+}
+
+#[test]
+fn a_model_of_images() {
+    stopped_and_resumed_equals_uninterrupted(&images());
+}
+
+#[test]
+fn a_model_of_ones_own() {
+    stopped_and_resumed_equals_uninterrupted(&own());
+}
+
+#[test]
+fn a_run_keeps_what_makes_it_and_says_what_changes() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let recipe = own();
+    train(recipe.clone(), &options(&run, Start::New, None)).unwrap();
+    let again = train(recipe.clone(), &options(&run, Start::New, None)).unwrap_err();
+    assert!(
+        matches!(again, TrainError::Run(RunError::Exists { .. })),
+        "{again}"
+    );
+
+    for (field, value) in [("seed", "7"), ("batch", "8"), ("task.width", "9")] {
+        let mut other = recipe.clone();
+        other.set(field, value).unwrap();
+        let message = train(other, &options(&run, Start::Resume, None))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains(&format!("was started with {field} = ")),
+            "{message}"
+        );
+    }
+    let mut further = recipe.clone();
+    further.steps = 7;
+    further.set("learning_rate", "0.0005").unwrap();
+    let summary = train(further, &options(&run, Start::Resume, None)).unwrap();
+    assert_eq!(summary.eval.step, 7);
+    // The model that is measured is the one that was trained.
+    let measured = evaluate::<SineTask>(&run, &EvalOptions::new("flex")).unwrap();
+    assert_eq!(measured.eval.quality, summary.eval.quality);
+    let records = records(&run);
+    let changes = records.iter().filter(|record| record["event"] == "change");
+    let fields: Vec<&str> = changes
+        .map(|change| change["field"].as_str().unwrap())
+        .collect();
+    assert_eq!(fields, ["learning_rate", "steps"]);
+    let steps = records.iter().filter(|record| record["event"] == "step");
+    assert_eq!(steps.count(), 7);
+}
+
+#[test]
+fn a_run_belongs_to_one_training_and_to_its_files() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let recipe = own();
+    let stopped = train(recipe.clone(), &options(&run, Start::New, Some(3)));
+    assert!(stopped.is_err());
+    let resume = || train(recipe.clone(), &options(&run, Start::Resume, None));
+    // Another process holds the lock.
+    let lock = std::fs::File::open(run.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let message = resume().unwrap_err().to_string();
+    assert!(
+        message.contains("is being trained by another process"),
+        "{message}"
+    );
+    drop(lock);
+
+    for (name, how) in [
+        ("metrics.jsonl", "it has become shorter"),
+        ("config.json", "it was edited"),
+    ] {
+        let path = run.join(name);
+        let whole = std::fs::read(&path).unwrap();
+        let cut = match name {
+            "metrics.jsonl" => Vec::new(),
+            _ => [&whole[..], b" "].concat(),
+        };
+        std::fs::write(&path, cut).unwrap();
+        let message = resume().unwrap_err().to_string();
+        assert!(message.contains(name) && message.contains(how), "{message}");
+        std::fs::write(&path, whole).unwrap();
+    }
+    assert_eq!(resume().unwrap().eval.step, 5);
+}
+
+#[test]
+fn a_diverged_run_is_logged_and_can_be_rescued() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let mut recipe = own();
+    recipe.clip = None;
+    Sine::POISONED_FROM.set(4);
+    let error = train(recipe.clone(), &options(&run, Start::New, None)).unwrap_err();
+    Sine::POISONED_FROM.set(usize::MAX);
+    let TrainError::Stopped(Stopped::NonFiniteLoss {
+        step, checkpoint, ..
+    }) = &error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!((*step, *checkpoint), (5, 2));
+    assert!(
+        error
+            .to_string()
+            .contains("its last checkpoint is of step 2"),
+        "{error}"
+    );
+    // The advice works.
+    recipe.learning_rate /= 2.0;
+    recipe.set("penalty.weight", "3.0").unwrap();
+    let summary = train(recipe, &options(&run, Start::Resume, None)).unwrap();
+    assert_eq!(summary.eval.step, 5);
+}
