@@ -15,7 +15,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// What is learnt, and from which data: the part of a [`Recipe`] that is not the same for all.
+/// What is learnt, and from which data: the part of a [`Recipe`](crate::Recipe) that is not the same for all.
 ///
 /// The value is a configuration, kept in the run's `config.json`. The methods open the data, make
 /// the model, and say how good a result is. Only the first group has no defaults.
