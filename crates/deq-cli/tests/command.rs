@@ -455,7 +455,8 @@ fn a_trained_model_writes_travels_and_is_measured_by_memory_and_budget() {
         serde_json::from_slice(&output.stdout).unwrap()
     };
 
-    // The same seed writes the same text; starting from the previous equilibrium is compared with starting from zero.
+    // The same seed writes the same text; starting from the previous equilibrium is compared with
+    // starting from zero.
     let generate = [
         "generate",
         "run",
