@@ -1,7 +1,8 @@
-//! MDEQ-small beside ResNet-101 on images of 224 by 224, side by side in one run: time and peak memory of a forward pass and of a training step, the comparison of
-//! Bai et al. 2021, Table 2.
+//! MDEQ-small beside ResNet-101 on images of 224 by 224, side by side in one run: time and peak
+//! memory of a forward pass and of a training step, the comparison of Bai et al. 2021, Table 2.
 //!
-//! `cargo bench -p deq-benches --bench imagenet -- [BATCH [ROUNDS]]`, by default one image and three rounds.
+//! `cargo bench -p deq-benches --bench imagenet -- [BATCH [ROUNDS]]`, by default one image and
+//! three rounds.
 
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;

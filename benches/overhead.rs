@@ -1,6 +1,8 @@
-//! What a solver adds to the evaluations of its map, as a table of ratios measured side by side: the time of a solve of fixed length beside as many
-//! bare evaluations of its map, in turn, the median of many rounds. Two maps: `tanh(z W + x)`, the cheapest there is of its width, and a feed-forward
-//! block `z -> tanh(relu(z U) V - z + x)` with an inner width of four times the outer one, as in a transformer.
+//! What a solver adds to the evaluations of its map, as a table of ratios measured side by side:
+//! the time of a solve of fixed length beside as many bare evaluations of its map, in turn, the
+//! median of many rounds. Two maps: `tanh(z W + x)`, the cheapest there is of its width, and a
+//! feed-forward block `z -> tanh(relu(z U) V - z + x)` with an inner width of four times the outer
+//! one, as in a transformer.
 
 use burn::tensor::{Device, Distribution, Tensor, activation::relu};
 use deq_benches::median;

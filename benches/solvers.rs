@@ -1,4 +1,5 @@
-//! A solve of a fixed number of steps beside as many bare evaluations of its map: the difference is the solver's own cost.
+//! A solve of a fixed number of steps beside as many bare evaluations of its map: the difference is
+//! the solver's own cost.
 
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};

@@ -73,7 +73,8 @@ impl LinearSolve for BarzilaiBorwein {
     }
 }
 
-/// `f(z) = tanh(z (W + W^T) + x)`, whose Jacobian has real eigenvalues, as Barzilai and Borwein like.
+/// `f(z) = tanh(z (W + W^T) + x)`, whose Jacobian has real eigenvalues, as Barzilai and Borwein
+/// like.
 #[derive(Module, Debug)]
 struct Cell {
     w: Param<Tensor<2>>,

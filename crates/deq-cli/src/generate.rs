@@ -17,7 +17,8 @@ pub(crate) struct GenerateArgs {
     /// Tokens to generate.
     #[arg(long, default_value_t = 200)]
     tokens: usize,
-    /// Divides log-probabilities: 1 for the model's own distribution, 0 for the likeliest token every time.
+    /// Divides log-probabilities: 1 for the model's own distribution, 0 for the likeliest token
+    /// every time.
     #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f64,
     /// Draw from this many likeliest tokens. Default: all.
@@ -35,7 +36,8 @@ pub(crate) struct GenerateArgs {
     /// Most steps of a solve. Default: the run's.
     #[arg(long, value_name = "STEPS")]
     max_steps: Option<usize>,
-    /// Solve every so many tokens once more from zero, to tell what starting from the previous equilibrium saves; 0 for never.
+    /// Solve every so many tokens once more from zero, to tell what starting from the previous
+    /// equilibrium saves; 0 for never.
     #[arg(long, value_name = "TOKENS", default_value_t = 8)]
     compare_every: usize,
     /// Device to run on.

@@ -16,14 +16,17 @@ use std::path::PathBuf;
 
 #[derive(Subcommand)]
 pub(crate) enum Experiment {
-    /// A regression in one dimension with and without the penalty, and with weight decay in its place.
+    /// A regression in one dimension with and without the penalty, and with weight decay in its
+    /// place.
     JacregSynthetic(SyntheticArgs),
-    /// A language model trained with different weights of the penalty and evaluated with different budgets.
+    /// A language model trained with different weights of the penalty and evaluated with different
+    /// budgets.
     JacregLm(ReproduceLmArgs),
-    /// A multiscale model on images trained with and without the penalty and evaluated with different budgets.
+    /// A multiscale model on images trained with and without the penalty and evaluated with
+    /// different budgets.
     JacregVision(ReproduceVisionArgs),
-    /// The DEQ-Transformer with and without the penalty, beside a weight-tied network and a Transformer-XL with as many parameters, for
-    /// equal time.
+    /// The DEQ-Transformer with and without the penalty, beside a weight-tied network and a
+    /// Transformer-XL with as many parameters, for equal time.
     DeqLm(DeqLmArgs),
 }
 

@@ -455,7 +455,8 @@ fn a_trained_model_writes_travels_and_is_measured_by_memory_and_budget() {
         serde_json::from_slice(&output.stdout).unwrap()
     };
 
-    // The same seed writes the same text; starting from the previous equilibrium is compared with starting from zero.
+    // The same seed writes the same text; starting from the previous equilibrium is compared with
+    // starting from zero.
     let generate = [
         "generate",
         "run",
@@ -500,6 +501,34 @@ fn a_trained_model_writes_travels_and_is_measured_by_memory_and_budget() {
     assert_eq!(bytes("model.safetensors"), bytes("again.safetensors"));
     let perplexity = &json(&["eval", "imported", "--json"])["eval"]["quality"]["value"];
     assert!(perplexity.as_f64().unwrap() < 256.0, "{perplexity}");
+    // An imported run is trained on, and training begins with the weights of a run or of a file.
+    let on = [
+        "train",
+        "lm",
+        "--run",
+        "imported",
+        "--resume",
+        "--steps",
+        "2",
+        "--rounds",
+        "1",
+        "--pretrain",
+        "0",
+        "--set",
+        "warmup_steps=1",
+        "--plain",
+    ];
+    success(&run(folder.path(), &on));
+    let trained = records(&folder.path().join("imported"));
+    let steps = trained.iter().filter(|record| record["event"] == "step");
+    assert_eq!(steps.count(), 2);
+    for (name, from) in [("from-run", "run"), ("from-file", "model.safetensors")] {
+        let output = small(folder.path(), name, &["--init", from]).output();
+        success(&output.unwrap());
+    }
+    let first = |name: &str| records(&folder.path().join(name))[0]["loss"].clone();
+    assert_eq!(first("from-run"), first("from-file"));
+    assert!(first("from-run").as_f64() < first("run").as_f64());
     let again = run(folder.path(), &import);
     assert!(String::from_utf8_lossy(&again.stderr).contains("imported"));
     assert_eq!(again.status.code(), Some(2));

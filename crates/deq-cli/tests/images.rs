@@ -91,7 +91,8 @@ fn a_run_is_trained_interrupted_measured_and_used() {
     let pictures = std::fs::read_to_string(path.join("whole/predictions.svg")).unwrap();
     assert_eq!(pictures.matches("<image").count(), 12);
 
-    // Killed after its first round and resumed, by another number of workers, it repeats the same losses.
+    // Killed after its first round and resumed, by another number of workers, it repeats the same
+    // losses.
     let mut killed = deq(path, &[&SMALL[..], &["killed"]].concat())
         .stderr(Stdio::null())
         .stdout(Stdio::null())

@@ -51,10 +51,10 @@ pub trait EquilibriumCell: Module + Sync + 'static {
     /// `J(z) d`, by tensor operations that record the parameters and the context, if the cell knows
     /// how.
     ///
-    /// The Jacobian penalty takes its gradient of it. The default, `None`, leaves it to differences,
-    /// which are no good in f32 where `f` has kinks (ReLU, max pooling). A cell has a tangent for
-    /// every input or for none. [`check::tangent_error`](crate::check::tangent_error) compares it
-    /// with automatic differentiation.
+    /// The Jacobian penalty takes its gradient of it. The default, `None`, leaves it to
+    /// differences, which are no good in f32 where `f` has kinks (ReLU, max pooling). A cell has a
+    /// tangent for every input or for none. [`check::tangent_error`](crate::check::tangent_error)
+    /// compares it with automatic differentiation.
     ///
     /// Where `f` applies an activation `a` to `g(z)`, the tangent is `a'(g(z)) * (tangent of g)`;
     /// at a ReLU the factor is a mask, through which no gradient flows.

@@ -20,8 +20,8 @@ const BATCH: usize = 512;
 const DIM: usize = 128;
 const STATE: f64 = (BATCH * DIM * 4) as f64;
 
-/// `f(z) = tanh(4 V relu(U z) + x)`, whose evaluation leaves six states on the tape. It contracts so
-/// weakly that no solve, forward or backward, reaches its end within the steps of this test.
+/// `f(z) = tanh(4 V relu(U z) + x)`, whose evaluation leaves six states on the tape. It contracts
+/// so weakly that no solve, forward or backward, reaches its end within the steps of this test.
 #[derive(Module, Debug)]
 struct Block {
     up: Linear,

@@ -1,4 +1,5 @@
-//! How long a text takes to read, with one thread and with all, and to open again from its token file.
+//! How long a text takes to read, with one thread and with all, and to open again from its token
+//! file.
 //!
 //! ```text
 //! cargo run --release -p deq-data --example token_files --features tokenizers -- PATH byte|word|TOKENIZER.json

@@ -263,7 +263,8 @@ pub enum DataError {
         /// The word.
         word: String,
     },
-    /// A word of a text that comes from no file is not in the vocabulary, and the vocabulary has no `<unk>`.
+    /// A word of a text that comes from no file is not in the vocabulary, and the vocabulary has no
+    /// `<unk>`.
     #[error("the vocabulary has neither {word:?} nor <unk>: use words of the training text")]
     UnknownToken {
         /// The word.

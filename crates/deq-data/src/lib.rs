@@ -41,12 +41,12 @@
 //!
 //! And of images:
 //!
-//! - [`ImageSource::open`]: data sets by name; [`Cifar10`], [`ImageFolder`], [`SegmentationFolder`],
-//!   and [`Shapes`], which are generated.
+//! - [`ImageSource::open`]: data sets by name; [`Cifar10`], [`ImageFolder`],
+//!   [`SegmentationFolder`], and [`Shapes`], which are generated.
 //! - [`LabelSurvey`]: which ids the label maps of a segmentation hold, before it is trained on;
 //!   [`VisionSplits::fingerprint`]: whether images are what they were.
-//! - [`Transform`], [`Normalization`]: the augmentations of CIFAR-10, ImageNet and segmentation, and
-//!   what evaluation does in their place.
+//! - [`Transform`], [`Normalization`]: the augmentations of CIFAR-10, ImageNet and segmentation,
+//!   and what evaluation does in their place.
 //! - [`Loader`]: batches by number, made by several threads ahead of time, the same whatever their
 //!   number.
 //!

@@ -123,12 +123,14 @@ pub struct ComparisonResult {
     pub report: PathBuf,
 }
 
-/// Trains every variant, evaluates it with every budget, writes `result.json` and `report.html`, and judges the claims. A variant that was interrupted goes on where it
-/// stopped. `say` hears what runs.
+/// Trains every variant, evaluates it with every budget, writes `result.json` and `report.html`,
+/// and judges the claims. A variant that was interrupted goes on where it stopped. `say` hears what
+/// runs.
 ///
 /// # Errors
 ///
-/// [`TrainError`] if the recipe or a number is wrong, fewer than two weights or no budget is given, or a run fails.
+/// [`TrainError`] if the recipe or a number is wrong, fewer than two weights or no budget is given,
+/// or a run fails.
 pub fn compare<T: Task>(
     options: &Comparison<T>,
     say: &mut dyn FnMut(&str),

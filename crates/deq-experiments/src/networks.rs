@@ -19,8 +19,9 @@ use std::path::PathBuf;
 pub struct NetworkComparison {
     /// The DEQ with its penalty; the others share data, widths, optimizer, and schedule.
     pub recipe: Recipe<TextTask>,
-    /// Minutes of training for each network. Steps are chosen before training from the time of a few steps whose solves use up their whole
-    /// budget, so a network whose solves end earlier is done earlier.
+    /// Minutes of training for each network. Steps are chosen before training from the time of a
+    /// few steps whose solves use up their whole budget, so a network whose solves end earlier is
+    /// done earlier.
     pub minutes: f64,
     /// Applications of the cell in the weight-tied network.
     pub tied_depth: usize,
@@ -43,13 +44,15 @@ pub struct NetworkResult {
     pub parameters: usize,
     /// Training steps.
     pub steps: usize,
-    /// Seconds of training steps with all that belongs to them, without the evaluations between them.
+    /// Seconds of training steps with all that belongs to them, without the evaluations between
+    /// them.
     pub training_seconds: f64,
     /// Perplexity of the whole valid split.
     pub perplexity: f64,
     /// Applications of the cell or of layers for a segment of the valid split.
     pub evaluations: f64,
-    /// The same in a training step, mean over the second half of training: forward, and vector-Jacobian products backward.
+    /// The same in a training step, mean over the second half of training: forward, and
+    /// vector-Jacobian products backward.
     pub training_evaluations: [f64; 2],
     /// The share of solves of the valid split that converged; absent for explicit networks.
     pub converged: Option<f64>,
@@ -83,7 +86,8 @@ pub struct NetworkComparisonResult {
     pub report: PathBuf,
 }
 
-/// Trains every network, measures it, writes `result.json` and `report.html`. `say` hears what runs.
+/// Trains every network, measures it, writes `result.json` and `report.html`. `say` hears what
+/// runs.
 ///
 /// # Errors
 ///

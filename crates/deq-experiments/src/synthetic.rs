@@ -1,4 +1,5 @@
-//! The paper's synthetic check: a regression in one dimension, trained with and without the penalty.
+//! The paper's synthetic check: a regression in one dimension, trained with and without the
+//! penalty.
 
 use crate::{Claim, claims_table};
 use burn::module::{Initializer, Module, Param};
@@ -205,10 +206,13 @@ struct Points {
 }
 
 impl Points {
-    /// `y = 1.5 x^3 + x^2 - 5 x + 2 sin x - 3 + noise`, noise of deviation 0.05, then brought to mean 0 and deviation 1, so that the loss has the scale of the penalty.
+    /// `y = 1.5 x^3 + x^2 - 5 x + 2 sin x - 3 + noise`, noise of deviation 0.05, then brought to
+    /// mean 0 and deviation 1, so that the loss has the scale of the penalty.
     ///
-    /// The paper's text and appendix disagree on the sign of the constant, which the scaling removes. Our source does not give the interval of x: this is
-    /// [-1, 1]. On [-2, 2], where y bends far more, training breaks off from the equilibrium now and then, with and without the penalty.
+    /// The paper's text and appendix disagree on the sign of the constant, which the scaling
+    /// removes. Our source does not give the interval of x: this is [-1, 1]. On [-2, 2], where y
+    /// bends far more, training breaks off from the equilibrium now and then, with and without the
+    /// penalty.
     fn draw(count: usize, seed: u64) -> Self {
         let noise = random::normal(seed ^ 0x6e6f_6973, count);
         let x: Vec<f64> = (0..count as u64)
@@ -233,8 +237,8 @@ impl Points {
     }
 }
 
-/// Trains every variant with every seed, writes `result.json`, `report.html` and its pictures, and judges the claims. `progress` hears the share done
-/// and what runs.
+/// Trains every variant with every seed, writes `result.json`, `report.html` and its pictures, and
+/// judges the claims. `progress` hears the share done and what runs.
 ///
 /// # Errors
 ///
@@ -275,8 +279,9 @@ pub fn run(
 
 /// `f(0)`, the first of the six evaluations.
 ///
-/// Zero itself must not be the answer of a solve: its relative residual is 1 by definition, so that a solve which gets worse would return it, the layer would be trained
-/// as an explicit one at 0, and nothing would hold it together elsewhere.
+/// Zero itself must not be the answer of a solve: its relative residual is 1 by definition, so that
+/// a solve which gets worse would return it, the layer would be trained as an explicit one at 0,
+/// and nothing would hold it together elsewhere.
 fn start(layer: &Layer, x: &Tensor<2>) -> Tensor<2> {
     let [batch, _] = x.dims();
     let zero = Tensor::zeros([batch, WIDTH], &x.device().inner());

@@ -6,8 +6,8 @@ use burn::tensor::Tensor;
 
 /// Scales all gradients by one factor so that their joint Euclidean norm is at most `limit`.
 ///
-/// burn-optim clips each parameter by itself, which changes the direction of the step; the original code clips the whole
-/// gradient (`torch.nn.utils.clip_grad_norm_`). Reads nothing from the device.
+/// burn-optim clips each parameter by itself, which changes the direction of the step; the original
+/// code clips the whole gradient (`torch.nn.utils.clip_grad_norm_`). Reads nothing from the device.
 pub(crate) fn clip_global_norm<M: Module>(
     module: &M,
     mut grads: GradientsParams,

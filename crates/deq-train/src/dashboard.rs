@@ -51,7 +51,8 @@ pub(crate) struct Gauge {
     name: MetricName,
     /// The number, if the step has it.
     value: fn(&StepRecord) -> Option<f64>,
-    /// Applied to means on display: a perplexity is the exponential of a mean, not a mean of exponentials.
+    /// Applied to means on display: a perplexity is the exponential of a mean, not a mean of
+    /// exponentials.
     display: fn(f64) -> f64,
     higher_is_better: bool,
     sum: f64,
@@ -245,7 +246,8 @@ pub fn clock(duration: Duration) -> String {
     }
 }
 
-/// Progress as lines on standard error, for logs and pipes: at most one every two seconds, and one at the end of a split.
+/// Progress as lines on standard error, for logs and pipes: at most one every two seconds, and one
+/// at the end of a split.
 pub(crate) struct LineRenderer {
     metrics: Vec<(MetricId, MetricName, String)>,
     rounds: usize,

@@ -13,8 +13,8 @@ const DEVICES: [(&str, bool); 6] = [
     ("rocm", cfg!(feature = "rocm")),
 ];
 
-/// The device called `name`: `flex` (the CPU), or `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, the last two with an
-/// optional index as in `cuda:1`.
+/// The device called `name`: `flex` (the CPU), or `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, the
+/// last two with an optional index as in `cuda:1`.
 ///
 /// # Errors
 ///
@@ -53,7 +53,8 @@ pub fn device(name: &str) -> Result<Device, TrainError> {
     make(feature, index).ok_or_else(unknown)
 }
 
-/// The name of the first device that is compiled in, the CPU if it is, for weights that are only read and written.
+/// The name of the first device that is compiled in, the CPU if it is, for weights that are only
+/// read and written.
 pub fn any_device() -> &'static str {
     let compiled = DEVICES.iter().find(|(_, compiled)| *compiled);
     compiled.map_or(DEVICES[0].0, |(name, _)| name)

@@ -36,7 +36,8 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
         let mut builder = tempfile::Builder::new();
-        // Temporary files are private by default; a run is as readable as any other file of its owner.
+        // Temporary files are private by default; a run is as readable as any other file of its
+        // owner.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
         let mut file = builder.tempfile_in(folder)?;

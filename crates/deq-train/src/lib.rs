@@ -12,8 +12,8 @@
 //! - `report.html`: tables and curves in one self-contained page;
 //! - what the task keeps, such as a vocabulary.
 //!
-//! [`tasks::text`] trains the DEQ-Transformer on text, [`tasks::images`] MDEQ on images; a model and
-//! data of your own implement [`TaskModel`] and [`Task`].
+//! [`tasks::text`] trains the DEQ-Transformer on text, [`tasks::images`] MDEQ on images; a model
+//! and data of your own implement [`TaskModel`] and [`Task`].
 //!
 //! ```no_run
 //! use deq_train::tasks::text::TextTask;

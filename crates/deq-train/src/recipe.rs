@@ -242,8 +242,8 @@ impl<T: Task> Recipe<T> {
         [self.steps, unrolled]
     }
 
-    /// The phase of a step, counted from 0, as the penalty knows it; `None` for an explicit network,
-    /// which has no penalty.
+    /// The phase of a step, counted from 0, as the penalty knows it; `None` for an explicit
+    /// network, which has no penalty.
     pub(crate) fn penalty_phase(&self, step: usize) -> Option<deq_jacreg::Phase> {
         match self.network {
             Network::Equilibrium if step < self.pretrain_steps => {

@@ -120,7 +120,8 @@ pub struct EvalRecord {
     pub residual: Option<f64>,
     /// Solves by outcome, over all samples.
     pub status: StatusCounts,
-    /// Spectral radius of the Jacobian at the equilibrium of the first batch, mean over its samples.
+    /// Spectral radius of the Jacobian at the equilibrium of the first batch, mean over its
+    /// samples.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "any_float")]
     pub spectral_radius: Option<f64>,
     /// Mean relative residual at each step of one solve of the first batch that is given a long
@@ -310,7 +311,8 @@ fn line(record: &Record) -> String {
 ///
 /// # Errors
 ///
-/// [`TrainError::Io`] if the file cannot be read, [`RunError::Malformed`] for a broken line before the last.
+/// [`TrainError::Io`] if the file cannot be read, [`RunError::Malformed`] for a broken line before
+/// the last.
 pub fn read_records(path: &Path) -> Result<Vec<Record>, TrainError> {
     let bytes = files::read(path)?;
     let text = String::from_utf8_lossy(&bytes);

@@ -119,8 +119,8 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
                 log: state.log.sum(),
                 recipe: known.to_vec(),
             };
-            // Running statistics take in their last update when a model turns to evaluation, and not
-            // when it is recorded.
+            // Running statistics take in their last update when a model turns to evaluation, and
+            // not when it is recorded.
             drop(session.learner.model().valid());
             self.store.begin(position, session.memory.to_bytes(), run);
             if let Some(checkpointer) = &mut checkpointer {

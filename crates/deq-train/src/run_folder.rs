@@ -59,7 +59,8 @@ impl RunFolder {
     ///
     /// # Errors
     ///
-    /// [`RunError::NotARun`] if there is none, [`RunError::Malformed`] if its configuration is damaged.
+    /// [`RunError::NotARun`] if there is none, [`RunError::Malformed`] if its configuration is
+    /// damaged.
     pub fn kind(&self) -> Result<String, TrainError> {
         let kind = self
             .json()?
@@ -89,8 +90,8 @@ impl RunFolder {
         files::read_json(&self.config(), "configuration")
     }
 
-    /// Writes a run of a model that came from elsewhere: a checkpoint without an optimizer, and then
-    /// the recipe, since a folder with a recipe is a run.
+    /// Writes a run of a model that came from elsewhere: a checkpoint without an optimizer, and
+    /// then the recipe, since a folder with a recipe is a run.
     pub(crate) fn write_imported<M: Module, T: Task>(
         &self,
         model: M,
@@ -152,8 +153,8 @@ impl RunFolder {
         }
     }
 
-    /// What a recipe changes in a run that is resumed at `step`. Data, model and draws must stay the
-    /// same.
+    /// What a recipe changes in a run that is resumed at `step`. Data, model and draws must stay
+    /// the same.
     pub(crate) fn changes<T: Task>(
         &self,
         recipe: &Recipe<T>,

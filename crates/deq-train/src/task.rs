@@ -1,4 +1,5 @@
-//! What a user writes to train a model of one's own: a [`Task`], its [`TaskModel`], its [`Batches`].
+//! What a user writes to train a model of one's own: a [`Task`], its [`TaskModel`], its
+//! [`Batches`].
 
 use crate::error::{BoxError, ExchangeError, TrainError};
 use crate::measure::{Measure, Quality};
@@ -15,7 +16,8 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// What is learnt, and from which data: the part of a [`Recipe`] that is not the same for all.
+/// What is learnt, and from which data: the part of a [`Recipe`](crate::Recipe) that is not the
+/// same for all.
 ///
 /// The value is a configuration, kept in the run's `config.json`. The methods open the data, make
 /// the model, and say how good a result is. Only the first group has no defaults.

@@ -25,8 +25,9 @@ fn trial<T: Task>(recipe: &Recipe<T>, steps: usize, unrolled: usize) -> Recipe<T
     trial
 }
 
-/// How many steps fit into so many minutes of training, evaluations not counted: from a few steps of
-/// each phase, whose solves use up their budgets. Where solves end earlier, training is done earlier.
+/// How many steps fit into so many minutes of training, evaluations not counted: from a few steps
+/// of each phase, whose solves use up their budgets. Where solves end earlier, training is done
+/// earlier.
 ///
 /// # Errors
 ///

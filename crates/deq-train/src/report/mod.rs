@@ -56,8 +56,8 @@ pub struct Heat<'a> {
     pub largest: f64,
 }
 
-/// Writes the report of a run: facts, charts of loss, quality, steps per solve, residual against the
-/// step of a solve and spectral radius, `more` HTML, and a table of the evaluations.
+/// Writes the report of a run: facts, charts of loss, quality, steps per solve, residual against
+/// the step of a solve and spectral radius, `more` HTML, and a table of the evaluations.
 ///
 /// # Errors
 ///
@@ -299,7 +299,8 @@ fn changes(records: &[Record]) -> String {
     }
 }
 
-/// Totals over a run: evaluations of `f` forward, products backward, and time, for the table at the top.
+/// Totals over a run: evaluations of `f` forward, products backward, and time, for the table at the
+/// top.
 pub fn totals(records: &[Record]) -> Vec<(String, String)> {
     let steps: Vec<&StepRecord> = records.iter().filter_map(Record::as_step).collect();
     let sum = |value: fn(&StepRecord) -> usize| steps.iter().map(|s| value(s)).sum::<usize>();

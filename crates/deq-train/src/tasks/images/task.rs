@@ -143,6 +143,11 @@ impl Task for ImagesTask {
         let iou = confusion.iou();
         let present: Vec<f64> = iou.iter().flatten().copied().collect();
         let mean = present.iter().sum::<f64>() / present.len().max(1) as f64;
+        // A mean over one class that is everywhere is perfect, and means nothing.
+        let measure = match present.len() {
+            0 | 1 => Measure::share("IoU of the only class that occurs"),
+            _ => self.measure(),
+        };
         let pixels = Detail {
             measure: Measure::share("pixel accuracy"),
             value: Some(accuracy),
@@ -153,7 +158,7 @@ impl Task for ImagesTask {
         });
         Quality {
             others: std::iter::once(pixels).chain(by_class).collect(),
-            ..Quality::new(self.measure(), mean)
+            ..Quality::new(measure, mean)
         }
     }
 
@@ -419,6 +424,11 @@ mod tests {
         task.model = self::task("mini-shapes-segmentation").model;
         let quality = task.quality(1.0, &confusion);
         assert_eq!(quality.measure, Measure::share("mean IoU"));
+        let everywhere = task.quality(1.0, &Confusion::new(3, &[0, 0], &[0, 0]));
+        assert_eq!(
+            everywhere.measure.name(),
+            "IoU of the only class that occurs"
+        );
         assert!((quality.value - (0.5 + 2.0 / 3.0) / 2.0).abs() < 1e-12);
         let others: Vec<_> = quality
             .others

@@ -210,6 +210,19 @@ mod tests {
     }
 
     #[test]
+    fn clusters_that_the_vocabulary_does_not_reach_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("text.txt");
+        std::fs::write(&path, "a line of a few words\n".repeat(100)).unwrap();
+        let mut recipe = Recipe::<TextTask>::preset("wt2").unwrap();
+        assert_eq!(recipe.task.model.cutoffs, [2_000, 10_000]);
+        recipe.task.data = DataSource::Path(path);
+        recipe.task.open(&Opening::default()).unwrap();
+        assert!(recipe.task.model.cutoffs.is_empty());
+        recipe.validate().unwrap();
+    }
+
+    #[test]
     fn a_text_is_known_by_its_content_wherever_it_lies() {
         let folder = tempfile::tempdir().unwrap();
         let text = "a line of text\n".repeat(100);

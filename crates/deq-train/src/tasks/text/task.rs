@@ -55,6 +55,9 @@ impl Task for TextTask {
             ..corpus.fingerprint()
         });
         self.model.vocab_size = corpus.vocabulary.len();
+        // A small vocabulary has no tokens for the later clusters of a preset.
+        let size = self.model.vocab_size;
+        self.model.cutoffs.retain(|cutoff| *cutoff < size);
         Ok(corpus)
     }
 
