@@ -52,6 +52,8 @@ pub(crate) struct RoundStrategy<T: Task> {
 pub(crate) struct StrategyState {
     pub(crate) log: RunLog,
     pub(crate) checkpoint: usize,
+    /// Whether it was told to stop; burn-train forgets it when its dashboard ends.
+    pub(crate) interrupted: bool,
     pub(crate) error: Option<TrainError>,
 }
 
@@ -142,6 +144,7 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
                 break;
             }
             if session.interrupter.should_stop() {
+                self.lock().interrupted = true;
                 break;
             }
         }
@@ -347,9 +350,9 @@ pub(crate) fn launch<T: Task>(
         let reason = error.to_string();
         return Err(Stopped::Framework { reason }.into());
     }
-    match result.interrupted {
-        None => Ok(result.model),
-        Some(_) => Err(Stopped::Interrupted {
+    match state.interrupted {
+        false => Ok(result.model),
+        true => Err(Stopped::Interrupted {
             step: state.checkpoint,
             run: strategy.folder.path().to_owned(),
         }

@@ -397,6 +397,7 @@ fn run_rounds<T: Task>(
             state: Mutex::new(StrategyState {
                 log,
                 checkpoint: step,
+                interrupted: false,
                 error: None,
             }),
         };
