@@ -83,7 +83,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     );
     if let Some([warm, cold]) = result.compared {
         eprintln!(
-            "starting from the previous equilibrium saves {:.0} % of the evaluations: {warm:.1} instead of {cold:.1} from zero",
+            "starting from the previous equilibrium saves {:.0} % of the evaluations: {warm:.1} \
+             instead of {cold:.1} from zero",
             100.0 * (1.0 - warm / cold)
         );
     }

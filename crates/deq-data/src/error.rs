@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 pub enum DataError {
     /// The path does not exist.
     #[error(
-        "there is no {path}: give a folder with train.txt, valid.txt and perhaps test.txt, a folder of \
+        "there is no {path}: give a folder with train.txt, valid.txt and perhaps test.txt, \
+         a folder of \
          .txt files, or one text file"
     )]
     NotFound {
@@ -57,7 +58,8 @@ pub enum DataError {
     },
     /// A part of a folder of images is missing.
     #[error(
-        "{folder} has no folder of {split} images: it must be called {accepted}, but there is {found}"
+        "{folder} has no folder of {split} images: it must be called {accepted}, \
+         but there is {found}"
     )]
     MissingImageSplit {
         /// The folder.
@@ -159,7 +161,8 @@ pub enum DataError {
     },
     /// Classes occur in no label map.
     #[error(
-        "no label map in {folder} has a pixel of these classes: {absent}. There are the ids {found}: \
+        "no label map in {folder} has a pixel of these classes: {absent}. \
+         There are the ids {found}: \
          correct the maps, or say in classes.txt what each id is, in lines ID: NAME"
     )]
     AbsentClasses {
@@ -205,7 +208,8 @@ pub enum DataError {
     },
     /// A single file is too small to be cut into three splits.
     #[error(
-        "{path} has {bytes} bytes, too few to cut into train, valid and test: give a longer text, or a \
+        "{path} has {bytes} bytes, too few to cut into train, valid and test: \
+         give a longer text, or a \
          folder with train.txt and valid.txt"
     )]
     TooSmallToDivide {

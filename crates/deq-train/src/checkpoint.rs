@@ -346,11 +346,12 @@ impl<R: Checkpoint> Checkpointer<R> for CheckpointPart {
     }
 
     fn restore(&self, _round: usize) -> Result<R, CheckpointerError> {
+        // It was verified, and the run locked, before training was launched.
         let unknown = |error: TrainError| CheckpointerError::Unknown(chain(&error));
-        let newest = self.store.newest().map_err(unknown)?;
+        let newest = self.store.steps().map_err(unknown)?.into_iter().max();
         let newest = newest.ok_or(CheckpointerError::Unknown("no checkpoint".to_owned()))?;
-        let bytes =
-            std::fs::read(newest.folder.join(self.name)).map_err(CheckpointerError::IOError)?;
+        let path = self.store.folder_of(newest).join(self.name);
+        let bytes = std::fs::read(path).map_err(CheckpointerError::IOError)?;
         R::checkpoint_from_bytes(Bytes::from_bytes_vec(bytes)).map_err(CheckpointerError::Record)
     }
 }

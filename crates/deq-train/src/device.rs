@@ -97,7 +97,8 @@ mod tests {
         #[cfg(not(feature = "rocm"))]
         assert_eq!(
             device("rocm:1").unwrap_err().to_string(),
-            "the device rocm:1 is not compiled in (there is: flex): build with the cargo feature rocm"
+            "the device rocm:1 is not compiled in (there is: flex): \
+             build with the cargo feature rocm"
         );
     }
 }

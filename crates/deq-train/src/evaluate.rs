@@ -1,6 +1,7 @@
 //! A pass over held-out batches, for any task.
 
 use crate::error::{RunError, Stopped, TrainError};
+use crate::measure::Measure;
 use crate::recipe::Recipe;
 use crate::records::{EvalRecord, StepRecord};
 use crate::step::{InputOf, LearnerOf, OutputOf};
@@ -76,11 +77,7 @@ pub(crate) fn evaluate<T: Task>(
         memory = std::mem::take(&mut out.memory);
         totals.add(&out.record);
         tally.add(&out.tally);
-        let quality = task.quality(out.record.loss, &out.tally);
-        out.record.quality = match quality.measure {
-            crate::Measure::Perplexity => None,
-            _ => Some(quality.value),
-        };
+        out.record.quality = batch_quality(task, out.record.loss, &out.tally);
         if on_item(out, iterator.progress()).is_break() {
             return Ok(None);
         }
@@ -106,6 +103,13 @@ pub(crate) fn evaluate<T: Task>(
         residual_by_step: probes.residual_by_step,
         seconds: totals.started.elapsed().as_secs_f64(),
     }))
+}
+
+/// The quality of one batch; `None` for a perplexity, which follows from the loss, and whose mean
+/// over batches is not one.
+pub(crate) fn batch_quality<T: Task>(task: &T, loss: f64, tally: &TallyOf<T>) -> Option<f64> {
+    let quality = task.quality(loss, tally);
+    (quality.measure != Measure::Perplexity).then_some(quality.value)
 }
 
 /// Sums over the batches of an evaluation.

@@ -1,7 +1,7 @@
 //! Models of other programs as runs, runs as files for other programs, and weights to begin with.
 
 use crate::device::{any_device, device};
-use crate::error::{ExchangeError, RunError, TrainError};
+use crate::error::{ExchangeError, TrainError};
 use crate::recipe::Recipe;
 use crate::run::{Trained, write_run};
 use crate::run_folder::RunFolder;
@@ -49,10 +49,7 @@ pub fn import<T: Task>(
     options: &ImportOptions,
 ) -> Result<Imported<T>, TrainError> {
     let run = &options.run;
-    if RunFolder::new(run.clone()).exists() {
-        let path = run.clone();
-        return Err(RunError::Exists { path }.into());
-    }
+    RunFolder::new(run.clone()).require_vacant()?;
     let device = device(&options.device)?;
     let mut state = StateDict::open(file)?;
     if let Some(weights) = &options.weights {

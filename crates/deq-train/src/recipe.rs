@@ -10,7 +10,7 @@ use crate::error::{RecipeError, TrainError, require};
 use crate::files;
 use crate::presets::Preset;
 use crate::run_folder::RunFolder;
-use crate::task::Task;
+use crate::task::{BatchPlan, Task};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::lr_scheduler::LrSchedulerConfig;
 use burn::optim::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
@@ -230,6 +230,15 @@ impl<T: Task> Recipe<T> {
         match ended && !position.evaluated {
             true => done,
             false => done + 1,
+        }
+    }
+
+    /// How its batches are made.
+    pub(crate) fn batch_plan(&self, workers: usize) -> BatchPlan {
+        BatchPlan {
+            batch: self.batch,
+            seed: self.seed,
+            workers,
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::checkpoint::{CheckpointStore, Position, RunSums};
 use crate::dashboard::{self, Gauge, LineRenderer, StatusText};
 use crate::error::{Stopped, TrainError};
-use crate::evaluate::{EvalPlan, evaluate};
+use crate::evaluate::{EvalPlan, batch_quality, evaluate};
 use crate::files::FileSum;
 use crate::recipe::Recipe;
 use crate::records::{Record, RunLog};
@@ -210,12 +210,7 @@ impl<T: Task> RoundStrategy<T> {
             let rate = session.learner.lr_current();
             let record = &mut out.item.record;
             record.learning_rate = rate.base();
-            let quality = self.recipe.task.quality(record.loss, &out.item.tally);
-            record.quality = match quality.measure {
-                // It follows from the loss, and a mean of perplexities is not one.
-                crate::Measure::Perplexity => None,
-                _ => Some(quality.value),
-            };
+            record.quality = batch_quality(&self.recipe.task, record.loss, &out.item.tally);
             if let (Some(policy), Some(solve)) = (&mut session.policy, &record.forward) {
                 policy.observe(Observation::solve(solve.steps, &solve.status));
             }

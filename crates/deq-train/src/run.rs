@@ -13,7 +13,7 @@ use crate::report::{ReportHeader, totals, write_report};
 use crate::rounds::{Loaders, RoundStrategy, StrategyState, launch};
 use crate::run_folder::{KEEP, RunFolder, load_model};
 use crate::step::{Learner, LearnerOf};
-use crate::task::{BatchOf, BatchPlan, Batches, Memory, MemoryOf, Opening, Reading, Split, Task};
+use crate::task::{BatchOf, Batches, Memory, MemoryOf, Opening, Reading, Split, Task};
 use burn::module::Module;
 use burn::tensor::Device;
 use deq_core::Depth;
@@ -177,13 +177,7 @@ impl<T: Task> Trained<T> {
     /// [`RunError`] if there is no run or no checkpoint, it is damaged or of another task, or
     /// `max_steps` is given for an explicit network.
     pub fn open(run: &Path, device: &str, max_steps: Option<usize>) -> Result<Self, TrainError> {
-        let mut recipe = Recipe::<T>::of_run(run)?;
-        if max_steps.is_some() && recipe.network != Network::Equilibrium {
-            let path = run.to_owned();
-            return Err(RunError::NoEquilibrium { path }.into());
-        }
-        recipe.limit_eval_steps(max_steps);
-        Self::open_as(recipe, run, device)
+        Self::open_as(limited(run, max_steps)?, run, device)
     }
 
     /// The newest checkpoint of a run, used as another recipe says.
@@ -204,14 +198,6 @@ impl<T: Task> Trained<T> {
     /// Reads a batch.
     pub fn read(&self, batch: &BatchOf<T>, memory: &MemoryOf<T>) -> Reading<T::Model> {
         self.learner.read(batch, memory)
-    }
-
-    fn plan(&self, workers: usize) -> BatchPlan {
-        BatchPlan {
-            batch: self.recipe.batch,
-            seed: self.recipe.seed,
-            workers,
-        }
     }
 
     /// Evaluates all of some batches.
@@ -306,23 +292,16 @@ fn run_rounds<T: Task>(
     let plain = device(&options.device)?;
     let folder = RunFolder::new(options.run.clone());
     let resume = options.start == Start::Resume;
-    match (folder.exists(), options.start) {
-        (true, Start::New) => {
-            let path = options.run.clone();
-            return Err(RunError::Exists { path }.into());
-        }
-        (false, Start::Resume) => {
+    match options.start {
+        Start::New => folder.require_vacant()?,
+        Start::Resume if !folder.exists() => {
             let path = options.run.clone();
             return Err(RunError::NothingToResume { path }.into());
         }
-        _ => {}
+        Start::Resume => {}
     }
     let data = open(&mut recipe, options)?;
-    let plan = BatchPlan {
-        batch: recipe.batch,
-        seed: recipe.seed,
-        workers: options.workers,
-    };
+    let plan = recipe.batch_plan(options.workers);
     let batches = recipe.task.training(&data, &plan)?;
     let held_out: Arc<dyn Batches<BatchOf<T>>> =
         recipe.task.held_out(&data, Split::Valid, &plan)?.into();
@@ -334,6 +313,10 @@ fn run_rounds<T: Task>(
     }
     files::create_folder(folder.path())?;
     let _lock = folder.lock()?;
+    if !resume {
+        // Another training may have begun and ended here since the folder was looked at.
+        folder.require_vacant()?;
+    }
     let store = CheckpointStore::open(&folder.checkpoints(), KEEP)?;
     store.clear_partial()?;
     let newest = match resume {
@@ -429,6 +412,17 @@ fn open<T: Task>(recipe: &mut Recipe<T>, options: &TrainOptions) -> Result<T::Da
     Ok(data)
 }
 
+/// The recipe of a run, with another budget for solves if `max_steps` is given.
+fn limited<T: Task>(run: &Path, max_steps: Option<usize>) -> Result<Recipe<T>, TrainError> {
+    let mut recipe = Recipe::<T>::of_run(run)?;
+    if max_steps.is_some() && recipe.network != Network::Equilibrium {
+        let path = run.to_owned();
+        return Err(RunError::NoEquilibrium { path }.into());
+    }
+    recipe.limit_eval_steps(max_steps);
+    Ok(recipe)
+}
+
 fn load_memory<T: Task>(checkpoint: &Path, device: &Device) -> Result<MemoryOf<T>, TrainError> {
     MemoryOf::<T>::from_bytes(&memory_bytes(checkpoint)?, device).map_err(|reason| {
         RunError::CorruptCheckpoint {
@@ -459,12 +453,7 @@ pub fn evaluate_with<T: Task>(
     options: &EvalOptions,
     change: &dyn Fn(&mut Recipe<T>),
 ) -> Result<Summary, TrainError> {
-    let mut recipe = Recipe::<T>::of_run(run)?;
-    if options.max_steps.is_some() && recipe.network != Network::Equilibrium {
-        let path = run.to_owned();
-        return Err(RunError::NoEquilibrium { path }.into());
-    }
-    recipe.limit_eval_steps(options.max_steps);
+    let mut recipe = limited(run, options.max_steps)?;
     change(&mut recipe);
     let data = recipe.task.open(&Opening {
         run: Some(run),
@@ -472,10 +461,11 @@ pub fn evaluate_with<T: Task>(
         progress: None,
     })?;
     let trained = Trained::open_as(recipe, run, &options.device)?;
-    let held_out = trained
-        .recipe
-        .task
-        .held_out(&data, options.split, &trained.plan(1))?;
+    let held_out =
+        trained
+            .recipe
+            .task
+            .held_out(&data, options.split, &trained.recipe.batch_plan(1))?;
     let eval = trained.measure(held_out.into(), options.split, options.probe)?;
     Ok(trained.summary(&data, options.split, eval))
 }

@@ -50,6 +50,17 @@ impl RunFolder {
         self.path.join("report.html")
     }
 
+    /// Refuses a folder that already holds a run.
+    pub(crate) fn require_vacant(&self) -> Result<(), TrainError> {
+        match self.exists() {
+            true => Err(RunError::Exists {
+                path: self.path.clone(),
+            }
+            .into()),
+            false => Ok(()),
+        }
+    }
+
     /// Whether a run was started here.
     pub fn exists(&self) -> bool {
         self.config().is_file()

@@ -4,7 +4,7 @@ use crate::device::device;
 use crate::error::{Stopped, TrainError};
 use crate::recipe::Recipe;
 use crate::step::{Learner, input};
-use crate::task::{BatchPlan, MemoryOf, Opening, Task};
+use crate::task::{MemoryOf, Opening, Task};
 use burn::train::TrainStep;
 
 /// How the process knows its use of memory: functions of a counting allocator, for models that live
@@ -42,12 +42,7 @@ pub fn step_memory<T: Task>(
     recipe.validate()?;
     let device = device(device_name)?.autodiff();
     let learner = Learner::fresh(&recipe, &device)?;
-    let plan = BatchPlan {
-        batch: recipe.batch,
-        seed: recipe.seed,
-        workers: 0,
-    };
-    let batches = recipe.task.training(&data, &plan)?;
+    let batches = recipe.task.training(&data, &recipe.batch_plan(0))?;
     // Behind the unrolled phase, with a full memory.
     let first = recipe.pretrain_steps;
     let mut memory = MemoryOf::<T>::default();

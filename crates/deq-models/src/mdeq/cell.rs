@@ -109,7 +109,8 @@ impl MdeqCell {
         let factor = 1 << (self.channels.len() - 1);
         assert!(
             height.is_multiple_of(factor) && width.is_multiple_of(factor),
-            "the finest branch is {height} by {width}, but its sides must be multiples of {factor} for {} branches",
+            "the finest branch is {height} by {width}, but its sides must be multiples of \
+                 {factor} for {} branches",
             self.channels.len()
         );
         let branches = self.channels.iter().enumerate();
