@@ -52,6 +52,11 @@ impl<const D: usize> DropoutMask<D> {
         Self(None)
     }
 
+    /// What it multiplies by, if it drops anything.
+    pub fn factors(&self) -> Option<&Tensor<D>> {
+        self.0.as_ref()
+    }
+
     /// Multiplies by the mask.
     ///
     /// # Shapes

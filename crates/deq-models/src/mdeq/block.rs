@@ -1,12 +1,13 @@
 //! The residual block of one branch.
 
 use super::config::MdeqConfig;
-use super::ops::{Conv, Gate, Norm, NormJacobian, NormedConv};
+use super::ops::{Conv, Gate, Norm, NormedConv};
 use burn::module::Module;
 use burn::nn::{GroupNorm, GroupNormConfig};
 use burn::tensor::{Device, Tensor, activation::relu};
 use deq_core::dropout::DropoutMask;
 use deq_core::{CellContext, TensorMap};
+use deq_kernels::NormJacobian;
 
 /// Two convolutions with injection between them, around a residual:
 ///
@@ -86,7 +87,7 @@ impl BlockContext {
     ///
     /// - x, output: `[batch, channels, height, width]`
     pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let wide = relu(self.norm1.apply(self.conv1.apply(x.clone())));
+        let wide = self.norm1.apply_relu(self.conv1.apply(x.clone()));
         let h = self.injected(self.conv2.apply(wide));
         self.norm3.apply(relu(self.norm2.apply(h) + x))
     }

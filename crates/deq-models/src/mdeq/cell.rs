@@ -3,11 +3,12 @@
 use super::block::{BlockContext, BlockJacobian, ResidualBlock};
 use super::config::MdeqConfig;
 use super::fusion::{ConvGroupNorm, FusionPath, PathContext, PathJacobian};
-use super::ops::{Conv, Gate, Norm, NormJacobian};
+use super::ops::{Conv, Gate, Norm};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation::relu};
 use deq_core::dropout::DropoutMask;
 use deq_core::{CellContext, EquilibriumCell, Pullback, TensorMap};
+use deq_kernels::NormJacobian;
 
 /// Feature maps of several resolutions that reach equilibrium together: a residual block on every
 /// branch, then a fusion of all branches into each.

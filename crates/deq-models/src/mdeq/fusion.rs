@@ -1,11 +1,12 @@
 //! How branches of different resolution meet.
 
 use super::config::MdeqConfig;
-use super::ops::{Conv, Gate, Norm, NormJacobian, NormedConv, sum_squares, upsample};
+use super::ops::{Conv, Gate, Norm, NormedConv, sum_squares, upsample};
 use burn::module::Module;
 use burn::nn::{GroupNorm, GroupNormConfig};
 use burn::tensor::{Device, Tensor, activation::relu};
 use deq_core::{CellContext, TensorMap};
+use deq_kernels::NormJacobian;
 
 /// A convolution followed by group normalisation.
 #[derive(Module, Debug)]

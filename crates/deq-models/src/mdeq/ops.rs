@@ -3,11 +3,10 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{GroupNorm, Initializer};
-use burn::tensor::module::{conv_transpose2d, conv2d};
-use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 use burn::tensor::{Device, Distribution, Tensor, activation::relu};
 use deq_core::normalization::{norm_except, weight_norm};
 use deq_core::{CellContext, TensorMap};
+use deq_kernels::{self as kernels, Convolution, NormJacobian};
 
 /// A convolution without bias whose weight may be normalised.
 ///
@@ -51,7 +50,7 @@ impl NormedConv {
             Some(gain) => weight_norm(weight, gain.val(), 0),
             None => weight,
         };
-        Conv::new(weight, self.stride)
+        Conv(Convolution::new(weight, self.stride))
     }
 }
 
@@ -68,32 +67,9 @@ pub(crate) fn initial_weights() -> Initializer {
 
 /// An evaluated [`NormedConv`].
 #[derive(Clone, Debug)]
-pub(crate) struct Conv {
-    /// `[output, input, kernel, kernel]`, or `[input, output, kernel, kernel]` and turned by half a
-    /// circle.
-    weight: Tensor<4>,
-    stride: usize,
-    turned: bool,
-}
+pub(crate) struct Conv(Convolution);
 
 impl Conv {
-    fn new(weight: Tensor<4>, stride: usize) -> Self {
-        let [output, input, kernel, _] = weight.dims();
-        // Flex gathers the patches of the input before it multiplies, so that it is some three
-        // times faster to spread products with a narrow output than to gather patches of a wide
-        // input. A convolution of stride 1 is a transposed one with its weight turned.
-        let turned = stride == 1 && kernel > 1 && output < input && on_flex(&weight.device());
-        let weight = match turned {
-            true => weight.flip([2, 3]).swap_dims(0, 1),
-            false => weight,
-        };
-        Self {
-            weight,
-            stride,
-            turned,
-        }
-    }
-
     /// Linear, hence its own derivative.
     ///
     /// # Shapes
@@ -101,10 +77,7 @@ impl Conv {
     /// - x: `[batch, input, height, width]`
     /// - output: `[batch, output, height / stride, width / stride]`
     pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        match self.turned {
-            true => self.spread(x),
-            false => self.gather(x),
-        }
+        self.0.apply(x)
     }
 
     /// The transpose: cotangents from the output to the input, whose sides the stride must divide.
@@ -114,157 +87,58 @@ impl Conv {
     /// - g: that of the output
     /// - output: that of the input
     pub(crate) fn carry(&self, g: Tensor<4>) -> Tensor<4> {
-        match self.turned {
-            true => self.gather(g),
-            false => self.spread(g),
-        }
+        self.0.carry(g)
     }
-
-    fn gather(&self, x: Tensor<4>) -> Tensor<4> {
-        let options = ConvOptions::new([self.stride; 2], [self.padding(); 2], [1, 1], 1);
-        conv2d(x, self.weight.clone(), None, options)
-    }
-
-    fn spread(&self, x: Tensor<4>) -> Tensor<4> {
-        let [.., kernel] = self.weight.dims();
-        // (sides - 1) * stride - 2 * padding + kernel, which lacks this to sides * stride.
-        let lacking = self.stride + 2 * self.padding() - kernel;
-        let options = ConvTransposeOptions::new(
-            [self.stride; 2],
-            [self.padding(); 2],
-            [lacking; 2],
-            [1, 1],
-            1,
-        );
-        conv_transpose2d(x, self.weight.clone(), None, options)
-    }
-
-    fn padding(&self) -> usize {
-        self.weight.dims()[3] / 2
-    }
-}
-
-#[cfg(feature = "flex")]
-fn on_flex(device: &Device) -> bool {
-    *device == Device::flex()
-}
-
-#[cfg(not(feature = "flex"))]
-fn on_flex(_device: &Device) -> bool {
-    false
 }
 
 impl CellContext for Conv {
     fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
-        Self {
-            weight: self.weight.map_tensors(map),
-            stride: self.stride,
-            turned: self.turned,
-        }
+        let weight = self.0.weight().map_tensors(map);
+        Self(Convolution::new(weight, self.0.stride()))
     }
 }
 
 /// A group norm with its parameters at hand.
 #[derive(Clone, Debug)]
-pub(crate) struct Norm {
-    groups: usize,
-    epsilon: f64,
-    /// Scale and shift, `[1, channels, 1, 1]`.
-    affine: Option<(Tensor<4>, Tensor<4>)>,
-}
+pub(crate) struct Norm(kernels::GroupNorm);
 
 impl Norm {
     pub(crate) fn of(module: &GroupNorm) -> Self {
         let shape = [1, module.num_channels, 1, 1];
         let affine = module.gamma.as_ref().zip(module.beta.as_ref());
-        Self {
+        Self(kernels::GroupNorm {
             groups: module.num_groups,
             epsilon: module.epsilon,
             affine: affine
                 .map(|(gamma, beta)| (gamma.val().reshape(shape), beta.val().reshape(shape))),
-        }
+        })
     }
 
     /// # Shapes
     ///
     /// - x, output: `[batch, channels, height, width]`
     pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        self.linearize(x).0
+        self.0.apply(x)
+    }
+
+    /// The ReLU of the normalised maps.
+    pub(crate) fn apply_relu(&self, x: Tensor<4>) -> Tensor<4> {
+        self.0.apply_relu(x)
     }
 
     /// The value, and what differentiates it.
     pub(crate) fn linearize(&self, x: Tensor<4>) -> (Tensor<4>, NormJacobian) {
-        let shape = x.dims();
-        let [batch, channels, height, width] = shape;
-        let size = channels / self.groups * height * width;
-        let x = x.reshape([batch, self.groups, size]);
-        let centered = x.clone() - x.mean_dim(2);
-        let variance = centered.clone().square().mean_dim(2);
-        let inverse_deviation = variance.add_scalar(self.epsilon).sqrt().recip();
-        let normed = centered * inverse_deviation.clone();
-        let value = normed.clone().reshape(shape);
-        let value = match &self.affine {
-            Some((scale, shift)) => value * scale.clone() + shift.clone(),
-            None => value,
-        };
-        let jacobian = NormJacobian {
-            normed,
-            inverse_deviation,
-            scale: self.affine.as_ref().map(|(scale, _)| scale.clone()),
-        };
-        (value, jacobian)
+        self.0.linearize(x)
     }
 }
 
 impl CellContext for Norm {
     fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
-        Self {
-            groups: self.groups,
-            epsilon: self.epsilon,
-            affine: self.affine.map_tensors(map),
-        }
-    }
-}
-
-/// The Jacobian of a group norm at a point.
-///
-/// That of the normalisation, `(I - 11^T / n - x x^T / n) / deviation` per group with the
-/// normalised `x`, is symmetric.
-pub(crate) struct NormJacobian {
-    /// `[batch, groups, size]`
-    normed: Tensor<3>,
-    /// `[batch, groups, 1]`
-    inverse_deviation: Tensor<3>,
-    scale: Option<Tensor<4>>,
-}
-
-impl NormJacobian {
-    /// # Shapes
-    ///
-    /// - d, output: `[batch, channels, height, width]`
-    pub(crate) fn tangent(&self, d: Tensor<4>) -> Tensor<4> {
-        self.scaled(self.normalization(d))
-    }
-
-    /// The transpose.
-    pub(crate) fn carry(&self, g: Tensor<4>) -> Tensor<4> {
-        self.normalization(self.scaled(g))
-    }
-
-    fn scaled(&self, x: Tensor<4>) -> Tensor<4> {
-        match &self.scale {
-            Some(scale) => x * scale.clone(),
-            None => x,
-        }
-    }
-
-    fn normalization(&self, d: Tensor<4>) -> Tensor<4> {
-        let shape = d.dims();
-        let d = d.reshape(self.normed.dims());
-        let along = (self.normed.clone() * d.clone()).mean_dim(2);
-        let centered = d.clone() - d.mean_dim(2);
-        let carried = (centered - self.normed.clone() * along) * self.inverse_deviation.clone();
-        carried.reshape(shape)
+        Self(kernels::GroupNorm {
+            groups: self.0.groups,
+            epsilon: self.0.epsilon,
+            affine: self.0.affine.map_tensors(map),
+        })
     }
 }
 

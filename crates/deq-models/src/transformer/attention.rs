@@ -6,6 +6,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Tensor, activation::softmax};
 use deq_core::dropout::DropoutMask;
 use deq_core::{CellContext, TensorMap};
+use deq_kernels::{AttentionPoint, RelativeAttention};
 
 /// Multi-head attention with relative positions.
 ///
@@ -34,14 +35,16 @@ pub struct Attention {
 pub(crate) struct AttentionContext {
     qkv: Affine,
     output: Affine,
-    content_bias: Tensor<4>,
-    position_bias: Tensor<4>,
+    /// `[n_heads, d_head]`
+    content_bias: Tensor<2>,
+    /// `[n_heads, d_head]`
+    position_bias: Tensor<2>,
     /// Injection of the segment, `[batch, time, 3 d_model]`, if there is one.
     injection: Option<Tensor<3>>,
-    /// Keys and values of the memory, `[batch, heads, memory, d_head]`.
-    memory: Option<(Tensor<4>, Tensor<4>)>,
-    /// Embedded distances of all key positions, `[1, heads, d_head, keys]`.
-    distances: Tensor<4>,
+    /// Keys and values of the memory, `[batch, memory, 2 d_model]`.
+    memory: Option<Tensor<3>>,
+    /// Embedded distances of all key positions, `[1, keys, d_model]`.
+    distances: Tensor<3>,
     /// 0 where a query sees a key, -1e9 where it does not, `[1, 1, time, keys]`.
     mask: Tensor<4>,
     /// On attention probabilities, `[batch, heads, time, keys]`.
@@ -102,17 +105,13 @@ impl Attention {
         let qkv = self.qkv.effective();
         let memory = inputs.memory.map(|memory| {
             let kv = qkv.columns(d_model..3 * d_model);
-            let kv = match &inputs.injection {
+            match &inputs.injection {
                 Some(injection) => {
                     let injection = injection.clone().narrow(1, 0, past);
-                    kv.apply(memory) + injection.narrow(2, d_model, 2 * d_model)
+                    kv.add_to(injection.narrow(2, d_model, 2 * d_model), memory)
                 }
                 None => kv.apply(memory),
-            };
-            (
-                heads(kv.clone().narrow(2, 0, d_model), n_heads),
-                heads(kv.narrow(2, d_model, d_model), n_heads),
-            )
+            }
         });
         let positions = position_embedding(keys, d_model, inputs.device);
         let mask = DropoutMask::draw([1, 1, d_model], inputs.dropout.hidden, inputs.device);
@@ -121,13 +120,13 @@ impl Attention {
         AttentionContext {
             qkv,
             output: self.output.effective(),
-            content_bias: self.content_bias.val().reshape([1, n_heads, 1, d_head]),
-            position_bias: self.position_bias.val().reshape([1, n_heads, 1, d_head]),
+            content_bias: self.content_bias.val(),
+            position_bias: self.position_bias.val(),
             injection: inputs
                 .injection
                 .map(|injection| injection.narrow(1, past, time)),
             memory,
-            distances: heads(distances, n_heads).swap_dims(2, 3),
+            distances,
             mask: causal_mask(time, past, inputs.window, inputs.device),
             dropout: DropoutMask::draw(
                 [batch, n_heads, time, keys],
@@ -139,30 +138,76 @@ impl Attention {
 }
 
 impl AttentionContext {
+    /// `residual + attention(z)`
+    ///
+    /// # Shapes
+    ///
+    /// - residual, z, output: `[batch, time, d_model]`
+    pub(crate) fn add_to(
+        &self,
+        residual: Tensor<3>,
+        z: Tensor<3>,
+        after: &DropoutMask<3>,
+    ) -> Tensor<3> {
+        let qkv = self.queries_keys_values(z);
+        let mixed = match self.kernel().attend(&qkv) {
+            Some(mixed) => mixed,
+            None => self.evaluate_at(qkv).mixed,
+        };
+        match after.factors() {
+            Some(_) => residual + after.apply(self.output.apply(mixed)),
+            None => self.output.add_to(residual, mixed),
+        }
+    }
+
     /// # Shapes
     ///
     /// - z: `[batch, time, d_model]`
     pub(crate) fn evaluate(&self, z: Tensor<3>) -> AttentionValues {
-        let qkv = match &self.injection {
-            Some(injection) => self.qkv.apply(z) + injection.clone(),
+        self.evaluate_at(self.queries_keys_values(z))
+    }
+
+    fn queries_keys_values(&self, z: Tensor<3>) -> Tensor<3> {
+        match &self.injection {
+            Some(injection) => self.qkv.add_to(injection.clone(), z),
             None => self.qkv.apply(z),
-        };
+        }
+    }
+
+    fn kernel(&self) -> RelativeAttention {
+        RelativeAttention {
+            content_bias: self.content_bias.clone(),
+            position_bias: self.position_bias.clone(),
+            memory: self.memory.clone(),
+            distances: self.distances.clone(),
+            mask: self.mask.clone(),
+            dropout: self.dropout.factors().cloned(),
+        }
+    }
+
+    /// In Burn's operations.
+    fn evaluate_at(&self, qkv: Tensor<3>) -> AttentionValues {
+        let [n_heads, d_head] = self.content_bias.dims();
+        let d_model = n_heads * d_head;
         let [query, mut key, mut value] = self.split(qkv);
-        if let Some((past_key, past_value)) = &self.memory {
-            key = Tensor::cat(vec![past_key.clone(), key], 2);
-            value = Tensor::cat(vec![past_value.clone(), value], 2);
+        if let Some(memory) = &self.memory {
+            let [past_key, past_value] = [0, d_model]
+                .map(|start| heads(memory.clone().narrow(2, start, d_model), n_heads));
+            key = Tensor::cat(vec![past_key, key], 2);
+            value = Tensor::cat(vec![past_value, value], 2);
         }
         // Scaling the queries is cheaper than scaling the scores.
-        let content = (query.clone() + self.content_bias.clone()).mul_scalar(self.scale());
-        let position = (query + self.position_bias.clone()).mul_scalar(self.scale());
+        let [content, position] = [&self.content_bias, &self.position_bias].map(|bias| {
+            let bias = bias.clone().reshape([1, n_heads, 1, d_head]);
+            (query.clone() + bias).mul_scalar(self.scale())
+        });
         let scores = content.clone().matmul(key.clone().swap_dims(2, 3))
-            + relative_shift(position.matmul(self.distances.clone()))
+            + relative_shift(position.matmul(self.distances_by_head()))
             + self.mask.clone();
         let probabilities = softmax(scores, 3);
         let weights = self.dropout.apply(probabilities.clone());
-        let output = self.output.apply(merge(weights.matmul(value.clone())));
         AttentionValues {
-            output,
+            mixed: merge(weights.matmul(value.clone())),
             content,
             key,
             value,
@@ -192,7 +237,7 @@ impl AttentionContext {
             by_key
         };
         let d_scores = d_query.clone().matmul(at.key.clone().swap_dims(2, 3))
-            + relative_shift(d_query.matmul(self.distances.clone()))
+            + relative_shift(d_query.matmul(self.distances_by_head()))
             + by_key;
         // d softmax = p (ds - p . ds)
         let along = (probabilities.clone() * d_scores.clone()).sum_dim(3);
@@ -211,33 +256,59 @@ impl AttentionContext {
     /// - z, first output: `[batch, time, d_model]`
     pub(crate) fn linearize(&self, z: Tensor<3>) -> (Tensor<3>, AttentionPullback) {
         let time = self.time();
-        let values = self.evaluate(z);
+        let qkv = self.queries_keys_values(z);
+        let to_mixed = self.output.transposed();
+        let to_input = self.qkv.transposed();
+        if let Some((mixed, point)) = self.kernel().linearize(&qkv) {
+            let pullback = AttentionPullback {
+                to_mixed,
+                to_input,
+                inner: MixingPullback::Kernel(Box::new(point)),
+            };
+            return (self.output.apply(mixed), pullback);
+        }
+        let values = self.evaluate_at(qkv);
+        let output = self.output(&values);
         let [.., keys] = values.probabilities.dims();
         let weights = self.dropout.apply(values.probabilities.clone());
-        let pullback = AttentionPullback {
-            to_mixed: self.output.transposed(),
-            to_input: self.qkv.transposed(),
+        let inner = MixingPullback::Generic(Box::new(GenericPullback {
             weights: weights.narrow(3, keys - time, time).swap_dims(2, 3),
-            distances: self.distances.clone().swap_dims(2, 3),
+            distances: self.distances_by_head().swap_dims(2, 3),
             dropout: self.dropout.clone(),
             scale: self.scale(),
             values: values.value.swap_dims(2, 3),
             keys: values.key,
             content: values.content,
             probabilities: values.probabilities,
+        }));
+        let pullback = AttentionPullback {
+            to_mixed,
+            to_input,
+            inner,
         };
-        (values.output, pullback)
+        (output, pullback)
+    }
+
+    /// Back to the model width.
+    pub(crate) fn output(&self, values: &AttentionValues) -> Tensor<3> {
+        self.output.apply(values.mixed.clone())
+    }
+
+    /// `[1, heads, d_head, keys]`
+    fn distances_by_head(&self) -> Tensor<4> {
+        let [n_heads, _] = self.content_bias.dims();
+        heads(self.distances.clone(), n_heads).swap_dims(2, 3)
     }
 
     /// Queries, keys and values by head, from their columns.
     fn split(&self, qkv: Tensor<3>) -> [Tensor<4>; 3] {
-        let [_, n_heads, _, d_head] = self.content_bias.dims();
+        let [n_heads, d_head] = self.content_bias.dims();
         let d_model = n_heads * d_head;
         [0, 1, 2].map(|part| heads(qkv.clone().narrow(2, part * d_model, d_model), n_heads))
     }
 
     fn scale(&self) -> f64 {
-        let [.., d_head] = self.content_bias.dims();
+        let [_, d_head] = self.content_bias.dims();
         1.0 / (d_head as f64).sqrt()
     }
 
@@ -264,8 +335,8 @@ impl CellContext for AttentionContext {
 
 /// An evaluation of attention with the intermediate values that its tangent needs.
 pub(crate) struct AttentionValues {
-    /// `[batch, time, d_model]`
-    pub(crate) output: Tensor<3>,
+    /// Values mixed by the weights, `[batch, time, d_model]`.
+    mixed: Tensor<3>,
     /// Scaled queries with the content bias, `[batch, heads, time, d_head]`.
     content: Tensor<4>,
     /// `[batch, heads, keys, d_head]`
@@ -276,10 +347,34 @@ pub(crate) struct AttentionValues {
     probabilities: Tensor<4>,
 }
 
-/// The values of one evaluation, arranged for products with the transposed Jacobian.
+/// What carries cotangents of an [`Attention`] back from a point.
 pub(crate) struct AttentionPullback {
     to_mixed: Affine,
     to_input: Affine,
+    inner: MixingPullback,
+}
+
+/// From the mixed values to queries, keys and values.
+enum MixingPullback {
+    Kernel(Box<AttentionPoint>),
+    Generic(Box<GenericPullback>),
+}
+
+impl AttentionPullback {
+    /// # Shapes
+    ///
+    /// - cotangent, output: `[batch, time, d_model]`
+    pub(crate) fn carry(&self, cotangent: Tensor<3>) -> Tensor<3> {
+        let g_mixed = self.to_mixed.apply(cotangent);
+        self.to_input.apply(match &self.inner {
+            MixingPullback::Kernel(point) => point.carry(&g_mixed),
+            MixingPullback::Generic(generic) => generic.carry(g_mixed),
+        })
+    }
+}
+
+/// The values of one evaluation, arranged for products with the transposed Jacobian.
+struct GenericPullback {
     /// With dropout, the segment's keys only, `[batch, heads, time (keys), time]`.
     weights: Tensor<4>,
     /// `[1, heads, keys, d_head]`
@@ -296,14 +391,15 @@ pub(crate) struct AttentionPullback {
     probabilities: Tensor<4>,
 }
 
-impl AttentionPullback {
+impl GenericPullback {
     /// # Shapes
     ///
-    /// - cotangent, output: `[batch, time, d_model]`
-    pub(crate) fn carry(&self, cotangent: Tensor<3>) -> Tensor<3> {
+    /// - g_mixed: `[batch, time, d_model]`
+    /// - output: `[batch, time, 3 d_model]`
+    fn carry(&self, g_mixed: Tensor<3>) -> Tensor<3> {
         let [_, n_heads, time, _] = self.content.dims();
         let [.., keys] = self.probabilities.dims();
-        let g_mixed = heads(self.to_mixed.apply(cotangent), n_heads);
+        let g_mixed = heads(g_mixed, n_heads);
         let g_value = self.weights.clone().matmul(g_mixed.clone());
         let g_weights = self.dropout.apply(g_mixed.matmul(self.values.clone()));
         // The Jacobian of the softmax is symmetric.
@@ -317,8 +413,7 @@ impl AttentionPullback {
         let g_content = g_scores.clone().matmul(self.keys.clone());
         let g_position = relative_unshift(g_scores).matmul(self.distances.clone());
         let g_query = (g_content + g_position).mul_scalar(self.scale);
-        let g_qkv = Tensor::cat(vec![merge(g_query), merge(g_key), merge(g_value)], 2);
-        self.to_input.apply(g_qkv)
+        Tensor::cat(vec![merge(g_query), merge(g_key), merge(g_value)], 2)
     }
 }
 

@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation::relu};
 use deq_core::dropout::DropoutMask;
 use deq_core::{CellContext, EquilibriumCell, Pullback, TensorMap};
+use deq_kernels::{LayerNormJacobian, layer_norm};
 
 /// One Transformer-XL layer with input injection, on states `[batch, time, d_model]`.
 ///
@@ -158,11 +159,11 @@ impl TransformerCell {
         let attention = self.attention.context(inputs);
         let inner = self.feed_forward.inner.effective();
         let mask = |width| DropoutMask::draw([batch, 1, width], rate, device);
-        let [d_model, _] = inner.weight.dims();
+        let [d_model, _] = inner.weight().dims();
         TransformerContext {
             attention,
             dropout: [mask(d_model), mask(d_model)],
-            inner_dropout: mask(inner.weight.dims()[1]),
+            inner_dropout: mask(inner.weight().dims()[1]),
             inner,
             outer: self.feed_forward.outer.effective(),
         }
@@ -181,11 +182,13 @@ impl EquilibriumCell for TransformerCell {
         } else {
             z.clone()
         };
-        let attended = context.attention.evaluate(seen).output;
-        let y = LayerNorm::at(z + after_attention.apply(attended)).normed;
-        let inner = relu(context.inner.apply(y.clone()));
-        let fed = context.outer.apply(context.inner_dropout.apply(inner));
-        let out = y + after_feed_forward.apply(fed);
+        let sum = context.attention.add_to(z, seen, after_attention);
+        let y = LayerNorm::at(sum).normed;
+        let inner = context.inner_dropout.apply(context.inner.apply_relu(y.clone()));
+        let out = match after_feed_forward.factors() {
+            Some(_) => y + after_feed_forward.apply(context.outer.apply(inner)),
+            None => context.outer.add_to(y, inner),
+        };
         if self.pre_norm {
             out
         } else {
@@ -245,7 +248,7 @@ impl EquilibriumCell for TransformerCell {
         };
         let attention = context.attention.evaluate(seen);
         let d_attended = context.attention.tangent(&attention, d_seen);
-        let middle = LayerNorm::at(z + after_attention.apply(attention.output));
+        let middle = LayerNorm::at(z + after_attention.apply(context.attention.output(&attention)));
         let dy = middle.carry(dz + after_attention.apply(d_attended));
         let y = middle.normed;
         let before = context.inner.apply(y.clone());
@@ -279,26 +282,17 @@ impl CellContext for TransformerContext {
 /// An evaluation of layer norm over channels without parameters; epsilon 1e-5 as in PyTorch.
 struct LayerNorm {
     normed: Tensor<3>,
-    /// `[batch, time, 1]`
-    inverse_deviation: Tensor<3>,
+    jacobian: LayerNormJacobian,
 }
 
 impl LayerNorm {
     fn at(x: Tensor<3>) -> Self {
-        let centered = x.clone() - x.mean_dim(2);
-        let variance = centered.clone().square().mean_dim(2);
-        let inverse_deviation = variance.add_scalar(1e-5).sqrt().recip();
-        Self {
-            normed: centered * inverse_deviation.clone(),
-            inverse_deviation,
-        }
+        let (normed, jacobian) = layer_norm(x, 1e-5);
+        Self { normed, jacobian }
     }
 
-    /// Multiplies by the Jacobian `(I - 11^T / d - n n^T / d) / deviation`, which is symmetric:
-    /// directions forward, cotangents backward.
+    /// Multiplies by the Jacobian, which is symmetric: directions forward, cotangents backward.
     fn carry(&self, d: Tensor<3>) -> Tensor<3> {
-        let centered = d.clone() - d.mean_dim(2);
-        let along = (self.normed.clone() * centered.clone()).mean_dim(2);
-        (centered - self.normed.clone() * along) * self.inverse_deviation.clone()
+        self.jacobian.apply(d)
     }
 }

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Tensor};
 use deq_core::normalization::{norm_except, weight_norm};
 use deq_core::{CellContext, TensorMap};
+use deq_kernels::Linear;
 
 /// `y = x W + b` with `W = weight`, or `W = weight * gain / |weight|` with norms over the columns.
 ///
@@ -53,65 +54,66 @@ impl NormedLinear {
             Some(gain) => weight_norm(weight, gain.val(), 1),
             None => weight,
         };
-        Affine {
-            weight,
-            bias: self.bias.as_ref().map(|bias| bias.val().unsqueeze()),
-        }
+        let bias = self.bias.as_ref();
+        Affine::new(weight, bias.map(|bias| bias.val().unsqueeze()))
     }
 }
 
 /// An evaluated [`NormedLinear`].
 #[derive(Clone, Debug)]
-pub(crate) struct Affine {
-    pub(crate) weight: Tensor<2>,
-    bias: Option<Tensor<2>>,
-}
+pub(crate) struct Affine(Linear);
 
 impl Affine {
+    fn new(weight: Tensor<2>, bias: Option<Tensor<2>>) -> Self {
+        Self(Linear::new(weight, bias))
+    }
+
+    pub(crate) fn weight(&self) -> &Tensor<2> {
+        self.0.weight()
+    }
+
     /// # Shapes
     ///
     /// - x: `[batch, time, input]`
     /// - output: `[batch, time, output]`
     pub(crate) fn apply(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, time, input] = x.dims();
-        let [_, output] = self.weight.dims();
-        let y = x.reshape([batch * time, input]).matmul(self.weight.clone());
-        let y = match &self.bias {
-            Some(bias) => y + bias.clone(),
-            None => y,
-        };
-        y.reshape([batch, time, output])
+        self.0.apply(x)
+    }
+
+    /// The ReLU of the output.
+    pub(crate) fn apply_relu(&self, x: Tensor<3>) -> Tensor<3> {
+        self.0.apply_relu(x)
+    }
+
+    /// The output on top of `to`, which has its shape.
+    pub(crate) fn add_to(&self, to: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
+        self.0.add_to(to, x)
     }
 
     /// The linear part alone: how the output moves with the input.
     pub(crate) fn tangent(&self, dx: Tensor<3>) -> Tensor<3> {
-        Self::linear(self.weight.clone()).apply(dx)
+        Self::new(self.weight().clone(), None).apply(dx)
     }
 
     /// The transposed linear part, which carries cotangents from the output to the input.
     pub(crate) fn transposed(&self) -> Self {
-        Self::linear(self.weight.clone().transpose())
-    }
-
-    fn linear(weight: Tensor<2>) -> Self {
-        Self { weight, bias: None }
+        Self::new(self.weight().clone().transpose(), None)
     }
 
     /// The map that reads `columns` of the output only.
     pub(crate) fn columns(&self, columns: std::ops::Range<usize>) -> Self {
         let (start, size) = (columns.start, columns.len());
-        Self {
-            weight: self.weight.clone().narrow(1, start, size),
-            bias: self.bias.clone().map(|bias| bias.narrow(1, start, size)),
-        }
+        let bias = self.0.bias().cloned();
+        Self::new(
+            self.weight().clone().narrow(1, start, size),
+            bias.map(|bias| bias.narrow(1, start, size)),
+        )
     }
 }
 
 impl CellContext for Affine {
     fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
-        Self {
-            weight: self.weight.map_tensors(map),
-            bias: self.bias.map_tensors(map),
-        }
+        let weight = self.weight().map_tensors(map);
+        Self::new(weight, self.0.bias().cloned().map_tensors(map))
     }
 }

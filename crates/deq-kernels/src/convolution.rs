@@ -1,0 +1,384 @@
+//! Convolutions as equilibrium models use them: no bias, padding that keeps the size but for the
+//! stride.
+
+#![cfg_attr(
+    not(any(
+        feature = "flex",
+        feature = "wgpu",
+        feature = "vulkan",
+        feature = "metal",
+        feature = "cuda",
+        feature = "rocm"
+    )),
+    allow(
+        unused_variables,
+        reason = "without a backend the generated dispatcher has nothing to pass on"
+    )
+)]
+
+#[cfg(feature = "flex")]
+use crate::{cpu::conv, flex};
+use burn::backend::autodiff::{
+    Autodiff,
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind},
+};
+use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, tensor::FloatTensor};
+use burn::tensor::Tensor;
+use burn::tensor::module::conv_transpose2d;
+use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
+#[cfg(feature = "flex")]
+use std::sync::{Arc, OnceLock};
+
+/// A convolution of a weight that stays the same for many inputs, and its transpose.
+///
+/// On the CPU backend it is a matrix product whose right side is read from the padded input as it
+/// lies, and the weight is arranged for it once. Elsewhere, and for other types than f32, it is
+/// Burn's.
+#[derive(Clone, Debug)]
+pub struct Convolution {
+    weight: Tensor<4>,
+    stride: usize,
+    #[cfg(feature = "flex")]
+    arranged: Arc<Arranged>,
+}
+
+#[cfg(feature = "flex")]
+#[derive(Debug, Default)]
+struct Arranged {
+    forward: OnceLock<Option<conv::ForwardWeight>>,
+    transposed: OnceLock<Option<conv::TransposedWeight>>,
+}
+
+impl Convolution {
+    /// A convolution of that stride, padded by half the kernel.
+    ///
+    /// # Shapes
+    ///
+    /// - weight: `[output, input, kernel, kernel]`, an odd kernel
+    pub fn new(weight: Tensor<4>, stride: usize) -> Self {
+        Self {
+            weight,
+            stride,
+            #[cfg(feature = "flex")]
+            arranged: Arc::default(),
+        }
+    }
+
+    /// `[output, input, kernel, kernel]`.
+    pub fn weight(&self) -> &Tensor<4> {
+        &self.weight
+    }
+
+    /// The distance of the pixels that are kept.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The convolution, which is linear and hence its own derivative.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[batch, input, height, width]`
+    /// - output: `[batch, output, height / stride, width / stride]`, rounded up
+    pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+        #[cfg(feature = "flex")]
+        if let Some(values) = flex::Host::of(&x) {
+            let shape = self.shape(x.dims());
+            let arranged = self.arranged.forward.get_or_init(|| {
+                let weight = flex::Host::of(&self.weight)?;
+                Some(conv::ForwardWeight::new(weight.values(), &shape))
+            });
+            if let Some(weight) = arranged {
+                let [height, width] = shape.output_sides();
+                let sides = [shape.batch, shape.output, height, width];
+                return flex::tensor(conv::forward(values.values(), weight, &shape), sides);
+            }
+        }
+        convolve(x, self.weight.clone(), self.stride)
+    }
+
+    /// The transpose: cotangents from the output to the input, whose sides the stride must divide.
+    ///
+    /// # Shapes
+    ///
+    /// - g: that of the output
+    /// - output: that of the input
+    pub fn carry(&self, g: Tensor<4>) -> Tensor<4> {
+        #[cfg(feature = "flex")]
+        if let Some(values) = flex::Host::of(&g) {
+            let [batch, _, height, width] = g.dims();
+            let sides = [batch, 0, height * self.stride, width * self.stride];
+            let shape = self.shape(sides);
+            let arranged = self.arranged.transposed.get_or_init(|| {
+                let weight = flex::Host::of(&self.weight)?;
+                Some(conv::TransposedWeight::new(weight.values(), &shape))
+            });
+            if let Some(weight) = arranged {
+                let sides = [batch, shape.input, shape.height, shape.width];
+                return flex::tensor(conv::input_gradient(values.values(), weight, &shape), sides);
+            }
+        }
+        let [.., kernel] = self.weight.dims();
+        // (sides - 1) * stride - 2 * padding + kernel, which lacks this to sides * stride.
+        let lacking = self.stride + 2 * (kernel / 2) - kernel;
+        let options = ConvTransposeOptions::new(
+            [self.stride; 2],
+            [kernel / 2; 2],
+            [lacking; 2],
+            [1, 1],
+            1,
+        );
+        conv_transpose2d(g, self.weight.clone(), None, options)
+    }
+
+    #[cfg(feature = "flex")]
+    fn shape(&self, [batch, _, height, width]: [usize; 4]) -> conv::ConvShape {
+        let [output, input, kernel, _] = self.weight.dims();
+        conv::ConvShape {
+            batch,
+            input,
+            output,
+            kernel,
+            stride: self.stride,
+            height,
+            width,
+        }
+    }
+}
+
+/// A convolution without bias, padded by half the kernel, differentiable in both arguments.
+///
+/// # Shapes
+///
+/// - x: `[batch, input, height, width]`
+/// - weight: `[output, input, kernel, kernel]`, an odd kernel
+/// - output: `[batch, output, height / stride, width / stride]`, rounded up
+///
+/// # Panics
+///
+/// If the channels of `x` are not those that the weight reads.
+pub fn convolve(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
+    let ([_, channels, ..], [_, input, ..]) = (x.dims(), weight.dims());
+    assert_eq!(
+        channels, input,
+        "the maps have {channels} channels, but the weight reads {input}"
+    );
+    let (x, weight) = (beside(x.clone(), &weight), beside(weight, &x));
+    let out = Dispatch::convolution(x.into_dispatch(), weight.into_dispatch(), stride);
+    Tensor::from_dispatch(out)
+}
+
+/// The tensor as a constant of the graph of the other, if that has one and it has none.
+fn beside(tensor: Tensor<4>, other: &Tensor<4>) -> Tensor<4> {
+    match other.gradient_checkpointing_strategy() {
+        Some(strategy) if !tensor.is_autodiff() => tensor
+            .autodiff()
+            .with_gradient_checkpointing_strategy(strategy),
+        _ => tensor,
+    }
+}
+
+// `Cube` stands for every CubeCL runtime: CUDA, ROCm, Metal, Vulkan, WebGPU.
+#[backend_extension(
+    Autodiff,
+    Flex: cfg(feature = "flex"),
+    Cube: cfg(any(
+        feature = "wgpu",
+        feature = "vulkan",
+        feature = "metal",
+        feature = "cuda",
+        feature = "rocm"
+    ))
+)]
+pub(crate) trait ConvolutionBackend: Backend {
+    fn convolution(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        stride: usize,
+    ) -> FloatTensor<Self>;
+}
+
+/// The cotangents of a convolution's arguments.
+trait ConvolutionGradients: Backend {
+    fn to_input(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        stride: usize,
+    ) -> FloatTensor<Self> {
+        let options = options(&weight, stride);
+        Self::conv2d_x_backward(x, weight, g, options)
+    }
+
+    fn to_weight(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        stride: usize,
+    ) -> FloatTensor<Self> {
+        let options = options(&weight, stride);
+        Self::conv2d_weight_backward(x, weight, g, options)
+    }
+}
+
+fn options<T: TensorMetadata>(weight: &T, stride: usize) -> ConvOptions<2> {
+    let kernel = weight.shape()[3];
+    ConvOptions::new([stride; 2], [kernel / 2; 2], [1, 1], 1)
+}
+
+#[cfg(feature = "flex")]
+mod on_flex {
+    use super::{ConvolutionBackend, ConvolutionGradients, options};
+    use crate::cpu::conv::{self, ConvShape};
+    use crate::flex::Host;
+    use burn::backend::Flex;
+    use burn::backend::ops::ModuleOps;
+    use burn::backend::{TensorMetadata, tensor::FloatTensor};
+    use burn::tensor::{DType, Shape, TensorData};
+
+    fn shape(x: &Shape, weight: &Shape, stride: usize) -> ConvShape {
+        ConvShape {
+            batch: x[0],
+            input: x[1],
+            output: weight[0],
+            kernel: weight[3],
+            stride,
+            height: x[2],
+            width: x[3],
+        }
+    }
+
+    fn f32_tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FloatTensor<Flex> {
+        FloatTensor::<Flex>::from_data(TensorData::new(values, shape.into()))
+    }
+
+    impl ConvolutionBackend for Flex {
+        fn convolution(
+            x: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            stride: usize,
+        ) -> FloatTensor<Self> {
+            if x.dtype() != DType::F32 {
+                let options = options(&weight, stride);
+                return Self::conv2d(x, weight, None, options);
+            }
+            let shape = shape(&x.shape(), &weight.shape(), stride);
+            let [x, weight] = [x, weight].map(Host::in_order);
+            let weight = conv::ForwardWeight::new(weight.values(), &shape);
+            let [height, width] = shape.output_sides();
+            let out = conv::forward(x.values(), &weight, &shape);
+            f32_tensor(out, [shape.batch, shape.output, height, width])
+        }
+    }
+
+    impl ConvolutionGradients for Flex {
+        fn to_input(
+            x: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            g: FloatTensor<Self>,
+            stride: usize,
+        ) -> FloatTensor<Self> {
+            if x.dtype() != DType::F32 {
+                let options = options(&weight, stride);
+                return Self::conv2d_x_backward(x, weight, g, options);
+            }
+            let sides = x.shape();
+            let shape = shape(&sides, &weight.shape(), stride);
+            let [g, weight] = [g, weight].map(Host::in_order);
+            let weight = conv::TransposedWeight::new(weight.values(), &shape);
+            f32_tensor(conv::input_gradient(g.values(), &weight, &shape), sides)
+        }
+
+        fn to_weight(
+            x: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            g: FloatTensor<Self>,
+            stride: usize,
+        ) -> FloatTensor<Self> {
+            if x.dtype() != DType::F32 {
+                let options = options(&weight, stride);
+                return Self::conv2d_weight_backward(x, weight, g, options);
+            }
+            let sides = weight.shape();
+            let shape = shape(&x.shape(), &sides, stride);
+            let [x, g] = [x, g].map(Host::in_order);
+            f32_tensor(conv::weight_gradient(x.values(), g.values(), &shape), sides)
+        }
+    }
+}
+
+#[cfg(any(
+    feature = "wgpu",
+    feature = "vulkan",
+    feature = "metal",
+    feature = "cuda",
+    feature = "rocm"
+))]
+mod on_cube {
+    use super::{ConvolutionBackend, ConvolutionGradients, options};
+    use burn::backend::Cube;
+    use burn::backend::ops::ModuleOps;
+    use burn::backend::tensor::FloatTensor;
+
+    impl ConvolutionBackend for Cube {
+        fn convolution(
+            x: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            stride: usize,
+        ) -> FloatTensor<Self> {
+            let options = options(&weight, stride);
+            Self::conv2d(x, weight, None, options)
+        }
+    }
+
+    impl ConvolutionGradients for Cube {}
+}
+
+impl<B: ConvolutionBackend + ConvolutionGradients, C: CheckpointStrategy> ConvolutionBackend
+    for Autodiff<B, C>
+{
+    fn convolution(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        stride: usize,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Convolve;
+
+        impl<B: ConvolutionGradients> Backward<B, 2> for Convolve {
+            type State = (FloatTensor<B>, FloatTensor<B>, usize);
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 2>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let [to_x, to_weight] = ops.parents;
+                let (x, weight, stride) = ops.state;
+                let g = grads.consume::<B>(&ops.node);
+                if let Some(node) = to_x {
+                    let g = B::to_input(x.clone(), weight.clone(), g.clone(), stride);
+                    grads.register::<B>(node.id, g);
+                }
+                if let Some(node) = to_weight {
+                    grads.register::<B>(node.id, B::to_weight(x, weight, g, stride));
+                }
+            }
+        }
+
+        let (x, to_x) = x.into_parts();
+        let (weight, to_weight) = weight.into_parts();
+        let out = B::convolution(x.clone(), weight.clone(), stride);
+        match Convolve
+            .prepare::<C>([to_x, to_weight])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => prep.finish((x, weight, stride), out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+}

@@ -1,0 +1,543 @@
+//! Convolutions of feature maps `[batch, channels, height, width]`, as matrix products whose
+//! right side is read from the padded maps.
+
+use super::dispatch;
+use super::gemm::{PackedRows, ROWS, gathered_tile, packed_tile};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+use std::borrow::Cow;
+
+/// A convolution without bias, groups or dilation, whose padding is half its kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConvShape {
+    pub(crate) batch: usize,
+    pub(crate) input: usize,
+    pub(crate) output: usize,
+    pub(crate) kernel: usize,
+    pub(crate) stride: usize,
+    /// Of the input.
+    pub(crate) height: usize,
+    /// Of the input.
+    pub(crate) width: usize,
+}
+
+impl ConvShape {
+    fn padding(&self) -> usize {
+        self.kernel / 2
+    }
+
+    /// Height and width of the output.
+    pub(crate) fn output_sides(&self) -> [usize; 2] {
+        [self.height, self.width]
+            .map(|side| (side + 2 * self.padding() - self.kernel) / self.stride + 1)
+    }
+
+    /// Whether it maps pixels one by one.
+    fn pointwise(&self) -> bool {
+        self.kernel == 1 && self.stride == 1
+    }
+}
+
+/// A weight, arranged for [`forward`].
+#[derive(Debug)]
+pub(crate) struct ForwardWeight(PackedRows);
+
+impl ForwardWeight {
+    /// `weight` is `[output, input, kernel, kernel]`.
+    pub(crate) fn new(weight: &[f32], shape: &ConvShape) -> Self {
+        let depth = shape.input * shape.kernel * shape.kernel;
+        Self(PackedRows::new(shape.output, depth, |row, values| {
+            values.copy_from_slice(&weight[row * depth..][..depth]);
+        }))
+    }
+}
+
+/// `y = w * x`
+pub(crate) fn forward(x: &[f32], weight: &ForwardWeight, shape: &ConvShape) -> Vec<f32> {
+    let [height, width] = shape.output_sides();
+    let mut out = vec![0.0; shape.batch * shape.output * height * width];
+    if shape.pointwise() {
+        let source = Padded::plain(x, shape.input, height * width);
+        gather_product(&source, &[0], &weight.0, [1, height * width], &mut out);
+        return out;
+    }
+    let padding = shape.padding();
+    let source = Padded::new(
+        x,
+        [shape.batch, shape.input, shape.height, shape.width],
+        [padding, padding],
+        shape.stride,
+        Order::ByImage,
+    );
+    gather_product(&source, &taps(&source, shape.kernel), &weight.0, [height, width], &mut out);
+    out
+}
+
+fn taps(source: &Padded, kernel: usize) -> Vec<usize> {
+    (0..kernel * kernel)
+        .map(|tap| source.offset(tap / kernel, tap % kernel))
+        .collect()
+}
+
+/// A weight, arranged for [`input_gradient`].
+#[derive(Debug)]
+pub(crate) struct TransposedWeight(Vec<Phase>);
+
+/// Inputs whose rows and columns have the same remainders by the stride meet the same taps.
+#[derive(Debug)]
+struct Phase {
+    remainders: [usize; 2],
+    /// Rows and columns of the padded cotangent.
+    taps: Vec<[usize; 2]>,
+    weight: PackedRows,
+}
+
+impl TransposedWeight {
+    /// `weight` is `[output, input, kernel, kernel]`.
+    pub(crate) fn new(weight: &[f32], shape: &ConvShape) -> Self {
+        let (kernel, stride, padding) = (shape.kernel, shape.stride, shape.padding());
+        let square = kernel * kernel;
+        let [before, _] = Self::margins(shape);
+        let along = |remainder: usize| {
+            (0..kernel)
+                .filter(move |k| (remainder + padding + stride * kernel - k).is_multiple_of(stride))
+                .map(move |k| (k, (remainder + padding + stride * before - k) / stride))
+        };
+        let phase = |phase: usize| {
+            let remainders = [phase / stride, phase % stride];
+            let met: Vec<(usize, [usize; 2])> = along(remainders[0])
+                .flat_map(|(ky, dy)| along(remainders[1]).map(move |(kx, dx)| (ky, kx, dy, dx)))
+                .map(|(ky, kx, dy, dx)| (ky * kernel + kx, [dy, dx]))
+                .collect();
+            let weight = PackedRows::new(shape.input, shape.output * met.len(), |row, values| {
+                for (output, values) in values.chunks_mut(met.len().max(1)).enumerate() {
+                    let weight = &weight[(output * shape.input + row) * square..][..square];
+                    for (value, (tap, _)) in values.iter_mut().zip(&met) {
+                        *value = weight[*tap];
+                    }
+                }
+            });
+            Phase {
+                remainders,
+                taps: met.into_iter().map(|(_, at)| at).collect(),
+                weight,
+            }
+        };
+        Self((0..stride * stride).map(phase).collect())
+    }
+
+    /// Rows of the cotangent that an input may reach before and behind it.
+    fn margins(shape: &ConvShape) -> [usize; 2] {
+        let before = (shape.kernel - 1 - shape.padding()).div_ceil(shape.stride);
+        [before, shape.padding().div_ceil(shape.stride)]
+    }
+}
+
+/// The cotangent of `x` from that of `y`.
+pub(crate) fn input_gradient(g: &[f32], weight: &TransposedWeight, shape: &ConvShape) -> Vec<f32> {
+    let sides = shape.output_sides();
+    let plane = shape.height * shape.width;
+    let mut gradient = vec![0.0; shape.batch * shape.input * plane];
+    if shape.pointwise() {
+        let source = Padded::plain(g, shape.output, plane);
+        gather_product(&source, &[0], &weight.0[0].weight, [1, plane], &mut gradient);
+        return gradient;
+    }
+    let stride = shape.stride;
+    let [before, behind] = TransposedWeight::margins(shape);
+    // A last row of inputs without one of the output to itself.
+    let behind = behind + usize::from(stride > 1);
+    let source = Padded::new(
+        g,
+        [shape.batch, shape.output, sides[0], sides[1]],
+        [before, behind],
+        1,
+        Order::ByImage,
+    );
+    for phase in &weight.0 {
+        let [ry, rx] = phase.remainders;
+        let [height, width] =
+            [(shape.height, ry), (shape.width, rx)].map(|(side, r)| side.saturating_sub(r).div_ceil(stride));
+        let taps: Vec<usize> = phase.taps.iter().map(|[dy, dx]| source.offset(*dy, *dx)).collect();
+        if taps.is_empty() || height * width == 0 {
+            continue;
+        }
+        if stride == 1 {
+            gather_product(&source, &taps, &phase.weight, [height, width], &mut gradient);
+            continue;
+        }
+        let mut part = vec![0.0; shape.batch * shape.input * height * width];
+        gather_product(&source, &taps, &phase.weight, [height, width], &mut part);
+        gradient
+            .par_chunks_mut(plane)
+            .zip(part.par_chunks(height * width))
+            .for_each(|(to, from)| {
+                let lines = to.chunks_mut(shape.width).skip(ry).step_by(stride);
+                for (to, from) in lines.zip(from.chunks(width)) {
+                    for (to, from) in to[rx..].iter_mut().step_by(stride).zip(from) {
+                        *to = *from;
+                    }
+                }
+            });
+    }
+    gradient
+}
+
+/// The cotangent of the weight from that of `y`.
+pub(crate) fn weight_gradient(x: &[f32], g: &[f32], shape: &ConvShape) -> Vec<f32> {
+    let sides = shape.output_sides();
+    let padding = shape.padding();
+    let source = Padded::new(
+        x,
+        [shape.batch, shape.input, shape.height, shape.width],
+        [padding, padding],
+        shape.stride,
+        Order::ByChannel,
+    );
+    // Laid out as the planes of the source, with zeros where they have no output, so that a shift
+    // is one offset and a sum over all images one dot product.
+    let plane = source.plane();
+    let lines = Padded::new(
+        g,
+        [shape.batch, shape.output, sides[0], sides[1]],
+        [0, 0],
+        1,
+        Order::Within([source.height, source.width]),
+    );
+    let length = shape.batch * plane;
+    let kernel = shape.kernel;
+    let offsets: Vec<usize> = (0..shape.input)
+        .flat_map(|channel| {
+            let source = &source;
+            (0..kernel * kernel).map(move |tap| {
+                let [ky, kx] = [tap / kernel, tap % kernel];
+                let phase = ky % shape.stride * shape.stride + kx % shape.stride;
+                (phase * shape.input + channel) * length
+                    + ky / shape.stride * source.width
+                    + kx / shape.stride
+            })
+        })
+        .collect();
+    let mut gradient = vec![0.0; shape.output * offsets.len()];
+    gradient
+        .par_chunks_mut(DOTS[0] * offsets.len())
+        .enumerate()
+        .for_each(|(item, out)| {
+            dispatch(DotProducts {
+                x: &source.values,
+                offsets: &offsets,
+                g: &lines.values[item * DOTS[0] * length..],
+                length,
+                out,
+            });
+        });
+    gradient
+}
+
+/// Maps with a border of zeros, cut into the planes that a stride separates.
+///
+/// Plane `(py, px)` of a map holds what lies at rows `py + stride i` and columns `px + stride j`,
+/// so that neighbours in the output read neighbours whatever the stride.
+struct Padded<'a> {
+    values: Cow<'a, [f32]>,
+    channels: usize,
+    stride: usize,
+    /// Of a plane.
+    height: usize,
+    width: usize,
+}
+
+/// How planes follow one another.
+#[derive(Clone, Copy)]
+enum Order {
+    /// `[image][channel][plane]`
+    ByImage,
+    /// `[plane][channel][image]`
+    ByChannel,
+    /// As by channel, in planes of the sides given.
+    Within([usize; 2]),
+}
+
+/// The last shifted plane and the last vector reach over the end.
+const SLACK: usize = 64;
+
+impl<'a> Padded<'a> {
+    /// Maps of one line without a border.
+    fn plain(x: &'a [f32], channels: usize, width: usize) -> Self {
+        Self {
+            values: Cow::Borrowed(x),
+            channels,
+            stride: 1,
+            height: 1,
+            width,
+        }
+    }
+
+    fn new(
+        x: &[f32],
+        [batch, channels, height, width]: [usize; 4],
+        [before, behind]: [usize; 2],
+        stride: usize,
+        order: Order,
+    ) -> Self {
+        let [rows, columns] = match order {
+            Order::Within(sides) => sides,
+            _ => [height, width].map(|side| (before + side + behind).div_ceil(stride)),
+        };
+        let phases = stride * stride;
+        let plane = rows * columns;
+        let length = batch * channels * phases * plane;
+        let mut values = vec![0.0; length + plane + SLACK];
+        let planes = values[..length].par_chunks_mut(plane).enumerate();
+        planes.for_each(|(index, plane)| {
+            let [map, phase] = match order {
+                Order::ByImage => [index / phases, index % phases],
+                Order::ByChannel | Order::Within(_) => {
+                    let [image, channel] = [index % batch, index / batch % channels];
+                    [image * channels + channel, index / batch / channels]
+                }
+            };
+            let map = &x[map * height * width..][..height * width];
+            // The first row and column of the map that belong to this plane.
+            let skip = [phase / stride, phase % stride]
+                .map(|first| (first + stride * before - before) % stride);
+            let to = skip.map(|skip| (before + skip) / stride);
+            let lines = plane.chunks_mut(columns).skip(to[0]);
+            for (plane, line) in lines.zip(map.chunks(width).skip(skip[0]).step_by(stride)) {
+                let plane = &mut plane[to[1]..];
+                if stride == 1 {
+                    plane[..width].copy_from_slice(line);
+                } else {
+                    let line = line.iter().skip(skip[1]).step_by(stride);
+                    for (to, from) in plane.iter_mut().zip(line) {
+                        *to = *from;
+                    }
+                }
+            }
+        });
+        Self {
+            values: Cow::Owned(values),
+            channels,
+            stride,
+            height: rows,
+            width: columns,
+        }
+    }
+
+    fn plane(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// Numbers of one map.
+    fn map_length(&self) -> usize {
+        self.stride * self.stride * self.plane()
+    }
+
+    /// Where row `dy` and column `dx` of the padded map lie from the start of its planes.
+    fn offset(&self, dy: usize, dx: usize) -> usize {
+        let s = self.stride;
+        (dy % s * s + dx % s) * self.plane() + dy / s * self.width + dx / s
+    }
+}
+
+/// Pixels of one work item.
+const PIXELS: usize = 128;
+
+/// `out[n, row, pixel] = sum_k a[row, k] source[n, k / taps, pixel + taps[k % taps]]`
+fn gather_product(
+    source: &Padded<'_>,
+    taps: &[usize],
+    a: &PackedRows,
+    [height, width]: [usize; 2],
+    out: &mut [f32],
+) {
+    let plane = height * width;
+    let rows = a.rows();
+    let map = source.map_length();
+    let offsets: Vec<usize> = (0..source.channels)
+        .flat_map(|channel| taps.iter().map(move |tap| channel * map + tap))
+        .collect();
+    // Every item owns some lines, or a part of a long one, of every row of the output.
+    let part = match height {
+        1 => PIXELS.min(plane),
+        _ => (PIXELS / width).max(1) * width,
+    };
+    let per_image = plane.div_ceil(part);
+    let mut items: Vec<Vec<&mut [f32]>> = Vec::new();
+    for image in out.chunks_mut(rows * plane) {
+        let first = items.len();
+        items.extend((0..per_image).map(|_| Vec::with_capacity(rows)));
+        for row in image.chunks_mut(plane) {
+            for (item, part) in items[first..].iter_mut().zip(row.chunks_mut(part)) {
+                item.push(part);
+            }
+        }
+    }
+    items.into_par_iter().enumerate().for_each(|(item, out)| {
+        dispatch(GatherProduct {
+            maps: &source.values[item / per_image * source.channels * map..],
+            pitch: source.width,
+            offsets: &offsets,
+            a,
+            width,
+            first: item % per_image * part,
+            out,
+        });
+    });
+}
+
+struct GatherProduct<'a> {
+    maps: &'a [f32],
+    pitch: usize,
+    offsets: &'a [usize],
+    a: &'a PackedRows,
+    /// Of a line of the output.
+    width: usize,
+    /// The first pixel.
+    first: usize,
+    /// The pixels of every row.
+    out: Vec<&'a mut [f32]>,
+}
+
+impl WithSimd for GatherProduct<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if self.width >= S::F32_LANES {
+            self.read_as_it_lies(simd);
+        } else {
+            self.read_packed(simd);
+        }
+    }
+}
+
+impl GatherProduct<'_> {
+    fn source(&self, pixel: usize) -> usize {
+        pixel / self.width * self.pitch + pixel % self.width
+    }
+
+    /// Vectors within a line; the last of a line overlaps the one before it where the width is no
+    /// multiple of a vector's.
+    #[inline(always)]
+    fn read_as_it_lies<S: Simd>(mut self, simd: S) {
+        let lanes = S::F32_LANES;
+        let pixels = self.out[0].len();
+        let mut starts = Vec::with_capacity(pixels / lanes + 2);
+        let mut line = 0;
+        while line < pixels {
+            let width = self.width.min(pixels - line);
+            if width < lanes {
+                return self.read_packed(simd);
+            }
+            starts.extend((0..width / lanes).map(|i| line + i * lanes));
+            if !width.is_multiple_of(lanes) {
+                starts.push(line + width - lanes);
+            }
+            line += width;
+        }
+        for pair in starts.chunks(2) {
+            let to = [pair[0], *pair.last().unwrap_or(&pair[0])];
+            let from = to.map(|pixel| self.source(self.first + pixel));
+            let panels = self.a.panels().zip(self.out.chunks_mut(ROWS));
+            for (a, out) in panels {
+                let tile = gathered_tile(simd, a, self.offsets, self.maps, from);
+                for (values, row) in tile.iter().zip(out) {
+                    for (value, to) in values.iter().zip(to) {
+                        S::as_mut_simd_f32s(&mut row[to..to + lanes]).0[0] = *value;
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn read_packed<S: Simd>(mut self, simd: S) {
+        let panel = 2 * S::F32_LANES;
+        let pixels = self.out[0].len();
+        let mut b = vec![0.0; panel * self.a.depth()];
+        for first in (0..pixels).step_by(panel) {
+            let count = panel.min(pixels - first);
+            let sources: Vec<usize> = (first..first + count)
+                .map(|pixel| self.source(self.first + pixel))
+                .collect();
+            for (b, offset) in b.chunks_exact_mut(panel).zip(self.offsets) {
+                let maps = &self.maps[*offset..];
+                for (to, from) in b.iter_mut().zip(&sources) {
+                    *to = maps[*from];
+                }
+            }
+            let (b, _) = S::as_simd_f32s(&b);
+            let (b, _) = b.as_chunks();
+            for (a, out) in self.a.panels().zip(self.out.chunks_mut(ROWS)) {
+                let tile = packed_tile(simd, a, b);
+                for (values, row) in tile.iter().zip(out) {
+                    let row = row[first..first + count].chunks_mut(S::F32_LANES);
+                    for (value, to) in values.iter().zip(row) {
+                        simd.partial_store_f32s(to, *value);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Dot products that are taken at once: rows of the cotangent, and offsets.
+const DOTS: [usize; 2] = [4, 3];
+
+/// `out[row, k] = g[row] . x[offsets[k]..]`
+struct DotProducts<'a> {
+    x: &'a [f32],
+    offsets: &'a [usize],
+    g: &'a [f32],
+    length: usize,
+    /// At most `DOTS[0]` rows.
+    out: &'a mut [f32],
+}
+
+impl WithSimd for DotProducts<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let depth = self.offsets.len();
+        let rows = self.out.len() / depth;
+        let vectors = self.length.div_ceil(S::F32_LANES);
+        // What follows the last row is not read as one.
+        let tail = self.length % S::F32_LANES;
+        let g: [&[f32]; DOTS[0]] =
+            std::array::from_fn(|row| &self.g[row.min(rows - 1) * self.length..][..self.length]);
+        for (group, offsets) in self.offsets.chunks(DOTS[1]).enumerate() {
+            let x: [&[S::f32s]; DOTS[1]] = std::array::from_fn(|k| {
+                let offset = offsets[k.min(offsets.len() - 1)];
+                let x = &self.x[offset..(offset + vectors * S::F32_LANES).min(self.x.len())];
+                S::as_simd_f32s(x).0
+            });
+            let whole = self.length / S::F32_LANES;
+            let g_whole = g.map(|g| &S::as_simd_f32s(g).0[..whole]);
+            let x_whole = x.map(|x| &x[..whole]);
+            let mut sums = [[simd.splat_f32s(0.0); DOTS[1]]; DOTS[0]];
+            for i in 0..whole {
+                for (sums, g) in sums.iter_mut().zip(&g_whole) {
+                    for (sum, x) in sums.iter_mut().zip(&x_whole) {
+                        *sum = simd.mul_add_e_f32s(g[i], x[i], *sum);
+                    }
+                }
+            }
+            if tail > 0 {
+                for (sums, g) in sums.iter_mut().zip(&g) {
+                    let g = simd.partial_load_f32s(&g[self.length - tail..]);
+                    for (sum, x) in sums.iter_mut().zip(&x) {
+                        *sum = simd.mul_add_e_f32s(g, x[whole], *sum);
+                    }
+                }
+            }
+            for (out, sums) in self.out.chunks_mut(depth).zip(&sums) {
+                let out = &mut out[group * DOTS[1]..];
+                for (out, sum) in out.iter_mut().zip(&sums[..offsets.len()]) {
+                    *out = simd.reduce_sum_f32s(*sum);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The numbers of tensors on Burn's CPU backend.
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{BackendTensor, DispatchKindConversion, DispatchTensor, Flex};
+use burn::tensor::{DType, Tensor, TensorData};
+
+/// A tensor of f32 on Flex that nothing differentiates, its numbers in order.
+#[derive(Debug)]
+pub(crate) struct Host(FloatTensor<Flex>);
+
+impl Host {
+    /// `None` if the tensor is of another type, on another backend, or tracked.
+    pub(crate) fn of<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
+        if tensor.dtype() != DType::F32 {
+            return None;
+        }
+        let tensor = tensor.clone().into_dispatch();
+        match <DispatchTensor as DispatchKindConversion<Flex>>::try_into_backend(tensor) {
+            Ok(BackendTensor::Float(tensor)) => Some(Self::in_order(tensor)),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn in_order(tensor: FloatTensor<Flex>) -> Self {
+        if tensor.as_slice::<f32>().is_some() {
+            return Self(tensor);
+        }
+        Self(tensor.to_contiguous())
+    }
+
+    /// # Panics
+    ///
+    /// Never: only tensors of f32 are taken, and brought into order.
+    pub(crate) fn values(&self) -> &[f32] {
+        self.0.as_slice().expect("the numbers are f32 and in order")
+    }
+}
+
+pub(crate) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    let tensor = FloatTensor::<Flex>::from_data(TensorData::new(values, shape));
+    Tensor::from_dispatch(
+        <DispatchTensor as DispatchKindConversion<Flex>>::from_backend(BackendTensor::Float(
+            tensor,
+        )),
+    )
+}

@@ -1,0 +1,40 @@
+//! Operations that equilibrium models spend their time in, on Burn tensors.
+//!
+//! Every operation is written once in Burn's own, which run on every device and are differentiated
+//! as they are. Where a backend's are slow it has a kernel beside them, which is taken for tensors
+//! of f32 that nothing differentiates, as those of a solve are; [`convolve`] has one for its
+//! derivatives too. The kernels for the CPU ([`Flex`](https://docs.rs/burn-flex)) come with the
+//! feature `flex`.
+//!
+//! ```
+//! use burn::tensor::{Device, Distribution, Tensor};
+//! use deq_kernels::{Convolution, GroupNorm};
+//!
+//! let device = Device::flex();
+//! let normal = Distribution::Normal(0.0, 0.1);
+//! let conv = Convolution::new(Tensor::random([16, 8, 3, 3], normal, &device), 1);
+//! let norm = GroupNorm { groups: 4, epsilon: 1e-5, affine: None };
+//! let maps = norm.apply_relu(conv.apply(Tensor::zeros([2, 8, 32, 32], &device)));
+//! assert_eq!(maps.dims(), [2, 16, 32, 32]);
+//! ```
+//!
+//! # Features
+//!
+//! `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` pass through to Burn and say which backends
+//! are known here; none by default.
+
+mod attention;
+mod convolution;
+#[cfg(feature = "flex")]
+mod cpu;
+#[cfg(feature = "flex")]
+mod flex;
+mod group_norm;
+mod layer_norm;
+mod linear;
+
+pub use attention::{AttentionPoint, RelativeAttention};
+pub use convolution::{Convolution, convolve};
+pub use group_norm::{GroupNorm, NormJacobian};
+pub use layer_norm::{LayerNormJacobian, layer_norm};
+pub use linear::Linear;

@@ -1,0 +1,337 @@
+//! Every kernel against Burn's own operations, which tensors of an autodiff device take.
+//!
+//! Both round differently: sums of `n` products of numbers of order 1 agree to a few `sqrt(n)`
+//! roundings, hence the tolerance of 1e-5 relative to the largest number for sums of up to 3,000.
+
+use burn::tensor::activation::{relu, softmax};
+use burn::tensor::module::{conv_transpose2d, conv2d};
+use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
+use burn::tensor::{Device, Distribution, Tensor};
+use deq_kernels::{Convolution, GroupNorm, Linear, RelativeAttention, convolve, layer_norm};
+
+const TOLERANCE: f32 = 1e-5;
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+}
+
+/// The same numbers where only Burn's operations are taken.
+fn plain<const D: usize>(x: &Tensor<D>) -> Tensor<D> {
+    x.clone().autodiff()
+}
+
+#[track_caller]
+fn assert_close<const D: usize>(ours: &Tensor<D>, theirs: &Tensor<D>, what: &str) {
+    assert_eq!(ours.dims(), theirs.dims(), "{what}");
+    let [ours, theirs] = [ours, theirs].map(|x| {
+        let x = if x.is_autodiff() { x.clone().inner() } else { x.clone() };
+        x.into_data().iter::<f32>().collect::<Vec<f32>>()
+    });
+    let largest = theirs.iter().fold(1e-3_f32, |most, x| most.max(x.abs()));
+    for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+        assert!(
+            (a - b).abs() <= TOLERANCE * largest,
+            "{what}: number {i} is {a}, and {b} by Burn's operations (largest {largest})"
+        );
+    }
+}
+
+/// Batch, input, output, kernel, stride, height, width: whole vectors, ends of lines, maps narrower
+/// than a vector, one channel, strides that leave a row over.
+const CONVOLUTIONS: [[usize; 7]; 13] = [
+    [2, 3, 5, 3, 1, 8, 8],
+    [2, 32, 40, 3, 1, 16, 16],
+    [1, 40, 7, 3, 1, 32, 24],
+    [2, 3, 5, 3, 1, 28, 28],
+    [2, 9, 14, 3, 1, 7, 7],
+    [2, 8, 8, 3, 1, 4, 4],
+    [3, 2, 3, 3, 1, 1, 1],
+    [2, 5, 4, 1, 1, 6, 5],
+    [2, 64, 33, 1, 1, 14, 14],
+    [2, 9, 14, 3, 2, 28, 14],
+    [2, 4, 6, 3, 2, 8, 8],
+    [2, 5, 4, 1, 2, 8, 6],
+    [1, 3, 4, 7, 2, 30, 14],
+];
+
+#[test]
+fn convolutions_and_their_transposes() {
+    for case in CONVOLUTIONS {
+        let [batch, input, output, kernel, stride, height, width] = case;
+        let weight = random([output, input, kernel, kernel]);
+        let conv = Convolution::new(weight.clone(), stride);
+        let x = random([batch, input, height, width]);
+        let options = ConvOptions::new([stride; 2], [kernel / 2; 2], [1, 1], 1);
+        let expected = conv2d(x.clone(), weight.clone(), None, options);
+        assert_close(&conv.apply(x.clone()), &expected, &format!("{case:?}"));
+        // The arranged weight serves again.
+        assert_close(&conv.apply(x), &expected, &format!("{case:?}, again"));
+
+        let sides = [height.div_ceil(stride), width.div_ceil(stride)];
+        let g = random([batch, output, sides[0], sides[1]]);
+        let options = ConvTransposeOptions::new(
+            [stride; 2],
+            [kernel / 2; 2],
+            [stride + 2 * (kernel / 2) - kernel; 2],
+            [1, 1],
+            1,
+        );
+        let expected = conv_transpose2d(g.clone(), weight, None, options);
+        if [height, width] == sides.map(|side| side * stride) {
+            assert_close(&conv.carry(g), &expected, &format!("transposed {case:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_convolution_reads_views_as_they_look() {
+    let x = random([2, 12, 9, 3]).swap_dims(1, 3).narrow(2, 1, 8);
+    let weight = random([3, 5, 3, 3]).swap_dims(0, 1);
+    let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
+    let expected = conv2d(x.clone(), weight.clone(), None, options);
+    assert_close(&Convolution::new(weight, 1).apply(x), &expected, "views");
+}
+
+#[test]
+fn the_gradients_of_a_convolution() {
+    for case in CONVOLUTIONS {
+        let [batch, input, output, kernel, stride, height, width] = case;
+        let leaves = || {
+            let x = random([batch, input, height, width]).autodiff();
+            let weight = random([output, input, kernel, kernel]).autodiff();
+            (x.require_grad(), weight.require_grad())
+        };
+        let (x, weight) = leaves();
+        let options = ConvOptions::new([stride; 2], [kernel / 2; 2], [1, 1], 1);
+        let theirs = conv2d(x.clone(), weight.clone(), None, options);
+        let factor = random(theirs.dims()).autodiff();
+        let theirs = (theirs * factor.clone()).sum().backward();
+        let [x_copy, weight_copy] = [&x, &weight].map(|t| t.clone().detach().require_grad());
+        let ours = convolve(x_copy.clone(), weight_copy.clone(), stride);
+        let ours = (ours * factor).sum().backward();
+        for (what, leaf, copy) in [("input", &x, &x_copy), ("weight", &weight, &weight_copy)] {
+            let (ours, theirs) = (copy.grad(&ours), leaf.grad(&theirs));
+            let (ours, theirs) = (ours.expect("ours"), theirs.expect("theirs"));
+            assert_close(&ours, &theirs, &format!("{what} of {case:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_constant_beside_a_tracked_argument_of_a_convolution() {
+    let weight = random([4, 3, 3, 3]).autodiff().require_grad();
+    let out = convolve(random([1, 3, 5, 5]), weight.clone(), 1);
+    let grads = out.sum().backward();
+    assert!(weight.grad(&grads).is_some());
+}
+
+#[test]
+#[should_panic(expected = "the maps have 3 channels, but the weight reads 5")]
+fn a_weight_for_other_channels_is_refused() {
+    let device = Device::flex();
+    let x = Tensor::<4>::zeros([1, 3, 4, 4], &device);
+    convolve(x, Tensor::zeros([2, 5, 3, 3], &device), 1);
+}
+
+#[test]
+fn group_norms_and_their_jacobians() {
+    for [batch, channels, groups, height, width] in [
+        [2, 8, 4, 8, 8],
+        [1, 6, 2, 3, 5],
+        [3, 4, 4, 1, 1],
+        [2, 48, 4, 32, 32],
+    ] {
+        for affine in [false, true] {
+            let scale = random([1, channels, 1, 1]);
+            let shift = random([1, channels, 1, 1]);
+            let norm = GroupNorm {
+                groups,
+                epsilon: 1e-5,
+                affine: affine.then(|| (scale.clone(), shift.clone())),
+            };
+            let tracked = GroupNorm {
+                affine: affine.then(|| (plain(&scale), plain(&shift))),
+                ..norm.clone()
+            };
+            // A mean that is large beside the deviation.
+            let x = random([batch, channels, height, width]) + 3.0;
+            let what = format!("{channels} channels of {height}x{width} in {groups}, {affine}");
+            let expected = tracked.apply(plain(&x));
+            assert_close(&norm.apply(x.clone()), &expected, &what);
+            assert_close(&norm.apply_relu(x.clone()), &relu(expected.clone()), &what);
+            let (value, jacobian) = norm.linearize(x.clone());
+            let (_, plainly) = tracked.linearize(plain(&x));
+            assert_close(&value, &expected, &what);
+            let d = random(x.dims());
+            assert_close(
+                &jacobian.tangent(d.clone()),
+                &plainly.tangent(plain(&d)),
+                &format!("tangent, {what}"),
+            );
+            assert_close(
+                &jacobian.carry(d.clone()),
+                &plainly.carry(plain(&d)),
+                &format!("cotangent, {what}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn layer_norms_and_their_jacobians() {
+    for shape in [[2, 3, 5], [1, 1, 16], [4, 64, 130]] {
+        let x = random(shape) - 2.0;
+        let d = random(shape);
+        let (normed, jacobian) = layer_norm(x.clone(), 1e-5);
+        let (expected, plainly) = layer_norm(plain(&x), 1e-5);
+        assert_close(&normed, &expected, &format!("{shape:?}"));
+        let (ours, theirs) = (jacobian.apply(d.clone()), plainly.apply(plain(&d)));
+        assert_close(&ours, &theirs, &format!("Jacobian, {shape:?}"));
+    }
+}
+
+#[test]
+fn linear_maps() {
+    for ([batch, time], [input, output]) in [
+        ([1, 1], [1, 1]),
+        ([2, 3], [5, 7]),
+        ([3, 50], [130, 390]),
+        ([4, 64], [128, 512]),
+    ] {
+        for bias in [false, true] {
+            let weight = random([input, output]);
+            let bias = bias.then(|| random([1, output]));
+            let map = Linear::new(weight.clone(), bias.clone());
+            let plainly = Linear::new(plain(&weight), bias.as_ref().map(plain));
+            let x = random([batch, time, input]);
+            let to = random([batch, time, output]);
+            let what = format!("{batch}x{time}, {input} to {output}");
+            assert_close(&map.apply(x.clone()), &plainly.apply(plain(&x)), &what);
+            assert_close(
+                &map.apply_relu(x.clone()),
+                &plainly.apply_relu(plain(&x)),
+                &format!("ReLU of {what}"),
+            );
+            assert_close(
+                &map.add_to(to.clone(), x.clone()),
+                &plainly.add_to(plain(&to), plain(&x)),
+                &format!("on top, {what}"),
+            );
+            let transposed = Linear::new(weight.clone().transpose(), None);
+            let g = random([batch, time, output]);
+            let expected = g.clone().reshape([batch * time, output]);
+            let expected = expected.matmul(weight.transpose());
+            let ours = transposed.apply(g).reshape([batch * time, input]);
+            assert_close(&ours, &expected, &format!("transposed {what}"));
+        }
+    }
+}
+
+#[test]
+fn not_a_number_passes_through() {
+    let device = Device::flex();
+    let nan = |shape: [usize; 3]| Tensor::<3>::full(shape, f32::NAN, &device);
+    let linear = Linear::new(random([4, 4]), None);
+    let (normed, _) = layer_norm(nan([1, 2, 4]), 1e-5);
+    for x in [linear.apply_relu(nan([1, 2, 4])), normed] {
+        assert!(x.into_data().iter::<f32>().all(f32::is_nan));
+    }
+    let norm = GroupNorm {
+        groups: 1,
+        epsilon: 1e-5,
+        affine: None,
+    };
+    let maps = norm.apply_relu(Tensor::full([1, 2, 2, 2], f32::NAN, &device));
+    assert!(maps.into_data().iter::<f32>().all(f32::is_nan));
+}
+
+/// Attention by its formula, position by position.
+fn attention(attention: &RelativeAttention, qkv: &Tensor<3>) -> Tensor<3> {
+    let [n_heads, d_head] = attention.content_bias.dims();
+    let [_, _, time, keys] = attention.mask.dims();
+    let [batch, ..] = qkv.dims();
+    let width = n_heads * d_head;
+    let heads = |x: Tensor<3>| {
+        let [batch, time, _] = x.dims();
+        x.reshape([batch, time, n_heads, d_head]).swap_dims(1, 2)
+    };
+    let part = |part: usize| heads(qkv.clone().narrow(2, part * width, width));
+    let bias = |bias: &Tensor<2>| bias.clone().reshape([1, n_heads, 1, d_head]);
+    let (query, mut key, mut value) = (part(0), part(1), part(2));
+    if let Some(memory) = &attention.memory {
+        key = Tensor::cat(vec![heads(memory.clone().narrow(2, 0, width)), key], 2);
+        value = Tensor::cat(vec![heads(memory.clone().narrow(2, width, width)), value], 2);
+    }
+    let distances = heads(attention.distances.clone()).swap_dims(2, 3);
+    let by_distance = (query.clone() + bias(&attention.position_bias)).matmul(distances);
+    // Query i sees key j at the distance i + past - j, which lies in column keys - 1 - distance.
+    let rows: Vec<Tensor<4>> = (0..time)
+        .map(|i| {
+            let seen = i + 1 + keys - time;
+            let row = by_distance.clone().narrow(2, i, 1).narrow(3, keys - seen, seen);
+            let hidden = row.clone().narrow(3, 0, 1).repeat_dim(3, keys - seen + 1);
+            Tensor::cat(vec![row, hidden], 3).narrow(3, 0, keys)
+        })
+        .collect();
+    let content = (query + bias(&attention.content_bias)).matmul(key.swap_dims(2, 3));
+    let scores = (content + Tensor::cat(rows, 2)).div_scalar((d_head as f64).sqrt());
+    let weights = softmax(scores + attention.mask.clone(), 3);
+    let weights = match &attention.dropout {
+        Some(dropout) => weights * dropout.clone(),
+        None => weights,
+    };
+    let mixed = weights.matmul(value);
+    mixed.swap_dims(1, 2).reshape([batch, time, width])
+}
+
+fn causal(time: usize, past: usize) -> Tensor<4> {
+    let keys = past + time;
+    let hidden = (0..time).flat_map(|i| (0..keys).map(move |j| j > i + past));
+    let values: Vec<f32> = hidden.map(|hidden| if hidden { -1e9 } else { 0.0 }).collect();
+    let data = burn::tensor::TensorData::new(values, [1, 1, time, keys]);
+    Tensor::from_data(data, &Device::flex())
+}
+
+#[test]
+fn attention_and_its_cotangents() {
+    for ([batch, heads, d_head], [time, past], dropout) in [
+        ([1, 1, 4], [1, 0], false),
+        ([2, 3, 5], [7, 4], false),
+        ([2, 2, 8], [20, 13], true),
+        ([4, 10, 13], [50, 64], false),
+    ] {
+        let (keys, width) = (time + past, heads * d_head);
+        let dropped = || {
+            let kept = Distribution::Bernoulli(0.8);
+            Tensor::random([batch, heads, time, keys], kept, &Device::flex()).mul_scalar(1.25)
+        };
+        let ours = RelativeAttention {
+            content_bias: random([heads, d_head]),
+            position_bias: random([heads, d_head]),
+            memory: (past > 0).then(|| random([batch, past, 2 * width])),
+            distances: random([1, keys, width]),
+            mask: causal(time, past),
+            dropout: dropout.then(dropped),
+        };
+        let plainly = RelativeAttention {
+            content_bias: plain(&ours.content_bias),
+            position_bias: plain(&ours.position_bias),
+            memory: ours.memory.as_ref().map(plain),
+            distances: plain(&ours.distances),
+            mask: plain(&ours.mask),
+            dropout: ours.dropout.as_ref().map(plain),
+        };
+        let what = format!("{batch} x {heads} heads of {d_head}, {time} after {past}");
+        let qkv = random([batch, time, 3 * width]);
+        let leaf = plain(&qkv).require_grad();
+        let expected = attention(&plainly, &leaf);
+        let mixed = ours.attend(&qkv).expect("there is a kernel");
+        assert_close(&mixed, &expected, &what);
+        let (again, point) = ours.linearize(&qkv).expect("there is a kernel");
+        assert_close(&again, &expected, &what);
+        let g = random(mixed.dims());
+        let grads = (expected * plain(&g)).sum().backward();
+        let expected = leaf.grad(&grads).expect("a gradient");
+        assert_close(&point.carry(&g), &expected, &format!("cotangents of {what}"));
+    }
+}
