@@ -123,13 +123,8 @@ impl Convolution {
         let [.., kernel] = self.weight.dims();
         // (sides - 1) * stride - 2 * padding + kernel, which lacks this to sides * stride.
         let lacking = self.stride + 2 * (kernel / 2) - kernel;
-        let options = ConvTransposeOptions::new(
-            [self.stride; 2],
-            [kernel / 2; 2],
-            [lacking; 2],
-            [1, 1],
-            1,
-        );
+        let options =
+            ConvTransposeOptions::new([self.stride; 2], [kernel / 2; 2], [lacking; 2], [1, 1], 1);
         conv_transpose2d(g, self.weight.clone(), None, options)
     }
 

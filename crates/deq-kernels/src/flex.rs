@@ -36,6 +36,40 @@ impl Host {
     }
 }
 
+/// A [`Host`] whose numbers may be changed, in place where nobody else holds them.
+#[derive(Debug)]
+pub(crate) struct HostMut<const D: usize>(FloatTensor<Flex>);
+
+impl<const D: usize> HostMut<D> {
+    /// # Panics
+    ///
+    /// If the tensor is not one that [`Host::of`] takes.
+    pub(crate) fn of(tensor: Tensor<D>) -> Self {
+        let tensor = tensor.into_dispatch();
+        let tensor = <DispatchTensor as DispatchKindConversion<Flex>>::try_into_backend(tensor)
+            .expect("the tensor is on the CPU backend, and untracked")
+            .float();
+        let whole =
+            tensor.as_slice::<f32>().map(<[f32]>::len) == Some(tensor.storage::<f32>().len());
+        Self(if whole {
+            tensor
+        } else {
+            tensor.to_contiguous()
+        })
+    }
+
+    pub(crate) fn values(&mut self) -> &mut [f32] {
+        self.0.storage_mut()
+    }
+
+    pub(crate) fn tensor(self) -> Tensor<D> {
+        let tensor = BackendTensor::Float(self.0);
+        Tensor::from_dispatch(
+            <DispatchTensor as DispatchKindConversion<Flex>>::from_backend(tensor),
+        )
+    }
+}
+
 pub(crate) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
     let tensor = FloatTensor::<Flex>::from_data(TensorData::new(values, shape));
     Tensor::from_dispatch(

@@ -195,7 +195,13 @@ impl NormJacobian {
             shift: None,
             cycle: groups,
         };
-        let out = carry(d.values(), normed.values(), inverse.values(), rows, direction);
+        let out = carry(
+            d.values(),
+            normed.values(),
+            inverse.values(),
+            rows,
+            direction,
+        );
         Some(tensor(out, shape))
     }
 }

@@ -74,7 +74,13 @@ impl LayerNormJacobian {
             let [.., channels] = d.dims();
             let (d_values, normed) = (values.values(), normed.values());
             let direction = Direction::Transposed;
-            let out = carry(d_values, normed, inverse.values(), rows(channels), direction);
+            let out = carry(
+                d_values,
+                normed,
+                inverse.values(),
+                rows(channels),
+                direction,
+            );
             return tensor(out, d.dims());
         }
         let centered = d.clone() - d.mean_dim(2);

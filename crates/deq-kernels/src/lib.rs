@@ -32,9 +32,13 @@ mod flex;
 mod group_norm;
 mod layer_norm;
 mod linear;
+mod pointwise;
+mod solver;
 
 pub use attention::{AttentionPoint, RelativeAttention};
 pub use convolution::{Convolution, convolve};
 pub use group_norm::{GroupNorm, NormJacobian};
 pub use layer_norm::{LayerNormJacobian, layer_norm};
 pub use linear::Linear;
+pub use pointwise::tanh;
+pub use solver::{AndersonStep, AndersonWindow, BroydenStep, combine, dots, row_squares};

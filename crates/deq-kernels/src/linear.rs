@@ -108,7 +108,11 @@ impl Linear {
         };
         let packed = self.packed.get_or_init(|| {
             let weight = Host::of(&self.weight)?;
-            Some(PackedColumns::new(weight.values(), [input, output], [output, 1]))
+            Some(PackedColumns::new(
+                weight.values(),
+                [input, output],
+                [output, 1],
+            ))
         });
         let finish = Finish {
             bias: bias.as_ref().map(Host::values),

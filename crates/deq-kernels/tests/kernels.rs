@@ -24,7 +24,11 @@ fn plain<const D: usize>(x: &Tensor<D>) -> Tensor<D> {
 fn assert_close<const D: usize>(ours: &Tensor<D>, theirs: &Tensor<D>, what: &str) {
     assert_eq!(ours.dims(), theirs.dims(), "{what}");
     let [ours, theirs] = [ours, theirs].map(|x| {
-        let x = if x.is_autodiff() { x.clone().inner() } else { x.clone() };
+        let x = if x.is_autodiff() {
+            x.clone().inner()
+        } else {
+            x.clone()
+        };
         x.into_data().iter::<f32>().collect::<Vec<f32>>()
     });
     let largest = theirs.iter().fold(1e-3_f32, |most, x| most.max(x.abs()));
@@ -260,7 +264,10 @@ fn attention(attention: &RelativeAttention, qkv: &Tensor<3>) -> Tensor<3> {
     let (query, mut key, mut value) = (part(0), part(1), part(2));
     if let Some(memory) = &attention.memory {
         key = Tensor::cat(vec![heads(memory.clone().narrow(2, 0, width)), key], 2);
-        value = Tensor::cat(vec![heads(memory.clone().narrow(2, width, width)), value], 2);
+        value = Tensor::cat(
+            vec![heads(memory.clone().narrow(2, width, width)), value],
+            2,
+        );
     }
     let distances = heads(attention.distances.clone()).swap_dims(2, 3);
     let by_distance = (query.clone() + bias(&attention.position_bias)).matmul(distances);
@@ -268,7 +275,10 @@ fn attention(attention: &RelativeAttention, qkv: &Tensor<3>) -> Tensor<3> {
     let rows: Vec<Tensor<4>> = (0..time)
         .map(|i| {
             let seen = i + 1 + keys - time;
-            let row = by_distance.clone().narrow(2, i, 1).narrow(3, keys - seen, seen);
+            let row = by_distance
+                .clone()
+                .narrow(2, i, 1)
+                .narrow(3, keys - seen, seen);
             let hidden = row.clone().narrow(3, 0, 1).repeat_dim(3, keys - seen + 1);
             Tensor::cat(vec![row, hidden], 3).narrow(3, 0, keys)
         })
@@ -287,7 +297,9 @@ fn attention(attention: &RelativeAttention, qkv: &Tensor<3>) -> Tensor<3> {
 fn causal(time: usize, past: usize) -> Tensor<4> {
     let keys = past + time;
     let hidden = (0..time).flat_map(|i| (0..keys).map(move |j| j > i + past));
-    let values: Vec<f32> = hidden.map(|hidden| if hidden { -1e9 } else { 0.0 }).collect();
+    let values: Vec<f32> = hidden
+        .map(|hidden| if hidden { -1e9 } else { 0.0 })
+        .collect();
     let data = burn::tensor::TensorData::new(values, [1, 1, time, keys]);
     Tensor::from_data(data, &Device::flex())
 }
@@ -332,6 +344,10 @@ fn attention_and_its_cotangents() {
         let g = random(mixed.dims());
         let grads = (expected * plain(&g)).sum().backward();
         let expected = leaf.grad(&grads).expect("a gradient");
-        assert_close(&point.carry(&g), &expected, &format!("cotangents of {what}"));
+        assert_close(
+            &point.carry(&g),
+            &expected,
+            &format!("cotangents of {what}"),
+        );
     }
 }

@@ -6,6 +6,7 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Initializer, PaddingConfig2d};
 use burn::tensor::module::{batch_norm, batch_norm_train};
 use burn::tensor::{Device, Tensor};
+use deq_kernels::convolve;
 
 /// What a convolution looks like. Padding keeps the size, but for the stride.
 #[derive(Clone, Debug)]
@@ -73,7 +74,20 @@ impl ConvNorm {
     /// - x: `[batch, input channels, height, width]`
     /// - output: `[batch, output channels, height, width]`, divided by the stride and rounded up
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        self.norm.forward(self.conv.forward(x))
+        self.norm.forward(apply(&self.conv, x))
+    }
+}
+
+/// A convolution made by [`ConvShape::init`].
+pub(crate) fn apply(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
+    let y = convolve(x, conv.weight.val(), conv.stride[0]);
+    match &conv.bias {
+        Some(bias) => {
+            let bias = bias.val();
+            let [channels] = bias.dims();
+            y + bias.reshape([1, channels, 1, 1])
+        }
+        None => y,
     }
 }
 

@@ -8,6 +8,7 @@ use crate::rows::{largest, squares};
 use crate::solver::FixedPointSolver;
 use burn::config::Config;
 use burn::tensor::Tensor;
+use deq_kernels::{AndersonStep, AndersonWindow};
 use serde::{Deserialize, Serialize};
 
 /// Which small problem [`Anderson`] solves.
@@ -225,6 +226,9 @@ impl Anderson {
         let m = self.config.history;
         let slot = state.next;
         state.next = (slot + 1) % m;
+        if AndersonStep::is_supported(at.z()) {
+            return self.step_at_once(at, state, slot);
+        }
         // Squares of residuals that are kept by their direction stay within the range of the type.
         let size = largest(at.residual());
         let direction = at.residual().clone() / size.clone();
@@ -261,6 +265,38 @@ impl Anderson {
         state
             .points
             .combine(&weights.narrow(1, 0, state.points.slots()))
+    }
+
+    /// The same by the kernel of the device.
+    fn step_at_once(&self, at: &Iterate, state: &mut AndersonState, slot: usize) -> Tensor<2> {
+        state.residuals.reserve(slot);
+        state.points.reserve(slot);
+        let none = || Tensor::empty([0, 0, 0], &at.z().device());
+        let window = AndersonWindow {
+            residuals: state.residuals.take(),
+            points: state.points.take(),
+            products: std::mem::replace(&mut state.products, none()),
+            sizes: std::mem::replace(&mut state.sizes, none()),
+            valid: std::mem::replace(&mut state.valid, none()),
+        };
+        let step = AndersonStep {
+            z: at.z(),
+            fz: at.fz(),
+            residual: at.residual(),
+            slot,
+            used: state.points.len(),
+            mixing: self.config.mixing,
+            regularization: self.config.regularization,
+            relative: self.config.ridge == Ridge::Relative,
+            max_weight: self.config.max_weight,
+        };
+        let (window, next) = step.run(window);
+        state.residuals.put(window.residuals);
+        state.points.put(window.points);
+        state.products = window.products;
+        state.sizes = window.sizes;
+        state.valid = window.valid;
+        next
     }
 
     fn step_type_i(&self, at: &Iterate, state: &mut AndersonState) -> Tensor<2> {

@@ -8,6 +8,7 @@ use crate::rows::{column, dot, largest, merge_rows};
 use crate::solver::FixedPointSolver;
 use burn::config::Config;
 use burn::tensor::Tensor;
+use deq_kernels::BroydenStep;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -222,6 +223,26 @@ impl InverseJacobian {
         self.append(dz, dg, config);
     }
 
+    /// Learns from the move between two points and returns the next one, in one go.
+    fn step(&mut self, from: &Iterate, to: &Iterate, config: &BroydenConfig) -> Tensor<2> {
+        if self.rank() == config.history {
+            self.clear();
+        }
+        let slot = self.rank();
+        self.u.reserve(slot);
+        self.v.reserve(slot);
+        let step = BroydenStep {
+            z: [from.z(), to.z()],
+            residual: [from.residual(), to.residual()],
+            used: slot,
+            good: config.update == BroydenUpdate::Good,
+        };
+        let ([u, v], next) = step.run([self.u.take(), self.v.take()]);
+        self.u.put(u);
+        self.v.put(v);
+        next
+    }
+
     fn clear(&mut self) {
         self.u.clear();
         self.v.clear();
@@ -282,9 +303,13 @@ impl FixedPointSolver for Broyden {
         if let Some(line_search) = &self.config.line_search {
             return self.step_searching(line_search, at, state);
         }
-        if let Some(previous) = state.previous.replace(at.clone()) {
-            state.inverse.update(&previous, at, &self.config);
+        let Some(previous) = state.previous.replace(at.clone()) else {
+            return at.z().clone() - state.inverse.apply(at.residual());
+        };
+        if BroydenStep::is_supported(at.z()) && self.config.when_full == FullHistory::Restart {
+            return state.inverse.step(&previous, at, &self.config);
         }
+        state.inverse.update(&previous, at, &self.config);
         at.z().clone() - state.inverse.apply(at.residual())
     }
 

@@ -1,6 +1,7 @@
 //! The vectors that a solver remembers.
 
 use burn::tensor::Tensor;
+use deq_kernels::{combine, dots};
 
 /// Up to so many vectors per sample, side by side, so that products with all of them are one
 /// operation: `[batch, slots, dim]`.
@@ -77,6 +78,18 @@ impl History {
     ///
     /// If `slot` lies beyond the capacity, or more than one beyond those in use.
     pub fn set(&mut self, slot: usize, rows: Tensor<2>) {
+        self.reserve(slot);
+        let [batch, _, dim] = self.vectors().dims();
+        let rows: Tensor<3> = rows.unsqueeze_dim(1);
+        self.update(|vectors| vectors.slice_assign([0..batch, slot..slot + 1, 0..dim], rows));
+    }
+
+    /// Makes room for a vector in a slot, which counts as used from now on.
+    ///
+    /// # Panics
+    ///
+    /// As [`set`](Self::set).
+    pub(crate) fn reserve(&mut self, slot: usize) {
         let [batch, slots, dim] = self.vectors().dims();
         assert!(
             slot <= self.len && slot < self.capacity,
@@ -86,13 +99,23 @@ impl History {
         );
         if slot >= slots {
             let more = (2 * slots).min(self.capacity) - slots;
-            let options = (&rows.device(), rows.dtype());
-            let zeros = Tensor::zeros([batch, more, dim], options);
-            self.update(|vectors| Tensor::cat(vec![vectors, zeros], 1));
+            self.update(|vectors| {
+                let options = (&vectors.device(), vectors.dtype());
+                let zeros = Tensor::zeros([batch, more, dim], options);
+                Tensor::cat(vec![vectors, zeros], 1)
+            });
         }
         self.len = self.len.max(slot + 1);
-        let rows: Tensor<3> = rows.unsqueeze_dim(1);
-        self.update(|vectors| vectors.slice_assign([0..batch, slot..slot + 1, 0..dim], rows));
+    }
+
+    /// All slots, `[batch, slots, dim]`; [`put`](Self::put) them back.
+    pub(crate) fn take(&mut self) -> Tensor<3> {
+        self.vectors.take().expect("put back by every update")
+    }
+
+    /// The counterpart of [`take`](Self::take).
+    pub(crate) fn put(&mut self, vectors: Tensor<3>) {
+        self.vectors = Some(vectors);
     }
 
     /// Lets `change` own the tensor, so that it can work in place.
@@ -106,15 +129,12 @@ impl History {
     ///
     /// - x: `[batch, dim]`
     pub fn dot(&self, x: &Tensor<2>) -> Tensor<3> {
-        let x: Tensor<3> = x.clone().unsqueeze_dim(2);
-        self.vectors().clone().matmul(x)
+        dots(self.vectors(), self.len, x)
     }
 
     /// `sum_i weights_i vector_i`, `[batch, dim]`, for weights `[batch, slots, 1]`.
     pub fn combine(&self, weights: &Tensor<3>) -> Tensor<2> {
-        let vectors = self.vectors().clone().swap_dims(1, 2);
-        let sum = vectors.matmul(weights.clone());
-        sum.squeeze_dim::<2>(2)
+        combine(self.vectors(), self.len, weights)
     }
 }
 

@@ -2,6 +2,7 @@
 //! choices.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
+use deq_kernels::row_squares;
 use std::ops::Range;
 
 /// The values of a tensor in f64, row-major. Waits for the device.
@@ -11,7 +12,7 @@ pub(crate) fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
 
 /// The sum of the squares of every row, `[batch, 1]`; see [`norms`].
 pub(crate) fn squares(x: &Tensor<2>) -> Tensor<2> {
-    x.clone().square().sum_dim(1)
+    row_squares(x)
 }
 
 /// The norms of rows by the [`squares`] that were read of them, and how many more reads that took.

@@ -1,9 +1,9 @@
 //! Relative positional attention and its transposed Jacobian, head by head, so that scores never
 //! leave the cache.
 
+use super::dispatch;
 use super::gemm::{Lines, product};
 use super::pointwise::exp;
-use super::dispatch;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -126,7 +126,9 @@ pub(crate) fn attend(qkv: &[f32], constants: Constants<'_>, keep: bool) -> (Vec<
     let kept: Vec<&mut [f32]> = if keep {
         probabilities.chunks_mut(time * keys).collect()
     } else {
-        (0..batch * heads).map(|_| <&mut [f32]>::default()).collect()
+        (0..batch * heads)
+            .map(|_| <&mut [f32]>::default())
+            .collect()
     };
     mixed
         .par_chunks_mut(time * d_head)
@@ -199,7 +201,10 @@ impl WithSimd for Attend<'_> {
         let entry = |i: usize, k: usize| (query[i][k] + position[k]) * scale;
         product(simd, time, entry, &distances, &mut by_distance, false);
         let length = scores.length;
-        let rows = scores.values.chunks_exact_mut(length).zip(mask.chunks_exact(keys));
+        let rows = scores
+            .values
+            .chunks_exact_mut(length)
+            .zip(mask.chunks_exact(keys));
         for (i, (row, mask)) in rows.enumerate() {
             // Scores by distance move left; what would wrap around belongs to keys in the future.
             let seen = i + 1 + constants.past();
@@ -209,7 +214,11 @@ impl WithSimd for Attend<'_> {
             }
             softmax(&mut row[..keys], mask);
         }
-        for (kept, row) in self.kept.chunks_exact_mut(keys).zip(scores.values.chunks(length)) {
+        for (kept, row) in self
+            .kept
+            .chunks_exact_mut(keys)
+            .zip(scores.values.chunks(length))
+        {
             kept.copy_from_slice(&row[..keys]);
         }
         let dropout = constants.dropout_of(at).chunks_exact(keys);
@@ -222,7 +231,10 @@ impl WithSimd for Attend<'_> {
         let mut mixed = Lines::zeros(simd, time, d_head);
         let entry = |i: usize, k: usize| scores.values[i * length + k];
         product(simd, time, entry, &value, &mut mixed, false);
-        for (to, from) in self.mixed.chunks_exact_mut(d_head).zip(mixed.values.chunks(mixed.length))
+        for (to, from) in self
+            .mixed
+            .chunks_exact_mut(d_head)
+            .zip(mixed.values.chunks(mixed.length))
         {
             to.copy_from_slice(&from[..d_head]);
         }
@@ -331,7 +343,14 @@ impl WithSimd for Carry<'_> {
             false => probabilities[i * keys + key] * dropout[i * keys + key],
         };
         let mut g_value = Lines::zeros(simd, time, d_head);
-        product(simd, time, |j, t| weight(t, past + j), &g, &mut g_value, false);
+        product(
+            simd,
+            time,
+            |j, t| weight(t, past + j),
+            &g,
+            &mut g_value,
+            false,
+        );
 
         let rows = g_scores.values.chunks_exact_mut(length);
         for (i, (g, p)) in rows.zip(probabilities.chunks_exact(keys)).enumerate() {
@@ -356,7 +375,14 @@ impl WithSimd for Carry<'_> {
             }
         }
         let mut g_key = Lines::zeros(simd, time, d_head);
-        product(simd, time, |j, t| score(t, past + j), &query, &mut g_key, false);
+        product(
+            simd,
+            time,
+            |j, t| score(t, past + j),
+            &query,
+            &mut g_key,
+            false,
+        );
         let key = Lines::copied(simd, d_head, constants.all(qkv, at, 0));
         let mut g_query = Lines::zeros(simd, time, d_head);
         product(simd, time, score, &key, &mut g_query, false);

@@ -69,7 +69,13 @@ pub(crate) fn forward(x: &[f32], weight: &ForwardWeight, shape: &ConvShape) -> V
         shape.stride,
         Order::ByImage,
     );
-    gather_product(&source, &taps(&source, shape.kernel), &weight.0, [height, width], &mut out);
+    gather_product(
+        &source,
+        &taps(&source, shape.kernel),
+        &weight.0,
+        [height, width],
+        &mut out,
+    );
     out
 }
 
@@ -140,7 +146,13 @@ pub(crate) fn input_gradient(g: &[f32], weight: &TransposedWeight, shape: &ConvS
     let mut gradient = vec![0.0; shape.batch * shape.input * plane];
     if shape.pointwise() {
         let source = Padded::plain(g, shape.output, plane);
-        gather_product(&source, &[0], &weight.0[0].weight, [1, plane], &mut gradient);
+        gather_product(
+            &source,
+            &[0],
+            &weight.0[0].weight,
+            [1, plane],
+            &mut gradient,
+        );
         return gradient;
     }
     let stride = shape.stride;
@@ -156,14 +168,24 @@ pub(crate) fn input_gradient(g: &[f32], weight: &TransposedWeight, shape: &ConvS
     );
     for phase in &weight.0 {
         let [ry, rx] = phase.remainders;
-        let [height, width] =
-            [(shape.height, ry), (shape.width, rx)].map(|(side, r)| side.saturating_sub(r).div_ceil(stride));
-        let taps: Vec<usize> = phase.taps.iter().map(|[dy, dx]| source.offset(*dy, *dx)).collect();
+        let [height, width] = [(shape.height, ry), (shape.width, rx)]
+            .map(|(side, r)| side.saturating_sub(r).div_ceil(stride));
+        let taps: Vec<usize> = phase
+            .taps
+            .iter()
+            .map(|[dy, dx]| source.offset(*dy, *dx))
+            .collect();
         if taps.is_empty() || height * width == 0 {
             continue;
         }
         if stride == 1 {
-            gather_product(&source, &taps, &phase.weight, [height, width], &mut gradient);
+            gather_product(
+                &source,
+                &taps,
+                &phase.weight,
+                [height, width],
+                &mut gradient,
+            );
             continue;
         }
         let mut part = vec![0.0; shape.batch * shape.input * height * width];
@@ -505,17 +527,22 @@ impl WithSimd for DotProducts<'_> {
         let vectors = self.length.div_ceil(S::F32_LANES);
         // What follows the last row is not read as one.
         let tail = self.length % S::F32_LANES;
-        let g: [&[f32]; DOTS[0]] =
-            std::array::from_fn(|row| &self.g[row.min(rows - 1) * self.length..][..self.length]);
+        let whole = self.length / S::F32_LANES;
+        let mut g: [&[f32]; DOTS[0]] = [&[]; DOTS[0]];
+        let mut g_whole: [&[S::f32s]; DOTS[0]] = [&[]; DOTS[0]];
+        for row in 0..DOTS[0] {
+            g[row] = &self.g[row.min(rows - 1) * self.length..][..self.length];
+            g_whole[row] = &S::as_simd_f32s(g[row]).0[..whole];
+        }
         for (group, offsets) in self.offsets.chunks(DOTS[1]).enumerate() {
-            let x: [&[S::f32s]; DOTS[1]] = std::array::from_fn(|k| {
+            let mut x: [&[S::f32s]; DOTS[1]] = [&[]; DOTS[1]];
+            let mut x_whole: [&[S::f32s]; DOTS[1]] = [&[]; DOTS[1]];
+            for k in 0..DOTS[1] {
                 let offset = offsets[k.min(offsets.len() - 1)];
-                let x = &self.x[offset..(offset + vectors * S::F32_LANES).min(self.x.len())];
-                S::as_simd_f32s(x).0
-            });
-            let whole = self.length / S::F32_LANES;
-            let g_whole = g.map(|g| &S::as_simd_f32s(g).0[..whole]);
-            let x_whole = x.map(|x| &x[..whole]);
+                let end = (offset + vectors * S::F32_LANES).min(self.x.len());
+                x[k] = S::as_simd_f32s(&self.x[offset..end]).0;
+                x_whole[k] = &x[k][..whole];
+            }
             let mut sums = [[simd.splat_f32s(0.0); DOTS[1]]; DOTS[0]];
             for i in 0..whole {
                 for (sums, g) in sums.iter_mut().zip(&g_whole) {

@@ -23,11 +23,7 @@ pub(crate) struct PackedRows {
 
 impl PackedRows {
     /// Packs a matrix of which `fill(row, values)` writes one row.
-    pub(crate) fn new(
-        rows: usize,
-        depth: usize,
-        fill: impl Fn(usize, &mut [f32]) + Sync,
-    ) -> Self {
+    pub(crate) fn new(rows: usize, depth: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
         let mut values = vec![0.0; rows.div_ceil(ROWS) * ROWS * depth];
         values
             .par_chunks_mut((ROWS * depth).max(1))
@@ -74,12 +70,17 @@ pub(crate) fn gathered_tile<S: Simd>(
     starts: [usize; 2],
 ) -> [[S::f32s; 2]; ROWS] {
     let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
-    let from = starts.map(|start| &values[start..]);
+    let (first, second) = (&values[starts[0]..], &values[starts[1]..]);
     for (a, offset) in a.iter().zip(offsets) {
-        let b = from.map(|from| S::as_simd_f32s(&from[*offset..*offset + S::F32_LANES]).0[0]);
+        let b = [vector(simd, first, *offset), vector(simd, second, *offset)];
         add_product(simd, a, b, &mut sums);
     }
     sums
+}
+
+#[inline(always)]
+fn vector<S: Simd>(_: S, values: &[f32], at: usize) -> S::f32s {
+    S::as_simd_f32s(&values[at..at + S::F32_LANES]).0[0]
 }
 
 /// A tile whose right side is packed, two vectors a step.
@@ -120,10 +121,11 @@ pub(crate) fn row_tile<S: Simd>(
     [start, rows]: [usize; 2],
     b: &[[S::f32s; 2]],
 ) -> [[S::f32s; 2]; ROWS] {
-    let a: [&[f32]; ROWS] = std::array::from_fn(|row| {
+    let mut a: [&[f32]; ROWS] = [&[]; ROWS];
+    for (row, a) in a.iter_mut().enumerate() {
         let row = (start + row).min(rows - 1);
-        &x[row * depth..][..depth]
-    });
+        *a = &x[row * depth..][..depth];
+    }
     let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
     let b = &b[..depth];
     for k in 0..depth {

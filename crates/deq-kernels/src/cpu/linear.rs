@@ -16,11 +16,7 @@ pub(crate) struct PackedColumns {
 
 impl PackedColumns {
     /// Packs the matrix whose entry `(k, column)` is `matrix[k * strides[0] + column * strides[1]]`.
-    pub(crate) fn new(
-        matrix: &[f32],
-        [depth, columns]: [usize; 2],
-        strides: [usize; 2],
-    ) -> Self {
+    pub(crate) fn new(matrix: &[f32], [depth, columns]: [usize; 2], strides: [usize; 2]) -> Self {
         let width = dispatch(Width);
         let mut values = vec![0.0; columns.div_ceil(width) * width * depth];
         let panels = values.chunks_exact_mut((width * depth).max(1)).enumerate();
@@ -128,29 +124,53 @@ impl WithSimd for Product<'_> {
                         Some(add) => load(simd, &add[at.clone()]),
                         None => [zero; 2],
                     };
-                    let values: [S::f32s; 2] = std::array::from_fn(|j| {
-                        let value = simd.add_f32s(simd.add_f32s(values[j], bias[j]), add[j]);
-                        if self.relu {
-                            // Keeps a NaN, which `max` would turn into 0.
-                            let off = simd.less_than_f32s(value, zero);
-                            simd.select_f32s(off, zero, value)
-                        } else {
-                            value
-                        }
-                    });
-                    let out = self.out[at].chunks_mut(S::F32_LANES);
-                    for (out, value) in out.zip(values) {
-                        simd.partial_store_f32s(out, value);
-                    }
+                    let values = [
+                        self.finished(simd, values[0], bias[0], add[0]),
+                        self.finished(simd, values[1], bias[1], add[1]),
+                    ];
+                    store(simd, &mut self.out[at], values);
                 }
             }
         }
     }
 }
 
+impl Product<'_> {
+    #[inline(always)]
+    fn finished<S: Simd>(&self, simd: S, value: S::f32s, bias: S::f32s, add: S::f32s) -> S::f32s {
+        let value = simd.add_f32s(simd.add_f32s(value, bias), add);
+        if self.relu {
+            // Keeps a NaN, which `max` would turn into 0.
+            let zero = simd.splat_f32s(0.0);
+            return simd.select_f32s(simd.less_than_f32s(value, zero), zero, value);
+        }
+        value
+    }
+}
+
 /// At most two vectors.
 #[inline(always)]
-pub(crate) fn load<S: Simd>(simd: S, values: &[f32]) -> [S::f32s; 2] {
+fn load<S: Simd>(simd: S, values: &[f32]) -> [S::f32s; 2] {
+    if values.len() == 2 * S::F32_LANES {
+        let (values, _) = S::as_simd_f32s(values);
+        return [values[0], values[1]];
+    }
     let (first, second) = values.split_at(values.len().min(S::F32_LANES));
-    [first, second].map(|part| simd.partial_load_f32s(part))
+    [
+        simd.partial_load_f32s(first),
+        simd.partial_load_f32s(second),
+    ]
+}
+
+/// The counterpart of [`load`].
+#[inline(always)]
+fn store<S: Simd>(simd: S, to: &mut [f32], values: [S::f32s; 2]) {
+    if to.len() == 2 * S::F32_LANES {
+        let (to, _) = S::as_mut_simd_f32s(to);
+        (to[0], to[1]) = (values[0], values[1]);
+        return;
+    }
+    let (first, second) = to.split_at_mut(to.len().min(S::F32_LANES));
+    simd.partial_store_f32s(first, values[0]);
+    simd.partial_store_f32s(second, values[1]);
 }

@@ -204,7 +204,11 @@ impl WithSimd for CarryRow<'_> {
             Direction::Transposed => self.inverse,
         };
         let (mut mean, mut along) = (0.0, 0.0);
-        let planes = || self.d.chunks(self.plane).zip(self.normed.chunks(self.plane));
+        let planes = || {
+            self.d
+                .chunks(self.plane)
+                .zip(self.normed.chunks(self.plane))
+        };
         for (channel, (d, normed)) in planes().enumerate() {
             mean += before(channel) * sum(simd, d);
             along += before(channel) * dot(simd, d, normed);

@@ -1,5 +1,8 @@
 //! Functions of one number, written so that the compiler makes vectors of them.
 
+use super::{PARALLEL, dispatch};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
 
 /// `e^x` to about one unit in the last place; 0 below the smallest normal number, infinity above
@@ -20,7 +23,15 @@ pub(crate) fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = within - n * HIGH - n * LOW;
     let mut sum = 1.0 / 5040.0;
-    for term in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    for term in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         sum = sum * r + term;
     }
     // 2^(n - 1) is in range for every `n` there is.
@@ -37,10 +48,72 @@ pub(crate) fn exp(x: f32) -> f32 {
 pub(crate) fn tanh(x: f32) -> f32 {
     let square = x * x;
     let mut sum = -5.704_988_7e-3;
-    for term in [2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+    for term in [
+        2.063_908_9e-2,
+        -5.373_971_6e-2,
+        1.333_144_2e-1,
+        -3.333_328_2e-1,
+    ] {
         sum = sum * square + term;
     }
     let near = sum * square * x + x;
     let far = 1.0 - 2.0 / (exp(2.0 * x) + 1.0);
     if square < 0.390_625 { near } else { far }
+}
+
+/// `tanh` of every number.
+pub(crate) fn tanh_all(x: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    let share = x.len().div_ceil(rayon::current_num_threads()).max(PARALLEL);
+    out.par_chunks_mut(share)
+        .zip(x.par_chunks(share))
+        .for_each(|(out, x)| dispatch(Tanh { x, out }));
+    out
+}
+
+struct Tanh<'a> {
+    x: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Tanh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (out, x) in self.out.iter_mut().zip(self.x) {
+            *out = tanh(*x);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Units in the last place between two numbers.
+    fn distance(a: f32, b: f64) -> f64 {
+        (f64::from(a) - b).abs() / (f64::from(f32::EPSILON) * b.abs().max(1e-30))
+    }
+
+    #[test]
+    fn the_exponential_to_two_roundings() {
+        for i in -8_700..=8_800 {
+            let x = i as f32 * 0.01;
+            assert!(distance(exp(x), f64::from(x).exp()) < 2.0, "{x}");
+        }
+        assert_eq!(exp(-1e9).to_bits(), 0);
+        assert_eq!(exp(f32::NEG_INFINITY).to_bits(), 0);
+        assert!(exp(200.0).is_infinite() && exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn the_hyperbolic_tangent_to_three_roundings() {
+        for i in -20_000..=20_000 {
+            let x = i as f32 * 0.001;
+            assert!(distance(tanh(x), f64::from(x).tanh()) < 3.0, "{x}");
+        }
+        assert!((tanh(1e9) - 1.0).abs() < f32::EPSILON && tanh(f32::NAN).is_nan());
+        assert!((tanh(f32::NEG_INFINITY) + 1.0).abs() < f32::EPSILON);
+    }
 }

@@ -27,8 +27,11 @@ pub(crate) fn sum_pairs<S: Simd>(
         *sum = add(*sum, *a, *b);
     }
     if !a_rest.is_empty() {
-        let rest = [a_rest, b_rest].map(|rest| simd.partial_load_f32s(rest));
-        sums[0] = add(sums[0], rest[0], rest[1]);
+        let (a, b) = (
+            simd.partial_load_f32s(a_rest),
+            simd.partial_load_f32s(b_rest),
+        );
+        sums[0] = add(sums[0], a, b);
     }
     let [a, b, c, d] = sums;
     simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d)))

@@ -2,7 +2,7 @@
 
 use super::config::{MdeqClassifierConfig, MdeqSegmenterConfig};
 use super::ops::initial_weights;
-use crate::layers::{ConvNorm, ConvShape, PlainBatchNorm};
+use crate::layers::{ConvNorm, ConvShape, PlainBatchNorm, apply};
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::nn::{Linear, LinearConfig};
@@ -114,9 +114,9 @@ impl Bottleneck {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = relu(self.norm1.forward(self.conv1.forward(x.clone())));
-        let y = relu(self.norm2.forward(self.conv2.forward(y)));
-        let y = self.norm3.forward(self.conv3.forward(y));
+        let y = relu(self.norm1.forward(apply(&self.conv1, x.clone())));
+        let y = relu(self.norm2.forward(apply(&self.conv2, y)));
+        let y = self.norm3.forward(apply(&self.conv3, y));
         let residual = match &self.shortcut {
             Some(shortcut) => shortcut.forward(x),
             None => x,
@@ -158,7 +158,7 @@ impl SegmentationHead {
             resize_bilinear(map, finest)
         });
         let x = Tensor::cat(maps.collect(), 1);
-        self.output.forward(relu(self.mix.forward(x)))
+        apply(&self.output, relu(self.mix.forward(x)))
     }
 }
 

@@ -191,8 +191,8 @@ impl AttentionContext {
         let d_model = n_heads * d_head;
         let [query, mut key, mut value] = self.split(qkv);
         if let Some(memory) = &self.memory {
-            let [past_key, past_value] = [0, d_model]
-                .map(|start| heads(memory.clone().narrow(2, start, d_model), n_heads));
+            let [past_key, past_value] =
+                [0, d_model].map(|start| heads(memory.clone().narrow(2, start, d_model), n_heads));
             key = Tensor::cat(vec![past_key, key], 2);
             value = Tensor::cat(vec![past_value, value], 2);
         }

@@ -184,7 +184,9 @@ impl EquilibriumCell for TransformerCell {
         };
         let sum = context.attention.add_to(z, seen, after_attention);
         let y = LayerNorm::at(sum).normed;
-        let inner = context.inner_dropout.apply(context.inner.apply_relu(y.clone()));
+        let inner = context
+            .inner_dropout
+            .apply(context.inner.apply_relu(y.clone()));
         let out = match after_feed_forward.factors() {
             Some(_) => y + after_feed_forward.apply(context.outer.apply(inner)),
             None => context.outer.add_to(y, inner),
