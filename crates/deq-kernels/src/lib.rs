@@ -27,6 +27,7 @@ mod attention;
 mod convolution;
 #[cfg(feature = "flex")]
 mod cpu;
+mod cross_entropy;
 #[cfg(feature = "flex")]
 mod flex;
 mod group_norm;
@@ -37,6 +38,7 @@ mod solver;
 
 pub use attention::{AttentionPoint, RelativeAttention};
 pub use convolution::{Convolution, convolve};
+pub use cross_entropy::cross_entropy;
 pub use group_norm::{GroupNorm, NormJacobian};
 pub use layer_norm::{LayerNormJacobian, layer_norm};
 pub use linear::Linear;

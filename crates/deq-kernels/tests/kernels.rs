@@ -3,11 +3,13 @@
 //! Both round differently: sums of `n` products of numbers of order 1 agree to a few `sqrt(n)`
 //! roundings, hence the tolerance of 1e-5 relative to the largest number for sums of up to 3,000.
 
-use burn::tensor::activation::{relu, softmax};
+use burn::tensor::activation::{log_softmax, relu, softmax};
 use burn::tensor::module::{conv_transpose2d, conv2d};
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
-use burn::tensor::{Device, Distribution, Tensor};
-use deq_kernels::{Convolution, GroupNorm, Linear, RelativeAttention, convolve, layer_norm};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use deq_kernels::{
+    Convolution, GroupNorm, Linear, RelativeAttention, convolve, cross_entropy, layer_norm,
+};
 
 const TOLERANCE: f32 = 1e-5;
 
@@ -300,7 +302,7 @@ fn causal(time: usize, past: usize) -> Tensor<4> {
     let values: Vec<f32> = hidden
         .map(|hidden| if hidden { -1e9 } else { 0.0 })
         .collect();
-    let data = burn::tensor::TensorData::new(values, [1, 1, time, keys]);
+    let data = TensorData::new(values, [1, 1, time, keys]);
     Tensor::from_data(data, &Device::flex())
 }
 
@@ -350,4 +352,36 @@ fn attention_and_its_cotangents() {
             &format!("cotangents of {what}"),
         );
     }
+}
+
+#[test]
+fn cross_entropies_and_their_gradients() {
+    for [rows, count] in [[1, 1], [3, 5], [7, 1000]] {
+        // Scores that a sum of plain exponentials would not hold.
+        let scores = (random([rows, count]) * 40.0 + 90.0)
+            .autodiff()
+            .require_grad();
+        let columns: Vec<i32> = (0..rows).map(|row| (row * 31 % count) as i32).collect();
+        let ours = cross_entropy(scores.clone(), &columns);
+        let indices = TensorData::new(columns.clone(), [rows, 1]);
+        let indices = Tensor::<2, Int>::from_data(indices, &Device::flex().autodiff());
+        let picked = log_softmax(scores.clone(), 1).gather(1, indices);
+        let theirs = picked.squeeze_dim::<1>(1).neg();
+        let what = format!("{rows} rows of {count}");
+        assert_close(&ours, &theirs, &what);
+        let untracked = cross_entropy(scores.clone().inner(), &columns);
+        assert_close(&untracked, &theirs, &what);
+        let factor = random([rows]).autodiff();
+        let [ours, theirs] = [ours, theirs].map(|nll| {
+            let grads = (nll * factor.clone()).sum().backward();
+            scores.grad(&grads).expect("a gradient")
+        });
+        assert_close(&ours, &theirs, &format!("gradient, {what}"));
+    }
+}
+
+#[test]
+#[should_panic(expected = "column 3 of 3")]
+fn a_column_that_is_none_is_named() {
+    cross_entropy(random([1, 3]), &[3]);
 }

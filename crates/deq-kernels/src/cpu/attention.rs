@@ -3,7 +3,7 @@
 
 use super::dispatch;
 use super::gemm::{Lines, product};
-use super::pointwise::exp;
+use super::softmax::{exponentials, largest};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -244,22 +244,11 @@ impl WithSimd for Attend<'_> {
 /// `softmax(x + mask)` in place.
 #[inline(always)]
 fn softmax(x: &mut [f32], mask: &[f32]) {
-    let mut largest = [f32::NEG_INFINITY; 16];
-    for (x, mask) in x.chunks_mut(16).zip(mask.chunks(16)) {
-        for ((x, mask), largest) in x.iter_mut().zip(mask).zip(&mut largest) {
-            *x += mask;
-            *largest = largest.max(*x);
-        }
+    for (x, mask) in x.iter_mut().zip(mask) {
+        *x += mask;
     }
-    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    let mut sums = [0.0; 16];
-    for x in x.chunks_mut(16) {
-        for (x, sum) in x.iter_mut().zip(&mut sums) {
-            *x = exp(*x - largest);
-            *sum += *x;
-        }
-    }
-    let inverse = sums.iter().sum::<f32>().recip();
+    let largest = largest(x);
+    let inverse = exponentials(x, largest).recip();
     for x in x {
         *x *= inverse;
     }

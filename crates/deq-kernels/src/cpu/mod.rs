@@ -10,6 +10,7 @@ pub(crate) mod linear;
 pub(crate) mod norm;
 pub(crate) mod pointwise;
 mod reduce;
+pub(crate) mod softmax;
 pub(crate) mod solver;
 
 use pulp::WithSimd;

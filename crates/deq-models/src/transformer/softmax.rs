@@ -5,6 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{
     Device, Distribution, IndexingUpdateOp, Int, Tensor, TensorData, activation::log_softmax,
 };
+use deq_kernels::cross_entropy;
 
 /// Log-probabilities of tokens from hidden states, with the embedding as its weight.
 ///
@@ -112,8 +113,7 @@ impl OutputLayer {
     fn nll(&self, hidden: Tensor<2>, embedding: &TokenEmbedding, targets: &[i32]) -> Tensor<1> {
         let device = hidden.device();
         let (columns, clusters) = self.assign(targets);
-        let head = self.head(hidden.clone(), embedding);
-        let mut nll = pick(head, columns, &device).neg();
+        let mut nll = cross_entropy(self.head(hidden.clone(), embedding), &columns);
         for (cluster, members) in clusters.into_iter().enumerate() {
             if members.rows.is_empty() {
                 continue;
@@ -121,7 +121,7 @@ impl OutputLayer {
             let rows = indices(members.rows, &device);
             let seen = hidden.clone().select(0, rows.clone());
             let scores = self.scores(seen, embedding, cluster + 1);
-            let within = pick(log_softmax(scores, 1), members.columns, &device).neg();
+            let within = cross_entropy(scores, &members.columns);
             nll = nll.select_assign(0, rows, within, IndexingUpdateOp::Add);
         }
         nll
@@ -129,7 +129,7 @@ impl OutputLayer {
 
     /// Log-probabilities of every token, `[n, vocab_size]`.
     fn log_probs(&self, hidden: Tensor<2>, embedding: &TokenEmbedding) -> Tensor<2> {
-        let head = self.head(hidden.clone(), embedding);
+        let head = log_softmax(self.head(hidden.clone(), embedding), 1);
         let clusters = self.clusters.bounds.len() - 1;
         let first = self.clusters.bounds[0];
         let mut parts = vec![head.clone().narrow(1, 0, first)];
@@ -147,6 +147,7 @@ impl OutputLayer {
         self.clusters.bounds[0] + self.clusters.bounds.len() - 1 - cluster
     }
 
+    /// Scores of the head's tokens and of the clusters.
     fn head(&self, hidden: Tensor<2>, embedding: &TokenEmbedding) -> Tensor<2> {
         let (weight, bias) = self.rows(embedding, 0);
         let (weight, bias) = match (&self.cluster_weight, &self.cluster_bias) {
@@ -158,8 +159,7 @@ impl OutputLayer {
             _ => (weight, bias),
         };
         let seen = self.projected(hidden, embedding, 0);
-        let scores = seen.matmul(weight.transpose()) + bias.unsqueeze();
-        log_softmax(scores, 1)
+        seen.matmul(weight.transpose()) + bias.unsqueeze()
     }
 
     /// Scores of the tokens of a cluster, 0 being the head's own.
@@ -246,15 +246,15 @@ fn indices(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(values, [count]), device)
 }
 
-/// `values[i, columns[i]]`.
-fn pick(values: Tensor<2>, columns: Vec<i32>, device: &Device) -> Tensor<1> {
-    let columns = indices(columns, device).unsqueeze_dim::<2>(1);
-    values.gather(1, columns).squeeze_dim::<1>(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// `values[i, columns[i]]`.
+    fn pick(values: Tensor<2>, columns: Vec<i32>, device: &Device) -> Tensor<1> {
+        let columns = indices(columns, device).unsqueeze_dim::<2>(1);
+        values.gather(1, columns).squeeze_dim::<1>(1)
+    }
 
     #[test]
     fn the_adaptive_softmax_is_a_distribution_and_agrees_with_its_nll() {
