@@ -23,26 +23,29 @@ pub(crate) fn suite() -> Result<Suite, Failure> {
     suite.integers("tokens", &given, &[TOKENS]);
     let deq = layer(SolverConfig::anderson(), STEPS, STEPS)?;
     let plain = device.inner();
-    suite.operation(format!("{TOKENS} tokens, {STEPS} evaluations each"), move || {
-        let mut memory = LmMemory::empty();
-        let mut start: Option<Tensor<3>> = None;
-        let mut drawn = Vec::with_capacity(TOKENS);
-        let mut last = Vec::new();
-        for &token in &given {
-            let tokens = int_tensor(&[token], [1, 1], &plain);
-            let depth = Depth::Equilibrium(&deq);
-            let out = model.forward_from(tokens, &memory, depth, start.take());
-            memory = out.memory;
-            start = Some(out.equilibrium.z);
-            last = model.log_probs(out.hidden).into_data().iter().collect();
-            drawn.push(likeliest(&last));
-        }
-        Outcome::new(move || {
-            // The draws are work and not result: equals may be told apart by rounding.
-            assert_eq!(drawn.len(), TOKENS);
-            vec![("output".to_owned(), TensorData::new(last, [VOCABULARY]))]
-        })
-    });
+    suite.operation(
+        format!("{TOKENS} tokens, {STEPS} evaluations each"),
+        move || {
+            let mut memory = LmMemory::empty();
+            let mut start: Option<Tensor<3>> = None;
+            let mut drawn = Vec::with_capacity(TOKENS);
+            let mut last = Vec::new();
+            for &token in &given {
+                let tokens = int_tensor(&[token], [1, 1], &plain);
+                let depth = Depth::Equilibrium(&deq);
+                let out = model.forward_from(tokens, &memory, depth, start.take());
+                memory = out.memory;
+                start = Some(out.equilibrium.z);
+                last = model.log_probs(out.hidden).into_data().iter().collect();
+                drawn.push(likeliest(&last));
+            }
+            Outcome::new(move || {
+                // The draws are work and not result: equals may be told apart by rounding.
+                assert_eq!(drawn.len(), TOKENS);
+                vec![("output".to_owned(), TensorData::new(last, [VOCABULARY]))]
+            })
+        },
+    );
     Ok(suite)
 }
 

@@ -188,8 +188,7 @@ impl ModuleVisitor for Visitor<'_> {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = param.val().grad(self.grads) {
-            self.found
-                .insert(self.path.join("."), gradient.into_data());
+            self.found.insert(self.path.join("."), gradient.into_data());
         }
     }
 }

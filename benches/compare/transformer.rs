@@ -1,8 +1,6 @@
 //! The DEQ-Transformer: its cell, its penalty, its training step.
 
-use crate::suite::{
-    Failure, Outcome, Suite, device, int_tensor, integers, layer, normal, step,
-};
+use crate::suite::{Failure, Outcome, Suite, device, int_tensor, integers, layer, normal, step};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use deq_core::solvers::SolverConfig;
@@ -63,7 +61,10 @@ pub(crate) fn suite() -> Result<Suite, Failure> {
     suite.weights(&model)?;
     suite.integers("tokens", &tokens, &[BATCH, SEGMENT]);
     suite.integers("targets", &targets, &[count]);
-    for (name, tensor) in ["memory_z", "memory_injection"].iter().zip(memory.tensors()) {
+    for (name, tensor) in ["memory_z", "memory_injection"]
+        .iter()
+        .zip(memory.tensors())
+    {
         suite.input(name, tensor);
     }
     suite.input("z", &z);

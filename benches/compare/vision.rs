@@ -1,8 +1,6 @@
 //! MDEQ and residual networks.
 
-use crate::suite::{
-    Failure, Outcome, Suite, device, int_tensor, integers, layer, normal, step,
-};
+use crate::suite::{Failure, Outcome, Suite, device, int_tensor, integers, layer, normal, step};
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
@@ -122,10 +120,19 @@ fn mdeq(
     let model = config.init(&device)?;
     let batch = Batch::new(pictures, &mut suite, &device);
     let finest = pictures.side >> backbone.downsample_times;
-    let probe: Vec<_> = backbone.channels.iter().enumerate().map(|(level, &channels)| {
-        let side = finest >> level;
-        normal([pictures.batch, channels, side, side], 1.0, &device.clone().inner())
-    }).collect();
+    let probe: Vec<_> = backbone
+        .channels
+        .iter()
+        .enumerate()
+        .map(|(level, &channels)| {
+            let side = finest >> level;
+            normal(
+                [pictures.batch, channels, side, side],
+                1.0,
+                &device.clone().inner(),
+            )
+        })
+        .collect();
     suite.weights(&model)?;
     for (level, map) in probe.iter().enumerate() {
         suite.input(&format!("probe{level}"), map);
