@@ -80,7 +80,7 @@ class Row:
         self.ours, self.theirs = [], []
         self.peaks = [0, 0]
         self.refused = None
-        self.error = 0.0
+        self.times = 1
 
     def medians(self):
         return statistics.median(self.theirs), statistics.median(self.ours)
@@ -92,6 +92,7 @@ class Comparison:
         for variable in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[variable] = str(options.threads)
         self.options, self.folder = options, folder
+        self.idle = None
         self.tolerances = TOLERANCES_OF.get(group, TOLERANCES)
         self.here = Side([options.binary, group, folder], environment)
         serve = os.path.join(HERE, "peer", "serve.py")
@@ -116,7 +117,6 @@ class Comparison:
             for row in (row for row in self.rows if row.index == index):
                 answer = self.there.ask("check", index, row.version, path, separator="\t")
                 for name, error in answer["errors"].items():
-                    row.error = max(row.error, error)
                     if not error <= self.tolerances[name]:
                         row.refused = f"{name} differs by {error:.1e}"
                 say(f"  {row.name} ({row.version}): " + ", ".join(
@@ -124,15 +124,16 @@ class Comparison:
             os.remove(path)
 
     def measure(self):
-        for row in self.rows:
-            if row.refused:
-                continue
+        """All operations in turn, round by round, so that a slow time of the machine touches all."""
+        rows = [row for row in self.rows if not row.refused]
+        for row in rows:
             self.turn(row, 1)  # To warm up, and to tell how long it takes.
-            longest = max(row.ours + row.theirs)
+            row.times = max(1, min(20, int(self.options.turn / max(row.ours + row.theirs))))
             row.ours, row.theirs, row.peaks = [], [], [0, 0]
-            times = max(1, min(20, int(self.options.turn / longest)))
-            for _ in range(self.options.rounds):
-                self.turn(row, times)
+        for _ in range(self.options.rounds):
+            for row in rows:
+                self.turn(row, row.times)
+        for row in rows:
             theirs, ours = row.medians()
             say(f"  {row.name} ({row.version}): {theirs * 1e3:.2f} there, {ours * 1e3:.2f} here")
 
@@ -142,6 +143,7 @@ class Comparison:
         row.ours += here["seconds"]
         row.theirs += there["seconds"]
         row.peaks = [max(row.peaks[0], there["peak"]), max(row.peaks[1], here["peak"])]
+        self.idle = self.idle or [there["idle"], here["idle"]]
 
     def close(self):
         self.here.close()
@@ -166,8 +168,10 @@ def table(results, failures):
         "| peak there, MiB | peak here, MiB |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for group, rows in results.items():
-        lines.append(f"| **{GROUPS[group]}** | | | | | | | |")
+    for group, comparison in results.items():
+        rows = comparison.rows
+        idle = " | ".join(f"{bytes / MIB:.0f} before" for bytes in comparison.idle or [0, 0])
+        lines.append(f"| **{GROUPS[group]}** | | | | | | {idle} |")
         for row in rows:
             if row.refused:
                 lines.append(f"| {row.name} | {row.version} | not timed: {row.refused} | | | | | |")
@@ -254,7 +258,7 @@ def main():
                 version = comparison.version
                 comparison.check()
                 comparison.measure()
-                results[group] = comparison.rows
+                results[group] = comparison
             finally:
                 comparison.close()
         except RuntimeError as failure:
@@ -269,7 +273,7 @@ def main():
                 file.write(heading(options, version) + "\n" + table(results, failures) + "\n")
     print(heading(options, version))
     print(table(results, failures))
-    disagree = [row for rows in results.values() for row in rows if row.refused]
+    disagree = [row for done in results.values() for row in done.rows if row.refused]
     sys.exit(1 if disagree or failures else 0)
 
 
