@@ -1,0 +1,105 @@
+//! Our side of `just compare`: one process for one group of workloads.
+//!
+//! `compare GROUP FOLDER` writes weights, inputs and settings into the folder, says on standard
+//! output what it can do, and then does what standard input tells it, line by line: `check N`
+//! writes what operation `N` puts out, `time N TIMES` takes the time. `README.md` beside this file
+//! has the whole of it.
+
+mod generation;
+mod images;
+mod solver;
+mod suite;
+mod transformer;
+mod vision;
+
+use serde_json::json;
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::time::Instant;
+use suite::{Failure, Suite};
+
+fn main() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [group, folder] = arguments.as_slice() else {
+        return Err("this is one half of a comparison, to be run by `just compare`".into());
+    };
+    let suite = match group.as_str() {
+        "solver" => solver::suite(),
+        "transformer" => transformer::suite(),
+        "generation" => generation::suite(),
+        "mdeq-tiny" => vision::cifar_tiny(),
+        "mdeq-large" => vision::cifar_large(),
+        "mdeq-imagenet" => vision::imagenet(),
+        "resnet18" => vision::resnet18(),
+        "resnet101" => vision::resnet101(),
+        "images" => images::suite(Path::new(folder)),
+        other => Err(format!("there is no group {other}").into()),
+    }?;
+    let folder = Path::new(folder);
+    suite.write(folder)?;
+    let names: Vec<&str> = suite.operations.iter().map(|op| &*op.name).collect();
+    answer(&json!({ "operations": names, "threads": threads() }))?;
+    serve(&suite, folder)
+}
+
+fn serve(suite: &Suite, folder: &Path) -> Result<(), Failure> {
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let mut words = line.split(' ');
+        let command = words.next().unwrap_or_default();
+        let mut number = || -> Result<usize, Failure> {
+            let word = words.next().ok_or("a number is missing")?;
+            Ok(word.parse()?)
+        };
+        let index = number()?;
+        let operation = suite.operations.get(index).ok_or("no such operation")?;
+        match command {
+            "check" => {
+                let path = folder.join(format!("out-{index}.safetensors"));
+                deq_models::checkpoint::write(&(operation.work)().read(), &path)?;
+                answer(&json!({ "file": path }))?;
+            }
+            "time" => {
+                let idle = memory("VmRSS");
+                reset_peak();
+                let mut seconds = Vec::new();
+                for _ in 0..number()? {
+                    let started = Instant::now();
+                    let outcome = (operation.work)();
+                    seconds.push(started.elapsed().as_secs_f64());
+                    drop(outcome);
+                }
+                let peak = memory("VmHWM");
+                answer(&json!({ "seconds": seconds, "idle": idle, "peak": peak }))?;
+            }
+            other => return Err(format!("{other} is neither check nor time").into()),
+        }
+    }
+    Ok(())
+}
+
+fn answer(value: &serde_json::Value) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{value}")?;
+    out.flush()
+}
+
+/// What the threads of Rayon, on which Flex computes, are told to be.
+fn threads() -> Option<usize> {
+    std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok()
+}
+
+/// An entry of the process's status in bytes, or 0 where the system does not tell.
+fn memory(entry: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix(entry)?.strip_prefix(':'))
+        .and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// Lets the peak begin anew. Where the system cannot, it is that of the whole process.
+fn reset_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}

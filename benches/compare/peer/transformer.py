@@ -1,0 +1,70 @@
+"""The DEQ-Transformer's cell, penalty and training step."""
+
+import torch
+import torch.nn.functional as F
+
+from cell import Model
+from layer import equilibrium, penalty, trained
+from solvers import anderson, broyden
+from tensors import gradients
+
+
+def forward_solver(f, z, steps):
+    return anderson(f, z, steps, relative=True)
+
+
+def operations(given):
+    settings, inputs = given.settings, given.inputs
+    parameters = given.parameters()
+    # The output layer shares the table of the embedding.
+    parameters.pop("crit.out_layers.0.weight")
+    model = Model(given.weights)
+    tokens, targets = inputs["tokens"], inputs["targets"]
+    z, probe = inputs["z"], inputs["probe"]
+    memory = (inputs["memory_z"], inputs["memory_injection"])
+    shape = z.shape
+
+    def context():
+        return model.context(model.inject(tokens), *memory)
+
+    with torch.no_grad():
+        constant = context()
+
+    def rows(f):
+        return lambda flat: f(flat.view(shape)).flatten(1)
+
+    def evaluate():
+        with torch.no_grad():
+            return {"output": constant(z)}
+
+    def product():
+        at = z.detach().requires_grad_()
+        return {"output": torch.autograd.grad(constant(at), at, probe)[0]}
+
+    def penalised():
+        f = context()
+        at = z.detach().requires_grad_()
+        return gradients(penalty(f(at), at, probe), parameters)
+
+    def forward():
+        with torch.no_grad():
+            start = torch.zeros(shape).flatten(1)
+            out = equilibrium(rows(context()), start, forward_solver, settings["forward"])
+        return {"output": out.view(shape)}
+
+    def step(with_penalty):
+        def run():
+            output, fz, at = trained(
+                rows(context()), torch.zeros(shape).flatten(1),
+                forward_solver, settings["forward"], broyden, settings["backward"],
+            )
+            loss = F.cross_entropy(model.scores(output.view(shape)), targets)
+            if with_penalty:
+                cost = penalty(fz, at, probe.flatten(1))
+                loss = loss + settings["penalty_weight"] * cost
+            return gradients(loss, parameters)
+
+        return run
+
+    works = [evaluate, product, penalised, forward, step(False), step(True)]
+    return [{"torch": work} for work in works]
