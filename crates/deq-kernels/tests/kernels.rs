@@ -44,7 +44,7 @@ fn assert_close<const D: usize>(ours: &Tensor<D>, theirs: &Tensor<D>, what: &str
 
 /// Batch, input, output, kernel, stride, height, width: whole vectors, ends of lines, maps narrower
 /// than a vector, one channel, strides that leave a row over.
-const CONVOLUTIONS: [[usize; 7]; 13] = [
+const CONVOLUTIONS: [[usize; 7]; 18] = [
     [2, 3, 5, 3, 1, 8, 8],
     [2, 32, 40, 3, 1, 16, 16],
     [1, 40, 7, 3, 1, 32, 24],
@@ -58,6 +58,12 @@ const CONVOLUTIONS: [[usize; 7]; 13] = [
     [2, 4, 6, 3, 2, 8, 8],
     [2, 5, 4, 1, 2, 8, 6],
     [1, 3, 4, 7, 2, 30, 14],
+    // By tiles of 2x2: even and odd sides, few tiles in a line, channels that fill no panel.
+    [2, 17, 20, 3, 1, 32, 32],
+    [1, 16, 33, 3, 1, 28, 28],
+    [2, 20, 16, 3, 1, 7, 7],
+    [1, 16, 16, 3, 1, 15, 17],
+    [2, 32, 16, 3, 1, 70, 130],
 ];
 
 #[test]

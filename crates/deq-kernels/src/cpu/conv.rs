@@ -3,6 +3,7 @@
 
 use super::dispatch;
 use super::gemm::{PackedRows, ROWS, gathered_tile, packed_tile};
+use super::winograd::{self, TransformedWeight};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -40,13 +41,23 @@ impl ConvShape {
 
 /// A weight, arranged for [`forward`].
 #[derive(Debug)]
-pub(crate) struct ForwardWeight(PackedRows);
+pub(crate) enum ForwardWeight {
+    /// For products with gathered maps.
+    Gathered(PackedRows),
+    /// For tiles of pixels.
+    Tiled(TransformedWeight),
+}
 
 impl ForwardWeight {
     /// `weight` is `[output, input, kernel, kernel]`.
     pub(crate) fn new(weight: &[f32], shape: &ConvShape) -> Self {
         let depth = shape.input * shape.kernel * shape.kernel;
-        Self(PackedRows::new(shape.output, depth, |row, values| {
+        if winograd::pays(shape) {
+            let tap =
+                |row: usize, column: usize, place: usize| weight[row * depth + column * 9 + place];
+            return Self::Tiled(TransformedWeight::new(shape.output, shape.input, tap));
+        }
+        Self::Gathered(PackedRows::new(shape.output, depth, |row, values| {
             values.copy_from_slice(&weight[row * depth..][..depth]);
         }))
     }
@@ -54,11 +65,15 @@ impl ForwardWeight {
 
 /// `y = w * x`
 pub(crate) fn forward(x: &[f32], weight: &ForwardWeight, shape: &ConvShape) -> Vec<f32> {
+    let weight = match weight {
+        ForwardWeight::Tiled(weight) => return winograd::convolve(x, weight, shape),
+        ForwardWeight::Gathered(weight) => weight,
+    };
     let [height, width] = shape.output_sides();
     let mut out = vec![0.0; shape.batch * shape.output * height * width];
     if shape.pointwise() {
         let source = Padded::plain(x, shape.input, height * width);
-        gather_product(&source, &[0], &weight.0, [1, height * width], &mut out);
+        gather_product(&source, &[0], weight, [1, height * width], &mut out);
         return out;
     }
     let padding = shape.padding();
@@ -72,7 +87,7 @@ pub(crate) fn forward(x: &[f32], weight: &ForwardWeight, shape: &ConvShape) -> V
     gather_product(
         &source,
         &taps(&source, shape.kernel),
-        &weight.0,
+        weight,
         [height, width],
         &mut out,
     );
@@ -87,11 +102,16 @@ fn taps(source: &Padded, kernel: usize) -> Vec<usize> {
 
 /// A weight, arranged for [`input_gradient`].
 #[derive(Debug)]
-pub(crate) struct TransposedWeight(Vec<Phase>);
+pub(crate) enum TransposedWeight {
+    /// For products with gathered cotangents.
+    Gathered(Vec<Phase>),
+    /// For tiles of pixels.
+    Tiled(TransformedWeight),
+}
 
 /// Inputs whose rows and columns have the same remainders by the stride meet the same taps.
 #[derive(Debug)]
-struct Phase {
+pub(crate) struct Phase {
     remainders: [usize; 2],
     /// Rows and columns of the padded cotangent.
     taps: Vec<[usize; 2]>,
@@ -103,6 +123,13 @@ impl TransposedWeight {
     pub(crate) fn new(weight: &[f32], shape: &ConvShape) -> Self {
         let (kernel, stride, padding) = (shape.kernel, shape.stride, shape.padding());
         let square = kernel * kernel;
+        if winograd::pays(shape) {
+            // With its input and output exchanged, and turned by half a circle.
+            let tap = |row: usize, column: usize, place: usize| {
+                weight[(column * shape.input + row) * 9 + 8 - place]
+            };
+            return Self::Tiled(TransformedWeight::new(shape.input, shape.output, tap));
+        }
         let [before, _] = Self::margins(shape);
         let along = |remainder: usize| {
             (0..kernel)
@@ -129,7 +156,7 @@ impl TransposedWeight {
                 weight,
             }
         };
-        Self((0..stride * stride).map(phase).collect())
+        Self::Gathered((0..stride * stride).map(phase).collect())
     }
 
     /// Rows of the cotangent that an input may reach before and behind it.
@@ -141,18 +168,23 @@ impl TransposedWeight {
 
 /// The cotangent of `x` from that of `y`.
 pub(crate) fn input_gradient(g: &[f32], weight: &TransposedWeight, shape: &ConvShape) -> Vec<f32> {
+    let phases = match weight {
+        TransposedWeight::Gathered(phases) => phases,
+        TransposedWeight::Tiled(weight) => {
+            let exchanged = ConvShape {
+                input: shape.output,
+                output: shape.input,
+                ..*shape
+            };
+            return winograd::convolve(g, weight, &exchanged);
+        }
+    };
     let sides = shape.output_sides();
     let plane = shape.height * shape.width;
     let mut gradient = vec![0.0; shape.batch * shape.input * plane];
     if shape.pointwise() {
         let source = Padded::plain(g, shape.output, plane);
-        gather_product(
-            &source,
-            &[0],
-            &weight.0[0].weight,
-            [1, plane],
-            &mut gradient,
-        );
+        gather_product(&source, &[0], &phases[0].weight, [1, plane], &mut gradient);
         return gradient;
     }
     let stride = shape.stride;
@@ -166,7 +198,7 @@ pub(crate) fn input_gradient(g: &[f32], weight: &TransposedWeight, shape: &ConvS
         1,
         Order::ByImage,
     );
-    for phase in &weight.0 {
+    for phase in phases {
         let [ry, rx] = phase.remainders;
         let [height, width] = [(shape.height, ry), (shape.width, rx)]
             .map(|(side, r)| side.saturating_sub(r).div_ceil(stride));
@@ -260,13 +292,13 @@ pub(crate) fn weight_gradient(x: &[f32], g: &[f32], shape: &ConvShape) -> Vec<f3
 ///
 /// Plane `(py, px)` of a map holds what lies at rows `py + stride i` and columns `px + stride j`,
 /// so that neighbours in the output read neighbours whatever the stride.
-struct Padded<'a> {
-    values: Cow<'a, [f32]>,
+pub(crate) struct Padded<'a> {
+    pub(crate) values: Cow<'a, [f32]>,
     channels: usize,
     stride: usize,
     /// Of a plane.
     height: usize,
-    width: usize,
+    pub(crate) width: usize,
 }
 
 /// How planes follow one another.
@@ -295,6 +327,11 @@ impl<'a> Padded<'a> {
         }
     }
 
+    /// Planes of even and odd rows and columns for tiles of 2x2 pixels, each with its border.
+    pub(crate) fn tiled(x: &[f32], sides: [usize; 4], [down, across]: [usize; 2]) -> Self {
+        Self::planes(x, sides, 1, [down + 1, across + 1], 2, Order::ByImage)
+    }
+
     fn new(
         x: &[f32],
         [batch, channels, height, width]: [usize; 4],
@@ -302,10 +339,28 @@ impl<'a> Padded<'a> {
         stride: usize,
         order: Order,
     ) -> Self {
-        let [rows, columns] = match order {
+        let planes = match order {
             Order::Within(sides) => sides,
             _ => [height, width].map(|side| (before + side + behind).div_ceil(stride)),
         };
+        Self::planes(
+            x,
+            [batch, channels, height, width],
+            before,
+            planes,
+            stride,
+            order,
+        )
+    }
+
+    fn planes(
+        x: &[f32],
+        [batch, channels, height, width]: [usize; 4],
+        before: usize,
+        [rows, columns]: [usize; 2],
+        stride: usize,
+        order: Order,
+    ) -> Self {
         let phases = stride * stride;
         let plane = rows * columns;
         let length = batch * channels * phases * plane;
@@ -346,12 +401,12 @@ impl<'a> Padded<'a> {
         }
     }
 
-    fn plane(&self) -> usize {
+    pub(crate) fn plane(&self) -> usize {
         self.height * self.width
     }
 
     /// Numbers of one map.
-    fn map_length(&self) -> usize {
+    pub(crate) fn map_length(&self) -> usize {
         self.stride * self.stride * self.plane()
     }
 

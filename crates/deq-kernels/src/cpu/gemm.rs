@@ -52,6 +52,12 @@ impl PackedRows {
         self.depth
     }
 
+    /// One of the panels.
+    pub(crate) fn panel(&self, panel: usize) -> &[[f32; ROWS]] {
+        let length = ROWS * self.depth;
+        self.values[panel * length..][..length].as_chunks().0
+    }
+
     /// The panels, each one array of [`ROWS`] entries per step of the inner dimension.
     pub(crate) fn panels(&self) -> impl Iterator<Item = &[[f32; ROWS]]> {
         let panels = self.values.chunks_exact((ROWS * self.depth).max(1));
@@ -81,6 +87,23 @@ pub(crate) fn gathered_tile<S: Simd>(
 #[inline(always)]
 fn vector<S: Simd>(_: S, values: &[f32], at: usize) -> S::f32s {
     S::as_simd_f32s(&values[at..at + S::F32_LANES]).0[0]
+}
+
+/// A tile whose right side lies in lines of `length`, read from column `first` on.
+#[inline(always)]
+pub(crate) fn lines_tile<S: Simd>(
+    simd: S,
+    a: &[[f32; ROWS]],
+    b: &[f32],
+    length: usize,
+    first: usize,
+) -> [[S::f32s; 2]; ROWS] {
+    let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
+    for (a, line) in a.iter().zip(b.chunks_exact(length)) {
+        let (b, _) = S::as_simd_f32s(&line[first..first + 2 * S::F32_LANES]);
+        add_product(simd, a, [b[0], b[1]], &mut sums);
+    }
+    sums
 }
 
 /// A tile whose right side is packed, two vectors a step.
@@ -219,11 +242,7 @@ pub(crate) fn product<S: Simd>(
             }
         }
         for first in (0..out.length).step_by(width) {
-            let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
-            for (a, line) in panel.iter().zip(b.values.chunks_exact(b.length)) {
-                let (b, _) = S::as_simd_f32s(&line[first..first + width]);
-                add_product(simd, a, [b[0], b[1]], &mut sums);
-            }
+            let sums = lines_tile(simd, &panel, &b.values, b.length, first);
             let lines = out.values.chunks_exact_mut(out.length).skip(start);
             for (line, sums) in lines.zip(&sums[..count]) {
                 let (line, _) = S::as_mut_simd_f32s(&mut line[first..first + width]);

@@ -12,6 +12,7 @@ pub(crate) mod pointwise;
 mod reduce;
 pub(crate) mod softmax;
 pub(crate) mod solver;
+mod winograd;
 
 use pulp::WithSimd;
 

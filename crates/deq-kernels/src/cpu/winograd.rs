@@ -1,0 +1,284 @@
+//! Convolutions of 3x3 by Winograd's minimal filtering F(2x2, 3x3): tiles of 2x2 pixels with 16
+//! products instead of 36 for every pair of channels (Lavin and Gray, "Fast algorithms for
+//! convolutional neural networks", CVPR 2016).
+//!
+//! ```text
+//! Y = A^T ((G g G^T) * (B^T d B)) A      summed over input channels, d the 4x4 pixels of a tile
+//! ```
+//!
+//! All constants are 0, 1 or 1/2, so that rounding errors stay those of a direct sum, a few times
+//! larger.
+
+use super::conv::{ConvShape, Padded};
+use super::dispatch;
+use super::gemm::{PackedRows, ROWS, lines_tile, padded};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Numbers of a transformed tile.
+const POINTS: usize = 16;
+
+/// Tiles of a work item, so that their transforms stay in the second-level cache.
+const TILES: usize = 32;
+
+/// Whether tiles pay: enough of them to fill vectors, and enough channels to make up for the
+/// transforms.
+pub(crate) fn pays(shape: &ConvShape) -> bool {
+    let tiles = shape.height.div_ceil(2) * shape.width.div_ceil(2);
+    shape.kernel == 3 && shape.stride == 1 && tiles >= 16 && shape.input.min(shape.output) >= 16
+}
+
+/// A transformed weight, one matrix `[output, input]` for every point of a tile.
+#[derive(Debug)]
+pub(crate) struct TransformedWeight(Vec<PackedRows>);
+
+impl TransformedWeight {
+    /// `tap(output, input, place)` is the weight of one of the nine places.
+    pub(crate) fn new(
+        output: usize,
+        input: usize,
+        tap: impl Fn(usize, usize, usize) -> f32 + Sync,
+    ) -> Self {
+        let mut transformed = vec![0.0; output * input * POINTS];
+        transformed
+            .par_chunks_mut(input * POINTS)
+            .enumerate()
+            .for_each(|(row, values)| {
+                for (column, values) in values.chunks_exact_mut(POINTS).enumerate() {
+                    values.copy_from_slice(&transform(|place| tap(row, column, place)));
+                }
+            });
+        let matrix = |point: usize| {
+            PackedRows::new(output, input, |row, values| {
+                for (column, value) in values.iter_mut().enumerate() {
+                    *value = transformed[(row * input + column) * POINTS + point];
+                }
+            })
+        };
+        Self((0..POINTS).map(matrix).collect())
+    }
+}
+
+/// `G g G^T`
+fn transform(tap: impl Fn(usize) -> f32) -> [f32; POINTS] {
+    let along = |[a, b, c]: [f32; 3]| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
+    let columns: [[f32; 4]; 3] = std::array::from_fn(|x| along([tap(x), tap(3 + x), tap(6 + x)]));
+    let mut out = [0.0; POINTS];
+    for y in 0..4 {
+        let row = along([columns[0][y], columns[1][y], columns[2][y]]);
+        out[4 * y..4 * y + 4].copy_from_slice(&row);
+    }
+    out
+}
+
+/// The convolution of `x`; `shape` says what it maps.
+pub(crate) fn convolve(x: &[f32], weight: &TransformedWeight, shape: &ConvShape) -> Vec<f32> {
+    let [height, width] = [shape.height, shape.width];
+    let [down, across] = [height.div_ceil(2), width.div_ceil(2)];
+    // One zero before, and as many behind as the last tile reads.
+    let source = Padded::tiled(x, [shape.batch, shape.input, height, width], [down, across]);
+    let plane = height * width;
+    let mut out = vec![0.0; shape.batch * shape.output * plane];
+    let lines = (TILES / across).max(1);
+    let per_image = down.div_ceil(lines);
+    let mut items: Vec<Vec<&mut [f32]>> = Vec::new();
+    for image in out.chunks_mut(shape.output * plane) {
+        let first = items.len();
+        items.extend((0..per_image).map(|_| Vec::with_capacity(shape.output)));
+        for row in image.chunks_mut(plane) {
+            for (item, part) in items[first..]
+                .iter_mut()
+                .zip(row.chunks_mut(2 * lines * width))
+            {
+                item.push(part);
+            }
+        }
+    }
+    let image = shape.input * source.map_length();
+    items.into_par_iter().enumerate().for_each(|(item, out)| {
+        dispatch(Tiles {
+            maps: &source.values[item / per_image * image..],
+            plane: source.plane(),
+            pitch: source.width,
+            input: shape.input,
+            weight,
+            first: item % per_image * lines,
+            across,
+            width,
+            out,
+        });
+    });
+    out
+}
+
+/// Some lines of tiles of one image.
+struct Tiles<'a> {
+    /// Planes of even and odd rows and columns, channel by channel.
+    maps: &'a [f32],
+    plane: usize,
+    pitch: usize,
+    input: usize,
+    weight: &'a TransformedWeight,
+    /// The first line.
+    first: usize,
+    /// Tiles of a line.
+    across: usize,
+    width: usize,
+    /// The pixels of every output channel.
+    out: Vec<&'a mut [f32]>,
+}
+
+impl WithSimd for Tiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let lines = self.out[0].len().div_ceil(2 * self.width);
+        let count = lines * self.across;
+        let length = padded(simd, count);
+        let transformed = self.transformed(simd, lines, length);
+        let block = self.input * length;
+        let width = 2 * S::F32_LANES;
+        let mut products = vec![0.0; POINTS * ROWS * length];
+        let mut rows = Rows::new(self.across + S::F32_LANES);
+        let (across, image_width) = (self.across, self.width);
+        for (panel, out) in { self.out }.chunks_mut(ROWS).enumerate() {
+            for (point, weight) in self.weight.0.iter().enumerate() {
+                let a = weight.panel(panel);
+                let b = &transformed[point * block..][..block];
+                let to = &mut products[point * ROWS * length..][..ROWS * length];
+                for first in (0..length).step_by(width) {
+                    let tile = lines_tile(simd, a, b, length, first);
+                    for (to, values) in to.chunks_exact_mut(length).zip(&tile) {
+                        let (to, _) = S::as_mut_simd_f32s(&mut to[first..first + width]);
+                        to[0] = values[0];
+                        to[1] = values[1];
+                    }
+                }
+            }
+            for (row, out) in out.iter_mut().enumerate() {
+                for (line, out) in out.chunks_mut(2 * image_width).enumerate() {
+                    let from = &products[row * length..];
+                    rows.read(simd, from, ROWS * length, line * across, across);
+                    rows.write(out, image_width);
+                }
+            }
+        }
+    }
+}
+
+impl Tiles<'_> {
+    /// `B^T d B` of every tile, `[point][channel][tile]`.
+    #[inline(always)]
+    fn transformed<S: Simd>(&self, simd: S, lines: usize, length: usize) -> Vec<f32> {
+        let lanes = S::F32_LANES;
+        let block = self.input * length;
+        let mut out = vec![0.0; POINTS * block];
+        for channel in 0..self.input {
+            let planes = &self.maps[channel * 4 * self.plane..];
+            for line in 0..lines {
+                let row = self.first + line;
+                for tile in (0..self.across).step_by(lanes) {
+                    let at = channel * length + line * self.across + tile;
+                    let mut d = [[simd.splat_f32s(0.0); 4]; 4];
+                    for (y, d) in d.iter_mut().enumerate() {
+                        for (x, d) in d.iter_mut().enumerate() {
+                            let plane = (y % 2 * 2 + x % 2) * self.plane;
+                            let from = plane + (row + y / 2) * self.pitch + tile + x / 2;
+                            *d = S::as_simd_f32s(&planes[from..from + lanes]).0[0];
+                        }
+                    }
+                    let mut half = [[simd.splat_f32s(0.0); 4]; 4];
+                    for x in 0..4 {
+                        half[0][x] = simd.sub_f32s(d[0][x], d[2][x]);
+                        half[1][x] = simd.add_f32s(d[1][x], d[2][x]);
+                        half[2][x] = simd.sub_f32s(d[2][x], d[1][x]);
+                        half[3][x] = simd.sub_f32s(d[1][x], d[3][x]);
+                    }
+                    // Behind the last tile of a line lies what the next line writes.
+                    let whole = at % length + lanes <= length;
+                    for (y, h) in half.iter().enumerate() {
+                        let values = [
+                            simd.sub_f32s(h[0], h[2]),
+                            simd.add_f32s(h[1], h[2]),
+                            simd.sub_f32s(h[2], h[1]),
+                            simd.sub_f32s(h[1], h[3]),
+                        ];
+                        for (x, value) in values.into_iter().enumerate() {
+                            let to = (4 * y + x) * block + at;
+                            if whole {
+                                S::as_mut_simd_f32s(&mut out[to..to + lanes]).0[0] = value;
+                            } else {
+                                let end = (channel + 1) * length + (4 * y + x) * block;
+                                simd.partial_store_f32s(&mut out[to..end], value);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+/// The two rows of pixels of a line of tiles, even and odd columns apart.
+struct Rows([[Vec<f32>; 2]; 2]);
+
+impl Rows {
+    fn new(length: usize) -> Self {
+        Self(std::array::from_fn(|_| {
+            std::array::from_fn(|_| vec![0.0; length])
+        }))
+    }
+
+    /// `A^T m A`, where point `p` of tile `t` lies at `p * stride + first + t`.
+    #[inline(always)]
+    fn read<S: Simd>(
+        &mut self,
+        simd: S,
+        products: &[f32],
+        stride: usize,
+        first: usize,
+        count: usize,
+    ) {
+        let lanes = S::F32_LANES;
+        for tile in (0..count).step_by(lanes) {
+            let mut sums = [[simd.splat_f32s(0.0); 2]; 4];
+            for (y, sums) in sums.iter_mut().enumerate() {
+                let mut m = [simd.splat_f32s(0.0); 4];
+                for (x, m) in m.iter_mut().enumerate() {
+                    let from = (4 * y + x) * stride + first + tile;
+                    let end = products.len().min(from + lanes);
+                    *m = if end - from == lanes {
+                        S::as_simd_f32s(&products[from..end]).0[0]
+                    } else {
+                        simd.partial_load_f32s(&products[from..end])
+                    };
+                }
+                sums[0] = simd.add_f32s(simd.add_f32s(m[0], m[1]), m[2]);
+                sums[1] = simd.sub_f32s(simd.sub_f32s(m[1], m[2]), m[3]);
+            }
+            for x in 0..2 {
+                let top = simd.add_f32s(simd.add_f32s(sums[0][x], sums[1][x]), sums[2][x]);
+                let bottom = simd.sub_f32s(simd.sub_f32s(sums[1][x], sums[2][x]), sums[3][x]);
+                S::as_mut_simd_f32s(&mut self.0[0][x][tile..tile + lanes]).0[0] = top;
+                S::as_mut_simd_f32s(&mut self.0[1][x][tile..tile + lanes]).0[0] = bottom;
+            }
+        }
+    }
+
+    /// One or two rows of the image.
+    #[inline(always)]
+    fn write(&self, out: &mut [f32], width: usize) {
+        for (out, [even, odd]) in out.chunks_mut(width).zip(&self.0) {
+            let pairs = width / 2;
+            let (whole, _) = out.as_chunks_mut::<2>();
+            for ((out, even), odd) in whole.iter_mut().zip(&even[..pairs]).zip(&odd[..pairs]) {
+                *out = [*even, *odd];
+            }
+            if width % 2 == 1 {
+                out[width - 1] = even[pairs];
+            }
+        }
+    }
+}
