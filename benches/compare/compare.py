@@ -61,8 +61,10 @@ class Side:
         if not line:
             self.process.wait()
             self.errors.seek(0)
-            lines = [text for text in self.errors.read().splitlines() if text.strip()]
-            raise RuntimeError("; ".join(lines[-3:]) or "it ended without a word")
+            lines = [text.strip() for text in self.errors.read().splitlines() if text.strip()]
+            # The panic of a Rust program stands first, the exception of a Python program last.
+            panic = next((k for k, text in enumerate(lines) if "panicked at" in text), -3)
+            raise RuntimeError("; ".join(lines[panic:][:3]) or "it ended without a word")
         return json.loads(line)
 
     def close(self):
@@ -223,6 +225,7 @@ def arguments():
     parser.add_argument("names", nargs="*", help="groups, or how their names begin; none for all")
     parser.add_argument("--list", action="store_true", help="say what there is, and end")
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 9")
+    parser.add_argument("--check", action="store_true", help="compare outcomes, take no time")
     parser.add_argument("--rounds", type=int, help="turns of each side for every operation")
     parser.add_argument("--turn", type=float, default=0.3,
                         help="seconds for which short operations are repeated in a turn")
@@ -248,7 +251,7 @@ def main():
             print(f"{group:14} {GROUPS[group]}")
         return
     options.load = os.getloadavg()[0]
-    results, failures, version = {}, {}, "?"
+    results, failures, disagree, version = {}, {}, [], "?"
     for group in options.groups:
         say(GROUPS[group])
         folder = tempfile.mkdtemp(prefix="deq-compare-")
@@ -257,8 +260,12 @@ def main():
             try:
                 version = comparison.version
                 comparison.check()
+                if options.check:
+                    disagree += [row for row in comparison.rows if row.refused]
+                    continue
                 comparison.measure()
                 results[group] = comparison
+                disagree += [row for row in comparison.rows if row.refused]
             finally:
                 comparison.close()
         except RuntimeError as failure:
@@ -271,9 +278,12 @@ def main():
             os.makedirs(os.path.dirname(os.path.abspath(options.out)), exist_ok=True)
             with open(options.out, "w") as file:
                 file.write(heading(options, version) + "\n" + table(results, failures) + "\n")
-    print(heading(options, version))
-    print(table(results, failures))
-    disagree = [row for done in results.values() for row in done.rows if row.refused]
+    if options.check:
+        for row in disagree:
+            say(f"{row.name} ({row.version}): {row.refused}")
+    else:
+        print(heading(options, version))
+        print(table(results, failures))
     sys.exit(1 if disagree or failures else 0)
 
 
