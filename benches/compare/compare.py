@@ -80,7 +80,8 @@ class Row:
     def __init__(self, name, index, version):
         self.name, self.index, self.version = name, index, version
         self.ours, self.theirs = [], []
-        self.peaks = [0, 0]
+        # There, here.
+        self.peaks, self.processor = [0, 0], [0.0, 0.0]
         self.refused = None
         self.times = 1
 
@@ -131,7 +132,8 @@ class Comparison:
         for row in rows:
             self.turn(row, 1)  # To warm up, and to tell how long it takes.
             row.times = max(1, min(20, int(self.options.turn / max(row.ours + row.theirs))))
-            row.ours, row.theirs, row.peaks = [], [], [0, 0]
+            row.ours, row.theirs = [], []
+            row.peaks, row.processor = [0, 0], [0.0, 0.0]
         for _ in range(self.options.rounds):
             for row in rows:
                 self.turn(row, row.times)
@@ -144,6 +146,8 @@ class Comparison:
         there = self.there.ask("time", row.index, row.version, times, separator="\t")
         row.ours += here["seconds"]
         row.theirs += there["seconds"]
+        row.processor[0] += there["processor"]
+        row.processor[1] += here["processor"]
         row.peaks = [max(row.peaks[0], there["peak"]), max(row.peaks[1], here["peak"])]
         self.idle = self.idle or [there["idle"], here["idle"]]
 
@@ -167,27 +171,30 @@ def overheads(rows):
 def table(results, failures):
     lines = [
         "| workload | peer | there, ms | here, ms | here / there | of the fastest "
-        "| peak there, MiB | peak here, MiB |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| of processor time | peak there, MiB | peak here, MiB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for group, comparison in results.items():
         rows = comparison.rows
         idle = " | ".join(f"{bytes / MIB:.0f} before" for bytes in comparison.idle or [0, 0])
-        lines.append(f"| **{GROUPS[group]}** | | | | | | {idle} |")
+        lines.append(f"| **{GROUPS[group]}** | | | | | | | {idle} |")
         for row in rows:
             if row.refused:
-                lines.append(f"| {row.name} | {row.version} | not timed: {row.refused} | | | | | |")
+                lines.append(f"| {row.name} | {row.version} | not timed: {row.refused} | | | | | | |")
                 continue
             theirs, ours = row.medians()
+            there, here = row.processor
+            processor = f"{here / there:.2f}" if there > 0 else "-"
             peaks = " | ".join(f"{peak / MIB:.0f}" for peak in row.peaks)
             lines.append(
                 f"| {row.name} | {row.version} | {number(theirs)} | {number(ours)} "
-                f"| {ours / theirs:.2f} | {min(row.ours) / min(row.theirs):.2f} | {peaks} |"
+                f"| {ours / theirs:.2f} | {min(row.ours) / min(row.theirs):.2f} "
+                f"| {processor} | {peaks} |"
             )
         for name, version, theirs, ours in overheads(rows):
             ratio = f"{ours / theirs:.2f}" if theirs > 0 else "-"
             lines.append(
-                f"| {name} | {version} | {number(theirs)} | {number(ours)} | {ratio} | | | |"
+                f"| {name} | {version} | {number(theirs)} | {number(ours)} | {ratio} | | | | |"
             )
     lines += [f"\n{GROUPS[group]}: not compared, {reason}" for group, reason in failures.items()]
     return "\n".join(lines)
