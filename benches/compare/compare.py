@@ -61,8 +61,10 @@ class Side:
         if not line:
             self.process.wait()
             self.errors.seek(0)
-            lines = [text for text in self.errors.read().splitlines() if text.strip()]
-            raise RuntimeError("; ".join(lines[-3:]) or "it ended without a word")
+            lines = [text.strip() for text in self.errors.read().splitlines() if text.strip()]
+            # The panic of a Rust program stands first, the exception of a Python program last.
+            panic = next((k for k, text in enumerate(lines) if "panicked at" in text), -3)
+            raise RuntimeError("; ".join(lines[panic:][:3]) or "it ended without a word")
         return json.loads(line)
 
     def close(self):
@@ -78,7 +80,8 @@ class Row:
     def __init__(self, name, index, version):
         self.name, self.index, self.version = name, index, version
         self.ours, self.theirs = [], []
-        self.peaks = [0, 0]
+        # There, here.
+        self.peaks, self.processor = [0, 0], [0.0, 0.0]
         self.refused = None
         self.times = 1
 
@@ -129,7 +132,8 @@ class Comparison:
         for row in rows:
             self.turn(row, 1)  # To warm up, and to tell how long it takes.
             row.times = max(1, min(20, int(self.options.turn / max(row.ours + row.theirs))))
-            row.ours, row.theirs, row.peaks = [], [], [0, 0]
+            row.ours, row.theirs = [], []
+            row.peaks, row.processor = [0, 0], [0.0, 0.0]
         for _ in range(self.options.rounds):
             for row in rows:
                 self.turn(row, row.times)
@@ -142,6 +146,8 @@ class Comparison:
         there = self.there.ask("time", row.index, row.version, times, separator="\t")
         row.ours += here["seconds"]
         row.theirs += there["seconds"]
+        row.processor[0] += there["processor"]
+        row.processor[1] += here["processor"]
         row.peaks = [max(row.peaks[0], there["peak"]), max(row.peaks[1], here["peak"])]
         self.idle = self.idle or [there["idle"], here["idle"]]
 
@@ -165,27 +171,30 @@ def overheads(rows):
 def table(results, failures):
     lines = [
         "| workload | peer | there, ms | here, ms | here / there | of the fastest "
-        "| peak there, MiB | peak here, MiB |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| of processor time | peak there, MiB | peak here, MiB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for group, comparison in results.items():
         rows = comparison.rows
         idle = " | ".join(f"{bytes / MIB:.0f} before" for bytes in comparison.idle or [0, 0])
-        lines.append(f"| **{GROUPS[group]}** | | | | | | {idle} |")
+        lines.append(f"| **{GROUPS[group]}** | | | | | | | {idle} |")
         for row in rows:
             if row.refused:
-                lines.append(f"| {row.name} | {row.version} | not timed: {row.refused} | | | | | |")
+                lines.append(f"| {row.name} | {row.version} | not timed: {row.refused} | | | | | | |")
                 continue
             theirs, ours = row.medians()
+            there, here = row.processor
+            processor = f"{here / there:.2f}" if there > 0 else "-"
             peaks = " | ".join(f"{peak / MIB:.0f}" for peak in row.peaks)
             lines.append(
                 f"| {row.name} | {row.version} | {number(theirs)} | {number(ours)} "
-                f"| {ours / theirs:.2f} | {min(row.ours) / min(row.theirs):.2f} | {peaks} |"
+                f"| {ours / theirs:.2f} | {min(row.ours) / min(row.theirs):.2f} "
+                f"| {processor} | {peaks} |"
             )
         for name, version, theirs, ours in overheads(rows):
             ratio = f"{ours / theirs:.2f}" if theirs > 0 else "-"
             lines.append(
-                f"| {name} | {version} | {number(theirs)} | {number(ours)} | {ratio} | | | |"
+                f"| {name} | {version} | {number(theirs)} | {number(ours)} | {ratio} | | | | |"
             )
     lines += [f"\n{GROUPS[group]}: not compared, {reason}" for group, reason in failures.items()]
     return "\n".join(lines)
@@ -223,6 +232,7 @@ def arguments():
     parser.add_argument("names", nargs="*", help="groups, or how their names begin; none for all")
     parser.add_argument("--list", action="store_true", help="say what there is, and end")
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 9")
+    parser.add_argument("--check", action="store_true", help="compare outcomes, take no time")
     parser.add_argument("--rounds", type=int, help="turns of each side for every operation")
     parser.add_argument("--turn", type=float, default=0.3,
                         help="seconds for which short operations are repeated in a turn")
@@ -248,7 +258,7 @@ def main():
             print(f"{group:14} {GROUPS[group]}")
         return
     options.load = os.getloadavg()[0]
-    results, failures, version = {}, {}, "?"
+    results, failures, disagree, version = {}, {}, [], "?"
     for group in options.groups:
         say(GROUPS[group])
         folder = tempfile.mkdtemp(prefix="deq-compare-")
@@ -257,8 +267,12 @@ def main():
             try:
                 version = comparison.version
                 comparison.check()
+                if options.check:
+                    disagree += [row for row in comparison.rows if row.refused]
+                    continue
                 comparison.measure()
                 results[group] = comparison
+                disagree += [row for row in comparison.rows if row.refused]
             finally:
                 comparison.close()
         except RuntimeError as failure:
@@ -271,9 +285,12 @@ def main():
             os.makedirs(os.path.dirname(os.path.abspath(options.out)), exist_ok=True)
             with open(options.out, "w") as file:
                 file.write(heading(options, version) + "\n" + table(results, failures) + "\n")
-    print(heading(options, version))
-    print(table(results, failures))
-    disagree = [row for done in results.values() for row in done.rows if row.refused]
+    if options.check:
+        for row in disagree:
+            say(f"{row.name} ({row.version}): {row.refused}")
+    else:
+        print(heading(options, version))
+        print(table(results, failures))
     sys.exit(1 if disagree or failures else 0)
 
 

@@ -63,14 +63,19 @@ fn serve(suite: &Suite, folder: &Path) -> Result<(), Failure> {
                 let idle = memory("VmRSS");
                 reset_peak();
                 let mut seconds = Vec::new();
+                let processor = processor_seconds();
                 for _ in 0..number()? {
                     let started = Instant::now();
                     let outcome = (operation.work)();
                     seconds.push(started.elapsed().as_secs_f64());
                     drop(outcome);
                 }
-                let peak = memory("VmHWM");
-                answer(&json!({ "seconds": seconds, "idle": idle, "peak": peak }))?;
+                answer(&json!({
+                    "seconds": seconds,
+                    "processor": processor_seconds() - processor,
+                    "idle": idle,
+                    "peak": memory("VmHWM"),
+                }))?;
             }
             other => return Err(format!("{other} is neither check nor time").into()),
         }
@@ -97,6 +102,22 @@ fn memory(entry: &str) -> u64 {
         .find_map(|line| line.strip_prefix(entry)?.strip_prefix(':'))
         .and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
+}
+
+/// What all threads have used of the processors, or 0 where the system does not tell.
+fn processor_seconds() -> f64 {
+    /// Linux counts in hundredths for programs, whatever the kernel's own clock.
+    const TICKS: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name of the program, which may hold anything, ends with a parenthesis.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let (user, system) = (11, 12);
+    let ticks = fields
+        .split_whitespace()
+        .enumerate()
+        .filter(|(index, _)| [user, system].contains(index))
+        .filter_map(|(_, field)| field.parse::<f64>().ok());
+    ticks.sum::<f64>() / TICKS
 }
 
 /// Lets the peak begin anew. Where the system cannot, it is that of the whole process.

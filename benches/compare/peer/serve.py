@@ -67,13 +67,18 @@ def main():
         else:
             idle = memory("VmRSS")
             reset_peak()
-            seconds = []
+            seconds, processor = [], time.process_time()
             for _ in range(int(rest)):
                 started = time.perf_counter()
                 outcome = work()
                 seconds.append(time.perf_counter() - started)
                 del outcome
-            answer({"seconds": seconds, "idle": idle, "peak": memory("VmHWM")})
+            answer({
+                "seconds": seconds,
+                "processor": time.process_time() - processor,
+                "idle": idle,
+                "peak": memory("VmHWM"),
+            })
 
 
 main()
