@@ -20,13 +20,17 @@
 //!
 //! # Features
 //!
-//! `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` pass through to Burn and say which backends
-//! are known here; none by default.
+//! - `autodiff`: the operations with derivatives of their own, [`convolve`], [`Convolution`] and
+//!   [`cross_entropy`].
+//! - `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` pass through to Burn and say which
+//!   backends are known here; none by default.
 
 mod attention;
+#[cfg(feature = "autodiff")]
 mod convolution;
 #[cfg(feature = "flex")]
 mod cpu;
+#[cfg(feature = "autodiff")]
 mod cross_entropy;
 #[cfg(feature = "flex")]
 mod flex;
@@ -37,7 +41,9 @@ mod pointwise;
 mod solver;
 
 pub use attention::{AttentionPoint, RelativeAttention};
+#[cfg(feature = "autodiff")]
 pub use convolution::{Convolution, convolve};
+#[cfg(feature = "autodiff")]
 pub use cross_entropy::cross_entropy;
 pub use group_norm::{GroupNorm, NormJacobian};
 pub use layer_norm::{LayerNormJacobian, layer_norm};
