@@ -3,6 +3,14 @@
 //! Every kernel is dispatched once at run time to the widest vectors that the processor has, and
 //! divides its work over the threads of rayon's pool.
 
+#![cfg_attr(
+    not(feature = "autodiff"),
+    allow(
+        dead_code,
+        reason = "convolutions and cross entropies are left out without it"
+    )
+)]
+
 pub(crate) mod attention;
 pub(crate) mod conv;
 mod gemm;
