@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -548,4 +550,18 @@ fn a_trained_model_writes_travels_and_is_measured_by_memory_and_budget() {
         |row: usize, column: usize| table["rows"][row]["cells"][column]["residual"].as_f64();
     assert!(residual(1, 2) < residual(1, 0), "more steps, closer");
     assert!(folder.path().join("run/evaluation.html").is_file());
+
+    // A model that has diverged is said to have.
+    support::poison(&folder.path().join("run"));
+    for arguments in [
+        &["eval", "run"][..],
+        &generate[..6],
+        &["export", "run", "diverged.safetensors"],
+    ] {
+        let message = refused(folder.path(), arguments);
+        assert!(
+            message.contains("has diverged: model.") && message.contains("NaN or infinite"),
+            "{message}"
+        );
+    }
 }

@@ -11,7 +11,7 @@ use crate::recipe::{Network, Recipe};
 use crate::records::{ChangeRecord, EvalRecord, Record, RunLog, read_records};
 use crate::report::{ReportHeader, totals, write_report};
 use crate::rounds::{Loaders, RoundStrategy, StrategyState, launch};
-use crate::run_folder::{KEEP, RunFolder, load_model};
+use crate::run_folder::{KEEP, RunFolder, load_model, try_optimizer};
 use crate::step::{Learner, LearnerOf};
 use crate::task::{BatchOf, Batches, Memory, MemoryOf, Opening, Reading, Split, Task};
 use burn::module::Module;
@@ -339,7 +339,10 @@ fn run_rounds<T: Task>(
         learner = load_model(learner, &newest.folder)?;
     }
     let start = match trainable {
-        Some(newest) => (newest.position, load_memory::<T>(&newest.folder, &plain)?),
+        Some(newest) => {
+            try_optimizer(&recipe, &learner, &newest.folder)?;
+            (newest.position, load_memory::<T>(&newest.folder, &plain)?)
+        }
         None => (Position::default(), MemoryOf::<T>::default()),
     };
     let known = newest

@@ -7,6 +7,7 @@ mod sine;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use deq_models::DeqTransformerLmConfig;
+use deq_train::files::FileSum;
 use deq_train::tasks::images::ImagesTask;
 use deq_train::tasks::text::TextTask;
 use deq_train::{
@@ -241,4 +242,101 @@ fn a_diverged_run_is_logged_and_can_be_rescued() {
     recipe.set("penalty.weight", "3.0").unwrap();
     let summary = train(recipe, &options(&run, Start::Resume, None)).unwrap();
     assert_eq!(summary.eval.step, 5);
+}
+
+/// Changes a file of the newest checkpoint, and the checksums with it.
+fn forge(run: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    let checkpoints = std::fs::read_dir(run.join("checkpoints")).unwrap();
+    let newest = checkpoints
+        .map(|entry| entry.unwrap().path())
+        .max()
+        .unwrap();
+    let mut bytes = std::fs::read(newest.join(name)).unwrap();
+    let before = FileSum::of(&bytes);
+    change(&mut bytes);
+    std::fs::write(newest.join(name), &bytes).unwrap();
+    let path = newest.join("manifest.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replace(&before.xxh3, &FileSum::of(&bytes).xxh3);
+    let (rest, _) = text.rsplit_once("\"bytes\"").unwrap();
+    let sealed = |sum: FileSum| {
+        let FileSum { bytes, xxh3 } = sum;
+        format!("{rest}\"bytes\": {bytes},\n    \"xxh3\": \"{xxh3}\"\n  }}\n}}")
+    };
+    let unsealed = sealed(FileSum::default());
+    std::fs::write(&path, sealed(FileSum::of(unsealed.as_bytes()))).unwrap();
+}
+
+/// A run of three steps, with a copy to resume after every damage.
+fn stopped_run(folder: &Path) -> impl Fn(&str, &dyn Fn(&mut Vec<u8>)) -> Result<(), TrainError> {
+    let run = folder.join("run");
+    let recipe = own();
+    assert!(train(recipe.clone(), &options(&run, Start::New, Some(3))).is_err());
+    move |name, change| {
+        let checkpoint = run.join("checkpoints/step-0000003");
+        let kept = ["manifest.json", name].map(|name| checkpoint.join(name));
+        let before = kept.clone().map(|path| std::fs::read(path).unwrap());
+        forge(&run, name, change);
+        let result = train(recipe.clone(), &options(&run, Start::Resume, Some(3)));
+        kept.iter()
+            .zip(before)
+            .for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+        result.map(drop)
+    }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_by_name() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let resumed = stopped_run(folder.path());
+    for number in [f32::NAN, f32::INFINITY] {
+        let last = |bytes: &mut Vec<u8>| {
+            let at = bytes.len() - 4;
+            bytes[at..].copy_from_slice(&number.to_le_bytes());
+        };
+        let message = resumed("model.bpk", &last).unwrap_err().to_string();
+        let expected = "has diverged: model.readout.weight is the first of 1 parameters";
+        assert!(message.contains(expected), "{message}");
+        // A step with such a state of the optimizer would make weights that are no numbers.
+        let message = resumed("optimizer.bpk", &last).unwrap_err().to_string();
+        assert!(message.contains("has diverged: model."), "{message}");
+    }
+}
+
+#[test]
+fn an_optimizer_that_burn_cannot_use_is_refused_in_a_sentence() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let resumed = stopped_run(folder.path());
+    let replaced = |from: &'static [u8], to: &'static [u8]| {
+        move |bytes: &mut Vec<u8>| {
+            let places = bytes.windows(from.len()).enumerate();
+            let places: Vec<usize> = places
+                .filter(|(_, w)| *w == from)
+                .map(|(at, _)| at)
+                .collect();
+            assert!(!places.is_empty());
+            for at in places {
+                bytes[at..at + to.len()].copy_from_slice(to);
+            }
+        }
+    };
+    // Shapes as lists in CBOR, and the magic number of the format.
+    let [wide, tall] = [&[0x82, 1, 8], &[0x82, 8, 1]];
+    let cases: [(&[u8], &[u8]); 3] = [
+        (wide, tall),
+        (&[0x82, 8, 8], &[0x82, 9, 9]),
+        (b"NRUB", b"BURN"),
+    ];
+    for (from, to) in cases {
+        let message = resumed("optimizer.bpk", &replaced(from, to))
+            .unwrap_err()
+            .to_string();
+        let expected = "is damaged (the optimizer does not fit: ";
+        assert!(
+            message.contains(expected) && message.len() < 500,
+            "{message}"
+        );
+    }
 }

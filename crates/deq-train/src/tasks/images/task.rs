@@ -14,7 +14,7 @@ use crate::recipe::Network;
 use crate::run::Trained;
 use crate::task::{BatchPlan, Batches, Opening, Split, Task};
 use burn::tensor::{Device, TensorData};
-use deq_data::{LabelSurvey, Loader, LoaderConfig, Spread, VisionSplits, VisionTask};
+use deq_data::{LabelSurvey, Loader, LoaderConfig, Skipped, Spread, VisionSplits, VisionTask};
 use deq_models::ResNetConfig;
 use deq_models::checkpoint::{LoadReport, StateDict};
 use std::path::{Path, PathBuf};
@@ -57,14 +57,18 @@ impl Task for ImagesTask {
         if let Some(run) = from.run {
             self.require_data_of(run, from.training)?;
         }
+        let left_out = LeftOut::default();
         let labels = match from.training {
-            true => surveyed(&splits)?,
+            true => {
+                left_out.extend(unusable(&splits, from)?);
+                surveyed(&splits)?
+            }
             false => None,
         };
         Ok(ImagesData {
             splits,
             labels,
-            left_out: LeftOut::default(),
+            left_out,
         })
     }
 
@@ -268,6 +272,31 @@ impl Task for ImagesTask {
     fn is_head(name: &str) -> bool {
         HEADS.iter().any(|head| name.starts_with(head))
     }
+}
+
+/// Held-out files that cannot be used, each of which is told, before anything is trained.
+fn unusable(splits: &VisionSplits, from: &Opening<'_>) -> Result<Vec<Skipped>, TrainError> {
+    let found = splits.test.unusable()?;
+    match found.first() {
+        Some(Skipped { path, reason }) if found.len() == splits.test.len() => {
+            return Err(ImagesError::NothingHeldOut {
+                files: found.len(),
+                path: path.clone(),
+                reason: reason.clone(),
+            }
+            .into());
+        }
+        _ => {}
+    }
+    for Skipped { path, reason } in &found {
+        if let Some(progress) = from.progress {
+            let path = path.display();
+            progress(&format!(
+                "left out of the held-out images: {path}: {reason}"
+            ));
+        }
+    }
+    Ok(found)
 }
 
 /// The labels of training maps, if there are maps. Every class must occur in them; held-out maps

@@ -2,7 +2,7 @@
 
 use super::error::TextError;
 use super::task::TextTask;
-use crate::error::TrainError;
+use crate::error::{TrainError, with_causes};
 use crate::task::{Opening, Split};
 use deq_data::{
     CachePlace, Corpus, CorpusEvent, CorpusReader, DataError, Level, Tokens, Vocabulary,
@@ -103,7 +103,10 @@ fn sentence(event: &CorpusEvent<'_>) -> Option<String> {
         }
         CorpusEvent::Written { file } => format!("tokens kept in {}", file.display()),
         CorpusEvent::NotWritten { error } => {
-            format!("the tokens are not kept for the next time: {error}")
+            format!(
+                "the tokens are not kept for the next time: {}",
+                with_causes(*error)
+            )
         }
         _ => return None,
     })
