@@ -9,3 +9,11 @@ test:
 # The demonstration of the README.
 demo:
     cargo run --release -p deq-cli -- train lm
+
+# Damages everything that is parsed at random, each kind of file for so many minutes.
+fuzz MINUTES='10':
+    DEQ_FUZZ_MINUTES={{MINUTES}} cargo test -p deq-data -p deq-models -p deq-train mutations -- --nocapture
+
+# Kills trainings at random moments and compares them with uninterrupted ones, for so many minutes.
+soak MINUTES='5':
+    ./.ci/soak {{MINUTES}}

@@ -96,11 +96,23 @@ pub fn compare_networks(
     options: &NetworkComparison,
     say: &mut dyn FnMut(&str),
 ) -> Result<NetworkComparisonResult, TrainError> {
-    let positive =
-        |field, value: f64| require(value > 0.0 && value.is_finite(), field, value, "above 0");
-    positive("minutes", options.minutes)?;
-    positive("tied depth", options.tied_depth as f64)?;
-    positive("layers", options.layers as f64)?;
+    for (field, value, most, requirement) in [
+        (
+            "minutes",
+            options.minutes,
+            1e6,
+            "above 0 and at most 1,000,000",
+        ),
+        (
+            "tied depth",
+            options.tied_depth as f64,
+            1e4,
+            "from 1 to 10,000",
+        ),
+        ("layers", options.layers as f64, 1e4, "from 1 to 10,000"),
+    ] {
+        require(value > 0.0 && value <= most, field, value, requirement)?;
+    }
     files::create_folder(&options.folder)?;
     let mut recipe = options.recipe.clone();
     // The size of the vocabulary counts.

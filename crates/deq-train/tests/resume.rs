@@ -2,18 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+mod forge;
 mod sine;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use deq_models::DeqTransformerLmConfig;
-use deq_train::files::FileSum;
 use deq_train::tasks::images::ImagesTask;
 use deq_train::tasks::text::TextTask;
 use deq_train::{
     EvalOptions, Recipe, RunError, Start, Stopped, Task, TrainError, TrainOptions, Trained,
     evaluate, train, train_only,
 };
+use forge::forge;
 use sine::{Sine, SineTask};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -242,29 +243,6 @@ fn a_diverged_run_is_logged_and_can_be_rescued() {
     recipe.set("penalty.weight", "3.0").unwrap();
     let summary = train(recipe, &options(&run, Start::Resume, None)).unwrap();
     assert_eq!(summary.eval.step, 5);
-}
-
-/// Changes a file of the newest checkpoint, and the checksums with it.
-fn forge(run: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
-    let checkpoints = std::fs::read_dir(run.join("checkpoints")).unwrap();
-    let newest = checkpoints
-        .map(|entry| entry.unwrap().path())
-        .max()
-        .unwrap();
-    let mut bytes = std::fs::read(newest.join(name)).unwrap();
-    let before = FileSum::of(&bytes);
-    change(&mut bytes);
-    std::fs::write(newest.join(name), &bytes).unwrap();
-    let path = newest.join("manifest.json");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let text = text.replace(&before.xxh3, &FileSum::of(&bytes).xxh3);
-    let (rest, _) = text.rsplit_once("\"bytes\"").unwrap();
-    let sealed = |sum: FileSum| {
-        let FileSum { bytes, xxh3 } = sum;
-        format!("{rest}\"bytes\": {bytes},\n    \"xxh3\": \"{xxh3}\"\n  }}\n}}")
-    };
-    let unsealed = sealed(FileSum::default());
-    std::fs::write(&path, sealed(FileSum::of(unsealed.as_bytes()))).unwrap();
 }
 
 /// A run of three steps, with a copy to resume after every damage.

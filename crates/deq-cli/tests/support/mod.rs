@@ -16,7 +16,11 @@ pub(crate) fn poison(run: &Path) {
     std::fs::write(&model, &bytes).unwrap();
     let path = newest.join("manifest.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    let text = text.replace(&before.xxh3, &FileSum::of(&bytes).xxh3);
+    let entry = |sum: FileSum| {
+        let FileSum { bytes, xxh3 } = sum;
+        format!("\"bytes\": {bytes},\n      \"xxh3\": \"{xxh3}\"")
+    };
+    let text = text.replace(&entry(before), &entry(FileSum::of(&bytes)));
     // The checksum of the manifest is that with an empty one.
     let (rest, _) = text.rsplit_once("\"bytes\"").unwrap();
     let sealed = |FileSum { bytes, xxh3 }: FileSum| {

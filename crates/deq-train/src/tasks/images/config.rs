@@ -6,7 +6,9 @@ use crate::recipe::{Network, Recipe};
 use crate::task::Task;
 use deq_data::{ImageSource, Transform, VisionTask};
 use deq_models::checkpoint::StateDict;
-use deq_models::{MdeqClassifierConfig, MdeqSegmenterConfig, ResNetBlockKind, ResNetConfig};
+use deq_models::{
+    MdeqClassifierConfig, MdeqSegmenterConfig, ResNetBlockKind, ResNetConfig, require_memory,
+};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -165,6 +167,15 @@ impl ImagesTask {
         .into())
     }
 
+    /// Checks the model itself, and that there is memory for it.
+    pub(super) fn validate_model(&self) -> Result<(), TrainError> {
+        match &self.model {
+            ImagesModelConfig::Classifier(config) => config.validate()?,
+            ImagesModelConfig::Segmenter(config) => config.validate()?,
+        }
+        Ok(require_memory(self.model.parameters())?)
+    }
+
     pub(super) fn validate_kind(&self) -> Result<(), ImagesError> {
         match self.model.task() == self.data.task() {
             true => Ok(()),
@@ -238,7 +249,8 @@ pub(super) fn depth(resnet: &ResNetConfig) -> usize {
         ResNetBlockKind::Basic => 2,
         ResNetBlockKind::Bottleneck => 3,
     };
-    2 + layers * resnet.stages.iter().sum::<usize>()
+    let blocks = resnet.stages.iter().copied().fold(0, usize::saturating_add);
+    blocks.saturating_mul(layers).saturating_add(2)
 }
 
 /// An [`ImageSource`] as it is given by a user.

@@ -44,6 +44,7 @@ impl Task for ImagesTask {
         let classes = splits.train.classes().len();
         self.classes = splits.train.classes().to_vec();
         *self.model.classes() = classes;
+        self.validate_model()?;
         if let Some(resnet) = &mut self.resnet {
             resnet.num_classes = classes;
             if resnet.width == 0 {
@@ -168,10 +169,7 @@ impl Task for ImagesTask {
 
     fn validate(&self) -> Result<(), TrainError> {
         self.validate_kind()?;
-        match &self.model {
-            ImagesModelConfig::Classifier(config) => config.validate()?,
-            ImagesModelConfig::Segmenter(config) => config.validate()?,
-        }
+        self.validate_model()?;
         self.validate_weights()?;
         self.validate_transforms()
     }
