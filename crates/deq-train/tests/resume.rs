@@ -274,7 +274,7 @@ fn weights_that_are_no_numbers_are_refused_by_name() {
             bytes[at..].copy_from_slice(&number.to_le_bytes());
         };
         let message = resumed("model.bpk", &last).unwrap_err().to_string();
-        let expected = "has diverged: model.readout.weight is the first of 1 parameters";
+        let expected = "has diverged: model.readout.bias is the first of 1 parameters";
         assert!(message.contains(expected), "{message}");
         // A step with such a state of the optimizer would make weights that are no numbers.
         let message = resumed("optimizer.bpk", &last).unwrap_err().to_string();

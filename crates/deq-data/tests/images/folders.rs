@@ -3,7 +3,7 @@
 use crate::support::*;
 use deq_data::{
     Cifar10, DataError, Example, ImageDataset, ImageFolder, ImageSource, Loader, LoaderConfig,
-    Normalization, Spread, Target, Transform,
+    Normalization, Picture, SegmentationFolder, Spread, Target, Transform,
 };
 use jpeg_encoder::ColorType;
 use std::path::{Path, PathBuf};

@@ -86,7 +86,7 @@ fn mutations_of_pickles_cause_no_panic() {
     fuzz("pickles", &[torch().pickle], 256, |bytes| {
         let mut torch = torch();
         torch.pickle = bytes.to_vec();
-        let _ = use_file(&torch.legacy());
+        let _ = use_file(&torch.clone().legacy());
         let _ = use_file(&torch.zip(Stored));
     });
 }

@@ -282,58 +282,6 @@ mod tests {
     }
 
     #[test]
-    fn a_field_out_of_range_is_named() {
-        let mut task = task("mini-shapes-segmentation");
-        let message = |task: &ImagesTask| task.validate().unwrap_err().to_string();
-        task.classes = vec!["a".to_owned(), "b".to_owned()];
-        task.class_weights = Some(vec![1.0, 0.0]);
-        assert_eq!(
-            message(&task),
-            "task.class_weights is 0, but must be above 0"
-        );
-        task.train_transform = Transform::PadCrop { size: 36, pad: 4 };
-        task.class_weights = Some(Vec::new());
-        assert_eq!(
-            message(&task),
-            "task.train_transform makes images with a side of 36 pixels, \
-             but the model needs multiples of 8"
-        );
-        task.train_transform = Transform::PadCrop { size: 32, pad: 4 };
-        task.eval_transform = Transform::CenterCrop {
-            resize: 48,
-            crop: 40,
-        };
-        let moved = task.validate().unwrap_err();
-        assert!(matches!(
-            moved,
-            TrainError::Images(ImagesError::MovedPixels)
-        ));
-        task.eval_transform = Transform::Whole;
-        task.validate().unwrap();
-        task.class_weights = Some(vec![1.0]);
-        assert_eq!(
-            message(&task),
-            "1 class weights for 2 classes: give one for each, or none"
-        );
-        task.data = ImageSource::Shapes;
-        assert!(message(&task).starts_with("the model does not fit the data shapes"));
-    }
-
-    #[test]
-    fn data_are_given_as_text() {
-        let mut recipe = Recipe::<ImagesTask>::preset("mini").unwrap();
-        recipe.set("task.data", "cifar10:some/folder").unwrap();
-        assert_eq!(recipe.task.data, ImageSource::Cifar10("some/folder".into()));
-        let wrong = recipe.set("task.data", "cifar11").unwrap_err().to_string();
-        assert!(
-            wrong.contains("there is no data set \"cifar11\""),
-            "{wrong}"
-        );
-        recipe.set("task.class_weights", "[1, 2]").unwrap();
-        assert_eq!(recipe.task.class_weights, Some(vec![1.0, 2.0]));
-    }
-
-    #[test]
     fn a_resnet_has_a_depth_that_is_known_and_whole_images() {
         let layers = |depth| Network::Layers { depth };
         let task = task("mini");
