@@ -328,6 +328,39 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_name_that_is_not_utf_8_is_called_that() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = folder_with_text();
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9.txt");
+    std::fs::rename(folder.path().join("text.txt"), folder.path().join(name)).unwrap();
+    for more in [&[][..], &["--set", "batch=2"]] {
+        let mut command = deq(
+            folder.path(),
+            &["train", "lm", "--preset", "tiny", "--data"],
+        );
+        let output = command.arg(name).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("names are not UTF-8"), "{stderr}");
+        assert!(!folder.path().join("runs").exists());
+    }
+}
+
+#[test]
+fn what_is_no_file_is_not_replaced() {
+    let folder = folder_with_text();
+    let path = folder.path();
+    success(&small(path, "run", &[]).output().unwrap());
+    std::fs::create_dir(path.join("there")).unwrap();
+    let message = refused(path, &["export", "run", "there"]);
+    assert!(
+        message.contains("cannot write there: it is there, and not a file"),
+        "{message}"
+    );
+}
+
 #[test]
 fn a_run_that_does_not_fit_is_refused_and_left_alone() {
     let folder = folder_with_text();

@@ -65,11 +65,11 @@ pub fn fuzz(name: &str, samples: &[Vec<u8>], tries: u64, mut read: impl FnMut(&[
     }
 }
 
-/// One of the samples with up to eight changes, determined by the seed.
+/// One of the samples with up to four changes, determined by the seed.
 fn damaged(samples: &[Vec<u8>], seed: u64) -> Vec<u8> {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let mut bytes = samples[random.below(samples.len())].clone();
-    for _ in 0..=random.below(8) {
+    for _ in 0..=random.below(4) {
         let at = random.below(bytes.len() + 1);
         let end = (at + 1 + random.below(32)).min(bytes.len());
         match random.below(9) {

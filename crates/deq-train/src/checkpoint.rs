@@ -339,7 +339,7 @@ impl<R: Checkpoint> Checkpointer<R> for CheckpointPart {
             .map_err(CheckpointerError::Record)?;
         self.store.put(self.name, bytes.to_vec()).map_err(|error| {
             let text = error.to_string();
-            self.store.lock().error = Some(error);
+            self.store.lock().error.get_or_insert(error);
             CheckpointerError::Unknown(text)
         })
     }

@@ -112,6 +112,15 @@ pub enum RecipeError {
         /// What is wrong, and where.
         reason: String,
     },
+    /// The name of a file or folder cannot be kept.
+    #[error(
+        "the recipe cannot be written as JSON: {reason}; \
+         rename files and folders whose names are not UTF-8"
+    )]
+    NotJson {
+        /// What serialising says.
+        reason: String,
+    },
     /// The schedule of the learning rate cannot be made.
     #[error("the learning rate has no schedule: {reason}")]
     Schedule {

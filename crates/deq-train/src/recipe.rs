@@ -3,7 +3,7 @@
 mod document;
 
 pub(crate) use document::nearest;
-pub(crate) use document::{differences, merge};
+pub(crate) use document::{differences, merge, to_json};
 
 use crate::checkpoint::Position;
 use crate::error::{RecipeError, TrainError, require};
@@ -357,6 +357,7 @@ impl<T: Task> Recipe<T> {
                 "a finite number above 0",
             )?;
         }
+        to_json(self)?;
         self.task.validate()?;
         self.deq.build()?;
         if let Some(penalty) = &self.penalty {

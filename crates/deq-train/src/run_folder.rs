@@ -3,7 +3,7 @@
 use crate::checkpoint::{CheckpointStore, RunSums, Verified, model_bytes, optimizer_bytes};
 use crate::error::{RunError, TrainError};
 use crate::files::{self, FileSum};
-use crate::recipe::{FIXED, Recipe, differences};
+use crate::recipe::{FIXED, Recipe, differences, to_json};
 use crate::records::ChangeRecord;
 use crate::step::LearnerOf;
 use crate::task::Task;
@@ -176,8 +176,8 @@ impl RunFolder {
         recipe: &Recipe<T>,
         step: usize,
     ) -> Result<Vec<ChangeRecord>, TrainError> {
-        let before = serde_json::to_value(Recipe::<T>::of_run(&self.path)?).unwrap_or_default();
-        let after = serde_json::to_value(recipe).unwrap_or_default();
+        let before = to_json(&Recipe::<T>::of_run(&self.path)?)?;
+        let after = to_json(recipe)?;
         let mut changes = Vec::new();
         for (field, from, to) in differences(&before, &after) {
             let within = |name: &str| {

@@ -130,6 +130,13 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
+/// The recipe as JSON, which has no names that are not UTF-8.
+pub(crate) fn to_json<T: Task>(recipe: &Recipe<T>) -> Result<Value, RecipeError> {
+    serde_json::to_value(recipe).map_err(|error| RecipeError::NotJson {
+        reason: error.to_string(),
+    })
+}
+
 /// The recipe with one field changed.
 pub(super) fn set<T: Task>(
     recipe: &Recipe<T>,
@@ -142,7 +149,7 @@ pub(super) fn set<T: Task>(
             reason,
         })
     };
-    let mut document = serde_json::to_value(recipe).map_err(|error| wrong(error.to_string()))?;
+    let mut document = to_json(recipe)?;
     let mut place = &mut document;
     let mut walked = String::new();
     for name in path.split('.') {
