@@ -106,10 +106,10 @@ pub fn compare_networks(
         (
             "tied depth",
             options.tied_depth as f64,
-            1e4,
-            "from 1 to 10,000",
+            1e3,
+            "from 1 to 1,000",
         ),
-        ("layers", options.layers as f64, 1e4, "from 1 to 10,000"),
+        ("layers", options.layers as f64, 1e3, "from 1 to 1,000"),
     ] {
         require(value > 0.0 && value <= most, field, value, requirement)?;
     }

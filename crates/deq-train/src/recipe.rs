@@ -303,7 +303,7 @@ impl<T: Task> Recipe<T> {
     /// [`RecipeError::OutOfRange`] naming the field, or the error of the task, the layer or the
     /// penalty.
     pub fn validate(&self) -> Result<(), TrainError> {
-        let (million, depth) = ((1_000_000, "at most 1,000,000"), (10_000, "at most 10,000"));
+        let (million, depth) = ((1_000_000, "at most 1,000,000"), (1_000, "at most 1,000"));
         for (field, value, (most, limit)) in [
             ("batch", self.batch, million),
             ("steps", self.steps, (999_999_999_999, "below 10^12")),
