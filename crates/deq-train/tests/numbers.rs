@@ -73,6 +73,8 @@ fn every_number_is_used_or_refused<T: Task>(recipe: &Recipe<T>) {
                 stop_after: Some(1),
                 ..TrainOptions::new("flex", folder.path().join("run"))
             };
+            // What ends the process says no more.
+            println!("{place:?} = {number}");
             let attempt = || train_only(changed(recipe, place, number)?, &options);
             let result = catch_panic(attempt);
             let result = result.unwrap_or_else(|panic| panic!("{place:?} = {number}: {panic}"));

@@ -26,7 +26,7 @@ pub(crate) fn parse<T: Task>(value: Value, path: &Path) -> Result<Recipe<T>, Tra
     if kind != Some(T::NAME) {
         return Err(RunError::OtherTask {
             path: path.to_owned(),
-            found: kind.unwrap_or("missing").to_owned(),
+            found: printable(kind.unwrap_or("missing")),
             expected: T::NAME,
         }
         .into());
