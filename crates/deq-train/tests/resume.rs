@@ -276,9 +276,12 @@ fn weights_that_are_no_numbers_are_refused_by_name() {
         let message = resumed("model.bpk", &last).unwrap_err().to_string();
         let expected = "has diverged: model.readout.bias is the first of 1 parameters";
         assert!(message.contains(expected), "{message}");
-        // A step with such a state of the optimizer would make weights that are no numbers.
-        let message = resumed("optimizer.bpk", &last).unwrap_err().to_string();
-        assert!(message.contains("has diverged: model."), "{message}");
+        // A step with such a state of the optimizer would make weights that are no numbers; an
+        // infinite second moment makes none.
+        if number.is_nan() {
+            let message = resumed("optimizer.bpk", &last).unwrap_err().to_string();
+            assert!(message.contains("has diverged: model."), "{message}");
+        }
     }
 }
 
