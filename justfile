@@ -13,3 +13,11 @@ demo:
 # Speed and memory beside PyTorch, in turn in one run: `just compare --list`, `just compare mdeq --quick`.
 compare *ARGS:
     ./benches/compare/run {{ARGS}}
+
+# Damages everything that is parsed at random, each kind of file for so many minutes.
+fuzz MINUTES='10':
+    DEQ_FUZZ_MINUTES={{MINUTES}} cargo test -p deq-data -p deq-models -p deq-train mutations -- --nocapture
+
+# Kills trainings at random moments and compares them with uninterrupted ones, for so many minutes.
+soak MINUTES='5':
+    ./.ci/soak {{MINUTES}}

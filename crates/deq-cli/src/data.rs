@@ -6,7 +6,7 @@ use deq_data::{
     Arrangement, CachePlace, CachedText, Corpus, CorpusEvent, CorpusReader, Level, TextSurvey,
     Vocabulary, survey,
 };
-use deq_train::OnProgress;
+use deq_train::{OnProgress, with_causes};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -261,7 +261,8 @@ impl Listener {
             }
             CorpusEvent::Written { file } => eprintln!("tokens kept in {}", file.display()),
             CorpusEvent::NotWritten { error } => {
-                eprintln!("the tokens are not kept for the next time: {error}");
+                let reason = with_causes(*error);
+                eprintln!("the tokens are not kept for the next time: {reason}");
             }
             _ => {}
         }

@@ -67,16 +67,18 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         return print::json(&generate(&args.run, &options, &mut |_| {})?);
     }
     let mut out = std::io::stdout();
-    write!(out, "{}", args.prompt)?;
+    // Printed once it is clear that text follows.
+    let mut prompt = Some(args.prompt.clone());
     // A closed pipe ends the command by the error of the last write.
     let mut written = Ok(());
     let result = generate(&args.run, &options, &mut |text| {
         if written.is_ok() {
-            written = write!(out, "{text}").and_then(|()| out.flush());
+            let prompt = prompt.take().unwrap_or_default();
+            written = write!(out, "{prompt}{text}").and_then(|()| out.flush());
         }
     })?;
     written?;
-    writeln!(out)?;
+    writeln!(out, "{}", prompt.unwrap_or_default())?;
     eprintln!(
         "\n{} tokens in {:.1} s, {:.1} evaluations of the layer for each",
         result.tokens, result.seconds, result.evaluations

@@ -91,10 +91,13 @@ fn main() -> ExitCode {
 
 /// Ends the program without a word when what it prints can no longer be written, as by
 /// `deq eval RUN | head -1` or on a closed terminal: printing panics then. Training prints its
-/// summary last, when everything is on disk.
+/// summary last, when everything is on disk. Panics that become errors are not reported twice.
 fn end_when_nobody_reads() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        if deq_data::panic_is_caught() {
+            return;
+        }
         let message = panic.payload_as_str().unwrap_or_default();
         if message.starts_with("failed printing to") {
             std::process::exit(0);

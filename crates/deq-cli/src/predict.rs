@@ -4,6 +4,7 @@ use crate::print;
 use anyhow::{Result, bail};
 use clap::Args;
 use deq_train::tasks::images::{PredictOptions, Prediction, predict};
+use deq_train::with_causes;
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -39,12 +40,12 @@ pub(crate) fn run(args: &PredictArgs) -> Result<()> {
         &args.run,
         &args.images,
         &options,
-        &mut |path, outcome| match outcome {
+        &mut |_, outcome| match outcome {
             Ok(prediction) if args.json => predictions.push(prediction),
             Ok(prediction) => print_prediction(&prediction),
             Err(error) => {
                 failed += 1;
-                eprintln!("{}: {error}", path.display());
+                eprintln!("{}", with_causes(&error));
             }
         },
     )?;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -326,6 +328,39 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_name_that_is_not_utf_8_is_called_that() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = folder_with_text();
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9.txt");
+    std::fs::rename(folder.path().join("text.txt"), folder.path().join(name)).unwrap();
+    for more in [&[][..], &["--set", "batch=2"]] {
+        let mut command = deq(
+            folder.path(),
+            &["train", "lm", "--preset", "tiny", "--data"],
+        );
+        let output = command.arg(name).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("names are not UTF-8"), "{stderr}");
+        assert!(!folder.path().join("runs").exists());
+    }
+}
+
+#[test]
+fn what_is_no_file_is_not_replaced() {
+    let folder = folder_with_text();
+    let path = folder.path();
+    success(&small(path, "run", &[]).output().unwrap());
+    std::fs::create_dir(path.join("there")).unwrap();
+    let message = refused(path, &["export", "run", "there"]);
+    assert!(
+        message.contains("cannot write there: it is there, and not a file"),
+        "{message}"
+    );
+}
+
 #[test]
 fn a_run_that_does_not_fit_is_refused_and_left_alone() {
     let folder = folder_with_text();
@@ -548,4 +583,18 @@ fn a_trained_model_writes_travels_and_is_measured_by_memory_and_budget() {
         |row: usize, column: usize| table["rows"][row]["cells"][column]["residual"].as_f64();
     assert!(residual(1, 2) < residual(1, 0), "more steps, closer");
     assert!(folder.path().join("run/evaluation.html").is_file());
+
+    // A model that has diverged is said to have.
+    support::poison(&folder.path().join("run"));
+    for arguments in [
+        &["eval", "run"][..],
+        &generate[..6],
+        &["export", "run", "diverged.safetensors"],
+    ] {
+        let message = refused(folder.path(), arguments);
+        assert!(
+            message.contains("has diverged: model.") && message.contains("NaN or infinite"),
+            "{message}"
+        );
+    }
 }

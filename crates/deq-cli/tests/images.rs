@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+mod support;
+
 use deq_data::{ImageDataset, Picture, Shapes, Target, VisionTask};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -162,6 +164,11 @@ fn a_run_is_trained_interrupted_measured_and_used() {
     );
     assert!(message.contains("makes no overlays"), "{message}");
     weights_come_and_go(path, &measured);
+    support::poison(&path.join("whole"));
+    for arguments in [&["eval", "whole"][..], &["predict", "whole", "red.png"]] {
+        let message = error(path, arguments);
+        assert!(message.contains("has diverged: model."), "{message}");
+    }
 }
 
 /// Out as the original's state dict, in again, and into the beginning of another run.

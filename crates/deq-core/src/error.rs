@@ -9,10 +9,10 @@ use deq_solvers::InvalidConfig;
 pub enum DeqError {
     /// The forward solver or its stop rule is invalid.
     #[error("the forward solve is misconfigured: {0}")]
-    Forward(#[source] InvalidConfig),
+    Forward(InvalidConfig),
     /// The backward solver or its stop rule is invalid.
     #[error("the backward solve is misconfigured: {0}")]
-    Backward(#[source] InvalidConfig),
+    Backward(InvalidConfig),
     /// A field outside its range.
     #[error("{field} is {value}, but must be {requirement}")]
     OutOfRange {

@@ -35,7 +35,7 @@ pub enum DataError {
         folder: PathBuf,
     },
     /// A file cannot be read or written.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}")]
     Io {
         /// `read` or `write`.
         action: &'static str,

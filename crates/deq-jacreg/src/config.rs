@@ -150,6 +150,8 @@ impl JacobianPenaltyConfig {
             "a probability from 0 to 1",
         )?;
         at_least_one("penalty.vectors", self.vectors)?;
+        let vectors = self.vectors as f64;
+        require(vectors <= 1e4, "penalty.vectors", vectors, "at most 10,000")?;
         if let Estimator::Denoising(DenoisingConfig { sigma }) = self.estimator {
             positive("penalty.estimator.sigma", sigma)?;
         }

@@ -16,6 +16,15 @@ pub enum ModelError {
         /// What would be right.
         requirement: &'static str,
     },
+    /// The weights do not fit into memory.
+    #[error(
+        "the model has {parameters} parameters or more, too many for the memory of this machine: \
+         make it narrower or shallower"
+    )]
+    TooLarge {
+        /// Parameters, without those that are cheap to leave out of the count.
+        parameters: usize,
+    },
     /// The heads do not divide the width.
     #[error("model.d_model is {d_model}, which model.n_heads = {n_heads} does not divide")]
     HeadsDoNotDivide {
@@ -115,6 +124,17 @@ pub enum ModelError {
         /// What is missing or contradictory.
         reason: String,
     },
+}
+
+/// Requires memory for so many numbers of 32 bits, since asking for too much ends the process.
+///
+/// # Errors
+///
+/// [`ModelError::TooLarge`].
+pub fn require_memory(parameters: usize) -> Result<(), ModelError> {
+    let bytes = parameters.saturating_mul(size_of::<f32>());
+    let asked = Vec::<u8>::new().try_reserve_exact(bytes);
+    asked.map_err(|_| ModelError::TooLarge { parameters })
 }
 
 fn groups(found: &[String]) -> String {

@@ -46,7 +46,7 @@ mod resnet;
 mod transformer;
 
 pub use deq_core::Depth;
-pub use error::ModelError;
+pub use error::{ModelError, require_memory};
 pub use layers::{ConvNorm, PlainBatchNorm};
 pub use mdeq::{
     Bottleneck, Branch, ClassificationHead, ConvGroupNorm, FusionPath, FusionTarget, Mdeq,

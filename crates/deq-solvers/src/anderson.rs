@@ -1,7 +1,7 @@
 //! Anderson acceleration.
 
 use crate::dense::{identity, solve_general, solve_positive_definite};
-use crate::error::{InvalidConfig, require};
+use crate::error::{InvalidConfig, require, require_count};
 use crate::history::{History, pad};
 use crate::map::Iterate;
 use crate::rows::{largest, squares};
@@ -75,11 +75,13 @@ impl AndersonConfig {
     ///
     /// [`InvalidConfig`] naming the first field outside its range.
     pub fn build(&self) -> Result<Anderson, InvalidConfig> {
+        require_count("anderson.history", self.history)?;
+        // Every step solves a system of this size.
         require(
-            self.history >= 1,
+            self.history <= 1_000,
             "anderson.history",
             self.history as f64,
-            "at least 1",
+            "at most 1,000",
         )?;
         require(
             self.regularization.is_finite() && self.regularization > 0.0,

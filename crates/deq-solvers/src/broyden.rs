@@ -1,6 +1,6 @@
 //! Broyden's methods with low-rank factors.
 
-use crate::error::{InvalidConfig, require};
+use crate::error::{InvalidConfig, require_count};
 use crate::history::History;
 use crate::line_search::{Armijo, ArmijoConfig};
 use crate::map::Iterate;
@@ -62,12 +62,7 @@ impl BroydenConfig {
     ///
     /// [`InvalidConfig`] naming the first field outside its range.
     pub fn build(&self) -> Result<Broyden, InvalidConfig> {
-        require(
-            self.history >= 1,
-            "broyden.history",
-            self.history as f64,
-            "at least 1",
-        )?;
+        require_count("broyden.history", self.history)?;
         if let Some(line_search) = &self.line_search {
             line_search.validate()?;
         }

@@ -1,6 +1,6 @@
 //! When a solve ends.
 
-use crate::error::{InvalidConfig, require};
+use crate::error::{InvalidConfig, require, require_count};
 use burn::config::Config;
 use serde::{Deserialize, Serialize};
 
@@ -89,19 +89,8 @@ impl StopConfig {
     ///
     /// [`InvalidConfig`] naming the first field outside its range.
     pub fn validate(&self) -> Result<(), InvalidConfig> {
-        let at_least_one = "at least 1";
-        require(
-            self.max_steps >= 1,
-            "stop.max_steps",
-            self.max_steps as f64,
-            at_least_one,
-        )?;
-        require(
-            self.check_every >= 1,
-            "stop.check_every",
-            self.check_every as f64,
-            at_least_one,
-        )?;
+        require_count("stop.max_steps", self.max_steps)?;
+        require_count("stop.check_every", self.check_every)?;
         let tolerance = "a finite number of at least 0";
         let valid = |tol: f64| tol.is_finite() && tol >= 0.0;
         require(valid(self.abs_tol), "stop.abs_tol", self.abs_tol, tolerance)?;
@@ -133,7 +122,7 @@ impl StopConfig {
             patience >= 1,
             "stop.patience",
             patience as f64,
-            at_least_one,
+            "at least 1",
         )
     }
 }

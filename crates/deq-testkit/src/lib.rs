@@ -1,17 +1,19 @@
 //! Test problems with known answers, finite differences, assertions with written-down tolerances,
-//! and readers of recorded numbers.
+//! readers of recorded numbers, and damaged files.
 //!
 //! A development dependency of every crate of the workspace; never published.
 
 mod assertions;
 mod dense;
 mod differences;
+mod fuzz;
 mod golden;
 mod problems;
 
 pub use assertions::{assert_close, relative_error, values};
 pub use dense::solve_dense;
 pub use differences::finite_difference;
+pub use fuzz::fuzz;
 pub use golden::{Golden, GoldenError, cases, fixture, fixtures_of_kind};
 pub use problems::{Problem, problems};
 

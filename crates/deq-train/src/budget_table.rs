@@ -115,43 +115,27 @@ fn write(result: &BudgetTable) -> Result<(), TrainError> {
             cells(&|eval| share(eval.converged())),
         ));
     }
-    let series = |value: &dyn Fn(&EvalRecord) -> f64| {
-        let line = |row: &BudgetRow| Series {
-            name: row.name.clone(),
-            points: result
-                .budgets
-                .iter()
-                .zip(&row.cells)
-                .map(|(budget, eval)| (*budget as f64, value(eval)))
-                .collect(),
+    let chart = |title: &str, y: &str, log: bool, value: &dyn Fn(&EvalRecord) -> f64| {
+        let line = |row: &BudgetRow| {
+            let budgets = result.budgets.iter().map(|budget| *budget as f64);
+            Series::new(&*row.name, budgets.zip(row.cells.iter().map(value)))
         };
-        result.rows.iter().map(line).collect()
+        let series = result.rows.iter().map(line).collect();
+        Chart::new(title, ["solver steps allowed", y], log, series)
     };
-    let chart = |title: &str, y: &str, log, series| Chart {
-        title: title.to_owned(),
-        x: "solver steps allowed".to_owned(),
-        y: y.to_owned(),
-        log,
-        series,
-    };
+    let better = measure.higher_is_better();
     let charts = [
-        chart(
-            "Quality",
-            measure.name(),
-            !measure.higher_is_better(),
-            series(&|eval| eval.quality.value),
-        ),
-        chart(
-            "Evaluations per solve",
-            "evaluations",
-            false,
-            series(&|eval| eval.nfe_per_solve),
-        ),
+        chart("Quality", measure.name(), !better, &|eval| {
+            eval.quality.value
+        }),
+        chart("Evaluations per solve", "evaluations", false, &|eval| {
+            eval.nfe_per_solve
+        }),
         chart(
             "Relative residual at the answers",
             "relative residual",
             true,
-            series(&|eval| eval.residual.unwrap_or(f64::NAN)),
+            &|eval| eval.residual.unwrap_or(f64::NAN),
         ),
     ];
     let body = table(&header, &rows) + &figures(charts)?;

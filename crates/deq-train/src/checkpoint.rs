@@ -5,7 +5,7 @@
 //! its own; they are collected, written to a temporary folder, and the folder is renamed into place
 //! when the last one has come. The schedule of the learning rate follows from recipe and step.
 
-use crate::error::{RunError, TrainError};
+use crate::error::{RunError, TrainError, with_causes};
 use crate::files::{self, FileSum};
 use burn::optim::lr_scheduler::LrSchedulerRecord;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
@@ -96,6 +96,7 @@ struct Pending {
     position: Position,
     run: RunSums,
     parts: BTreeMap<&'static str, Vec<u8>>,
+    error: Option<TrainError>,
 }
 
 impl CheckpointStore {
@@ -174,6 +175,11 @@ impl CheckpointStore {
         SchedulePart(schedule)
     }
 
+    /// Why a checkpoint could not be written, if so.
+    pub(crate) fn take_error(&self) -> Option<TrainError> {
+        self.lock().error.take()
+    }
+
     fn put(&self, name: &'static str, bytes: Vec<u8>) -> Result<(), TrainError> {
         let mut pending = self.lock();
         pending.parts.insert(name, bytes);
@@ -204,6 +210,7 @@ impl CheckpointStore {
             position: Position::default(),
             run,
             parts: BTreeMap::from([(MODEL, model)]),
+            error: None,
         })
     }
 
@@ -278,7 +285,7 @@ fn verify(folder: &Path) -> Result<Verified, TrainError> {
         reason,
     };
     let manifest: Manifest = files::read_json(&folder.join(MANIFEST), "manifest")
-        .map_err(|error| corrupt(chain(&error)))?;
+        .map_err(|error| corrupt(with_causes(&error)))?;
     if manifest.clone().sealed(folder)?.checksum != manifest.checksum {
         return Err(corrupt(format!("{MANIFEST} does not match its checksum")).into());
     }
@@ -286,7 +293,8 @@ fn verify(folder: &Path) -> Result<Verified, TrainError> {
         return Err(corrupt(format!("{MODEL} is not in the manifest")).into());
     }
     for (name, expected) in &manifest.files {
-        let bytes = files::read(&folder.join(name)).map_err(|error| corrupt(chain(&error)))?;
+        let bytes =
+            files::read(&folder.join(name)).map_err(|error| corrupt(with_causes(&error)))?;
         if FileSum::of(&bytes) != *expected {
             return Err(corrupt(format!("{name} does not match its checksum")).into());
         }
@@ -298,17 +306,6 @@ fn verify(folder: &Path) -> Result<Verified, TrainError> {
     })
 }
 
-/// An error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text += &format!(": {inner}");
-        cause = inner.source();
-    }
-    text
-}
-
 /// Whether training can go on from a verified checkpoint.
 pub(crate) fn is_trainable(folder: &Path) -> bool {
     folder.join(OPTIMIZER).is_file()
@@ -317,6 +314,11 @@ pub(crate) fn is_trainable(folder: &Path) -> bool {
 /// The model of a verified checkpoint.
 pub(crate) fn model_bytes(folder: &Path) -> Result<Bytes, TrainError> {
     files::read(&folder.join(MODEL)).map(Bytes::from_bytes_vec)
+}
+
+/// The optimizer of a verified checkpoint.
+pub(crate) fn optimizer_bytes(folder: &Path) -> Result<Bytes, TrainError> {
+    files::read(&folder.join(OPTIMIZER)).map(Bytes::from_bytes_vec)
 }
 
 /// The carried memory of a verified checkpoint.
@@ -335,9 +337,11 @@ impl<R: Checkpoint> Checkpointer<R> for CheckpointPart {
         let bytes = record
             .checkpoint_into_bytes()
             .map_err(CheckpointerError::Record)?;
-        self.store
-            .put(self.name, bytes.to_vec())
-            .map_err(|error| CheckpointerError::Unknown(error.to_string()))
+        self.store.put(self.name, bytes.to_vec()).map_err(|error| {
+            let text = error.to_string();
+            self.store.lock().error.get_or_insert(error);
+            CheckpointerError::Unknown(text)
+        })
     }
 
     /// The store drops old checkpoints itself, whole.
@@ -347,7 +351,7 @@ impl<R: Checkpoint> Checkpointer<R> for CheckpointPart {
 
     fn restore(&self, _round: usize) -> Result<R, CheckpointerError> {
         // It was verified, and the run locked, before training was launched.
-        let unknown = |error: TrainError| CheckpointerError::Unknown(chain(&error));
+        let unknown = |error: TrainError| CheckpointerError::Unknown(with_causes(&error));
         let newest = self.store.steps().map_err(unknown)?.into_iter().max();
         let newest = newest.ok_or(CheckpointerError::Unknown("no checkpoint".to_owned()))?;
         let path = self.store.folder_of(newest).join(self.name);

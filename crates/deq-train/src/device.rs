@@ -79,26 +79,3 @@ fn make(kind: &str, index: usize) -> Option<Device> {
         _ => None,
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::device;
-
-    #[test]
-    fn a_device_that_is_not_there_is_named_with_what_would_be_right() {
-        assert!(device("flex").is_ok());
-        let message = device("tpu").unwrap_err().to_string();
-        assert_eq!(
-            message,
-            "there is no device \"tpu\": choose one of flex, wgpu, vulkan, metal, cuda, rocm"
-        );
-        assert!(device("flex:1").is_err());
-        assert!(device("cuda:x").is_err());
-        #[cfg(not(feature = "rocm"))]
-        assert_eq!(
-            device("rocm:1").unwrap_err().to_string(),
-            "the device rocm:1 is not compiled in (there is: flex): \
-             build with the cargo feature rocm"
-        );
-    }
-}

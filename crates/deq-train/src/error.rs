@@ -112,6 +112,15 @@ pub enum RecipeError {
         /// What is wrong, and where.
         reason: String,
     },
+    /// The name of a file or folder cannot be kept.
+    #[error(
+        "the recipe cannot be written as JSON: {reason}; \
+         rename files and folders whose names are not UTF-8"
+    )]
+    NotJson {
+        /// What serialising says.
+        reason: String,
+    },
     /// The schedule of the learning rate cannot be made.
     #[error("the learning rate has no schedule: {reason}")]
     Schedule {
@@ -259,6 +268,20 @@ pub enum RunError {
         /// What does not fit.
         reason: String,
     },
+    /// The weights of a checkpoint are no numbers.
+    #[error(
+        "the model in {path} has diverged: {name} is the first of {parameters} parameters with \
+         numbers that are NaN or infinite; delete this folder to go on from the checkpoint \
+         before it, or start a new run"
+    )]
+    NotFinite {
+        /// The checkpoint folder.
+        path: PathBuf,
+        /// The first such parameter.
+        name: String,
+        /// Such parameters.
+        parameters: usize,
+    },
     /// The run has no checkpoint yet.
     #[error("{path} has no checkpoint: let it train until the first one is written")]
     NoCheckpoint {
@@ -392,6 +415,17 @@ impl TrainError {
     pub fn task(error: impl Into<BoxError>) -> Self {
         TrainError::Task(error.into())
     }
+}
+
+/// An error with its causes in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text += &format!(": {inner}");
+        cause = inner.source();
+    }
+    text
 }
 
 /// [`RecipeError::OutOfRange`] unless `valid`, for the checks of a recipe.

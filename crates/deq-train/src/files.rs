@@ -1,6 +1,7 @@
 //! Files that are written whole or not at all.
 
 use crate::error::{RunError, TrainError};
+use deq_models::checkpoint::printable;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::Path;
@@ -97,7 +98,8 @@ fn malformed(path: &Path, what: &'static str, error: &serde_json::Error) -> Trai
     RunError::Malformed {
         path: path.to_owned(),
         what,
-        reason: error.to_string(),
+        // It may quote what the file holds.
+        reason: printable(&error.to_string()),
     }
     .into()
 }

@@ -71,6 +71,7 @@ pub use dashboard::{clock, number, status_text};
 pub use device::{any_device, device};
 pub use error::{
     BoxError, DeviceError, ExchangeError, RecipeError, RunError, Stopped, TrainError, require,
+    with_causes,
 };
 pub use exchange::{ImportOptions, Imported, export, import};
 pub use measure::{Detail, Measure, Quality};

@@ -103,20 +103,3 @@ impl Quality {
         self.measure.text(self.value)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_are_compared_by_differences_and_other_measures_by_ratios() {
-        let accuracy = Measure::share("accuracy");
-        assert!((accuracy.best(&[0.4, 0.7, 0.6]) - 0.7).abs() < 1e-12);
-        assert!((accuracy.loss(0.6, 0.7) - 0.1).abs() < 1e-12);
-        assert_eq!(accuracy.text(0.9744), "97.44 %");
-        let error = Measure::error("rms error");
-        assert!((error.best(&[0.4, 0.2]) - 0.2).abs() < 1e-12);
-        assert!((error.loss(0.4, 0.2) - 2.0).abs() < 1e-12);
-        assert_eq!(Measure::Perplexity.text(7.336), "7.34");
-    }
-}

@@ -3,7 +3,7 @@
 mod document;
 
 pub(crate) use document::nearest;
-pub(crate) use document::{differences, merge};
+pub(crate) use document::{differences, merge, to_json};
 
 use crate::checkpoint::Position;
 use crate::error::{RecipeError, TrainError, require};
@@ -303,18 +303,23 @@ impl<T: Task> Recipe<T> {
     /// [`RecipeError::OutOfRange`] naming the field, or the error of the task, the layer or the
     /// penalty.
     pub fn validate(&self) -> Result<(), TrainError> {
-        for (field, value) in [
-            ("batch", self.batch),
-            ("steps", self.steps),
-            ("rounds", self.rounds),
-            ("pretrain_depth", self.pretrain_depth),
-            ("valid_batches", self.valid_batches.unwrap_or(1)),
-            ("network.depth", self.network.depth().unwrap_or(1)),
+        let (million, depth) = ((1_000_000, "at most 1,000,000"), (1_000, "at most 1,000"));
+        for (field, value, (most, limit)) in [
+            ("batch", self.batch, million),
+            ("steps", self.steps, (999_999_999_999, "below 10^12")),
+            ("rounds", self.rounds, million),
+            ("pretrain_depth", self.pretrain_depth, depth),
+            (
+                "valid_batches",
+                self.valid_batches.unwrap_or(1),
+                (usize::MAX, ""),
+            ),
+            ("network.depth", self.network.depth().unwrap_or(1), depth),
         ] {
             require(value >= 1, field, value as f64, "at least 1")?;
+            require(value <= most, field, value as f64, limit)?;
         }
         let steps = self.steps as f64;
-        require(steps < 1e12, "steps", steps, "below 10^12")?;
         let rounds = self.rounds as f64;
         require(
             rounds <= steps,
@@ -352,6 +357,7 @@ impl<T: Task> Recipe<T> {
                 "a finite number above 0",
             )?;
         }
+        to_json(self)?;
         self.task.validate()?;
         self.deq.build()?;
         if let Some(penalty) = &self.penalty {

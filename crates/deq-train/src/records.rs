@@ -4,6 +4,7 @@ use crate::error::{RunError, TrainError};
 use crate::files::{self, FileSum};
 use crate::measure::Quality;
 use deq_core::solvers::StatusCounts;
+use deq_models::checkpoint::printable;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -333,7 +334,7 @@ fn parse<'a>(path: &Path, text: &'a str) -> Result<Vec<(&'a str, Record)>, Train
                 return Err(RunError::Malformed {
                     path: path.to_owned(),
                     what: "log of a run",
-                    reason: format!("line {}: {error}", index + 1),
+                    reason: format!("line {}: {}", index + 1, printable(&error.to_string())),
                 }
                 .into());
             }

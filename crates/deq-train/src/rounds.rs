@@ -338,7 +338,7 @@ pub(crate) fn launch<T: Task>(
     };
     let result = training.launch(learner);
     let mut state = strategy.lock();
-    if let Some(error) = state.error.take() {
+    if let Some(error) = state.error.take().or_else(|| store.take_error()) {
         return Err(error);
     }
     if let Some(error) = result.error {

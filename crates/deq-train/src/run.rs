@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{CheckpointStore, Position, is_trainable, memory_bytes};
 use crate::device::device;
-use crate::error::{RunError, TrainError};
+use crate::error::{RunError, TrainError, require};
 use crate::evaluate::{EvalPlan, evaluate as pass};
 use crate::exchange::with_weights_of;
 use crate::files::{self, FileSum};
@@ -11,12 +11,13 @@ use crate::recipe::{Network, Recipe};
 use crate::records::{ChangeRecord, EvalRecord, Record, RunLog, read_records};
 use crate::report::{ReportHeader, totals, write_report};
 use crate::rounds::{Loaders, RoundStrategy, StrategyState, launch};
-use crate::run_folder::{KEEP, RunFolder, load_model};
+use crate::run_folder::{KEEP, RunFolder, load_model, try_optimizer};
 use crate::step::{Learner, LearnerOf};
 use crate::task::{BatchOf, Batches, Memory, MemoryOf, Opening, Reading, Split, Task};
 use burn::module::Module;
 use burn::tensor::Device;
 use deq_core::Depth;
+use deq_models::require_memory;
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -290,6 +291,8 @@ fn run_rounds<T: Task>(
     options: &TrainOptions,
 ) -> Result<Rounds<T>, TrainError> {
     let plain = device(&options.device)?;
+    let workers = options.workers;
+    require(workers <= 1024, "workers", workers as f64, "at most 1,024")?;
     let folder = RunFolder::new(options.run.clone());
     let resume = options.start == Start::Resume;
     match options.start {
@@ -301,13 +304,15 @@ fn run_rounds<T: Task>(
         Start::Resume => {}
     }
     let data = open(&mut recipe, options)?;
-    let plan = recipe.batch_plan(options.workers);
+    let plan = recipe.batch_plan(workers);
     let batches = recipe.task.training(&data, &plan)?;
     let held_out: Arc<dyn Batches<BatchOf<T>>> =
         recipe.task.held_out(&data, Split::Valid, &plan)?.into();
 
     let tracked = plain.clone().autodiff();
     let mut learner = Learner::fresh(&recipe, &tracked)?;
+    // Weights, gradients and the two moments of Adam.
+    require_memory(learner.num_params().saturating_mul(4))?;
     if let (Some(path), false) = (&recipe.init, resume) {
         learner.model = with_weights_of(&recipe.task, learner.model, path)?;
     }
@@ -339,7 +344,10 @@ fn run_rounds<T: Task>(
         learner = load_model(learner, &newest.folder)?;
     }
     let start = match trainable {
-        Some(newest) => (newest.position, load_memory::<T>(&newest.folder, &plain)?),
+        Some(newest) => {
+            try_optimizer(&recipe, &learner, &newest.folder)?;
+            (newest.position, load_memory::<T>(&newest.folder, &plain)?)
+        }
         None => (Position::default(), MemoryOf::<T>::default()),
     };
     let known = newest

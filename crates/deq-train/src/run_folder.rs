@@ -1,13 +1,18 @@
 //! The files of a run.
 
-use crate::checkpoint::{CheckpointStore, RunSums, Verified, model_bytes};
+use crate::checkpoint::{CheckpointStore, RunSums, Verified, model_bytes, optimizer_bytes};
 use crate::error::{RunError, TrainError};
 use crate::files::{self, FileSum};
-use crate::recipe::{FIXED, Recipe, differences};
+use crate::recipe::{FIXED, Recipe, differences, to_json};
 use crate::records::ChangeRecord;
+use crate::step::LearnerOf;
 use crate::task::Task;
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
 use burn::store::{ModuleRecord, RecordError};
+use burn::tensor::Tensor;
+use deq_data::catch_panic;
+use deq_models::checkpoint::printable;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
@@ -171,8 +176,8 @@ impl RunFolder {
         recipe: &Recipe<T>,
         step: usize,
     ) -> Result<Vec<ChangeRecord>, TrainError> {
-        let before = serde_json::to_value(Recipe::<T>::of_run(&self.path)?).unwrap_or_default();
-        let after = serde_json::to_value(recipe).unwrap_or_default();
+        let before = to_json(&Recipe::<T>::of_run(&self.path)?)?;
+        let after = to_json(recipe)?;
         let mut changes = Vec::new();
         for (field, from, to) in differences(&before, &after) {
             let within = |name: &str| {
@@ -247,10 +252,95 @@ impl RunFolder {
 
 /// Loads the model of a verified checkpoint.
 pub(crate) fn load_model<M: Module>(model: M, checkpoint: &Path) -> Result<M, TrainError> {
-    let corrupt = |error: RecordError| RunError::CorruptCheckpoint {
-        path: checkpoint.to_owned(),
-        reason: error.to_string(),
+    let bytes = model_bytes(checkpoint)?;
+    let model = guarded(checkpoint, "the model", || {
+        model.try_load_record(ModuleRecord::from_bytes(bytes)?)
+    })?;
+    require_finite(&model, checkpoint)?;
+    Ok(model)
+}
+
+fn require_finite<M: Module>(model: &M, checkpoint: &Path) -> Result<(), TrainError> {
+    let mut infinite = NotFinite::default();
+    model.visit(&mut infinite);
+    match infinite.names.first() {
+        None => Ok(()),
+        Some(name) => Err(RunError::NotFinite {
+            path: checkpoint.to_owned(),
+            name: name.clone(),
+            parameters: infinite.names.len(),
+        }
+        .into()),
+    }
+}
+
+/// Makes a step of a length of 0 with the optimizer of a verified checkpoint, since Burn finds out
+/// only then what does not fit.
+pub(crate) fn try_optimizer<T: Task>(
+    recipe: &Recipe<T>,
+    learner: &LearnerOf<T>,
+    checkpoint: &Path,
+) -> Result<(), TrainError> {
+    let bytes = optimizer_bytes(checkpoint)?;
+    let stepped = guarded(checkpoint, "the optimizer", || {
+        let mut optimizer = recipe.optimizer().from_bytes(bytes)?;
+        let mut zeros = Zeros(GradientsParams::new());
+        learner.visit(&mut zeros);
+        let stepped = optimizer.step(0.0, learner.clone(), zeros.0);
+        // A state of another shape may have stretched a parameter.
+        learner.clone().try_load_record(stepped.into_record())
+    })?;
+    require_finite(&stepped, checkpoint)
+}
+
+/// Gradients of 0.
+struct Zeros(GradientsParams);
+
+impl ModuleVisitor for Zeros {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let zeros = param.val().inner().zeros_like();
+        self.0.register(param.id, zeros);
+    }
+}
+
+/// Hands a part of a checkpoint to Burn, which panics on some that it should refuse.
+fn guarded<T>(
+    checkpoint: &Path,
+    part: &str,
+    load: impl FnOnce() -> Result<T, RecordError>,
+) -> Result<T, TrainError> {
+    let reason = match catch_panic(load) {
+        Ok(Ok(loaded)) => return Ok(loaded),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic,
     };
-    let record = ModuleRecord::from_bytes(model_bytes(checkpoint)?).map_err(corrupt)?;
-    Ok(model.try_load_record(record).map_err(corrupt)?)
+    Err(RunError::CorruptCheckpoint {
+        path: checkpoint.to_owned(),
+        reason: format!("{part} does not fit: {}", printable(&reason)),
+    }
+    .into())
+}
+
+/// The parameters with numbers that are NaN or infinite.
+#[derive(Default)]
+struct NotFinite {
+    path: Vec<String>,
+    names: Vec<String>,
+}
+
+impl ModuleVisitor for NotFinite {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let data = param.val().into_data();
+        if data.iter::<f64>().any(|number| !number.is_finite()) {
+            self.names.push(self.path.join("."));
+        }
+    }
 }

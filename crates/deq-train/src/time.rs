@@ -37,8 +37,8 @@ pub fn affordable_steps<T: Task>(
     minutes: f64,
     device: &str,
 ) -> Result<usize, TrainError> {
-    let valid = minutes > 0.0 && minutes.is_finite();
-    require(valid, "minutes", minutes, "above 0")?;
+    let valid = minutes > 0.0 && minutes <= 1e6;
+    require(valid, "minutes", minutes, "above 0 and at most 1,000,000")?;
     let [steps, unrolled] = recipe.phases();
     let first = if unrolled > 0 { TRIAL_UNROLLED } else { 0 };
     let temporary = std::env::temp_dir();

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+mod forge;
 mod sine;
 
 use burn::module::{Module, ModuleVisitor, Param};
@@ -13,6 +14,7 @@ use deq_train::{
     EvalOptions, Recipe, RunError, Start, Stopped, Task, TrainError, TrainOptions, Trained,
     evaluate, train, train_only,
 };
+use forge::forge;
 use sine::{Sine, SineTask};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -241,4 +243,81 @@ fn a_diverged_run_is_logged_and_can_be_rescued() {
     recipe.set("penalty.weight", "3.0").unwrap();
     let summary = train(recipe, &options(&run, Start::Resume, None)).unwrap();
     assert_eq!(summary.eval.step, 5);
+}
+
+/// A run of three steps, with a copy to resume after every damage.
+fn stopped_run(folder: &Path) -> impl Fn(&str, &dyn Fn(&mut Vec<u8>)) -> Result<(), TrainError> {
+    let run = folder.join("run");
+    let recipe = own();
+    assert!(train(recipe.clone(), &options(&run, Start::New, Some(3))).is_err());
+    move |name, change| {
+        let checkpoint = run.join("checkpoints/step-0000003");
+        let kept = ["manifest.json", name].map(|name| checkpoint.join(name));
+        let before = kept.clone().map(|path| std::fs::read(path).unwrap());
+        forge(&run, name, change);
+        let result = train(recipe.clone(), &options(&run, Start::Resume, Some(3)));
+        kept.iter()
+            .zip(before)
+            .for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+        result.map(drop)
+    }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_by_name() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let resumed = stopped_run(folder.path());
+    for number in [f32::NAN, f32::INFINITY] {
+        let last = |bytes: &mut Vec<u8>| {
+            let at = bytes.len() - 4;
+            bytes[at..].copy_from_slice(&number.to_le_bytes());
+        };
+        let message = resumed("model.bpk", &last).unwrap_err().to_string();
+        let expected = "has diverged: model.readout.bias is the first of 1 parameters";
+        assert!(message.contains(expected), "{message}");
+        // A step with such a state of the optimizer would make weights that are no numbers; an
+        // infinite second moment makes none.
+        if number.is_nan() {
+            let message = resumed("optimizer.bpk", &last).unwrap_err().to_string();
+            assert!(message.contains("has diverged: model."), "{message}");
+        }
+    }
+}
+
+#[test]
+fn an_optimizer_that_burn_cannot_use_is_refused_in_a_sentence() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let resumed = stopped_run(folder.path());
+    let replaced = |from: &'static [u8], to: &'static [u8]| {
+        move |bytes: &mut Vec<u8>| {
+            let places = bytes.windows(from.len()).enumerate();
+            let places: Vec<usize> = places
+                .filter(|(_, w)| *w == from)
+                .map(|(at, _)| at)
+                .collect();
+            assert!(!places.is_empty());
+            for at in places {
+                bytes[at..at + to.len()].copy_from_slice(to);
+            }
+        }
+    };
+    // Shapes as lists in CBOR, and the magic number of the format.
+    let [wide, tall] = [&[0x82, 1, 8], &[0x82, 8, 1]];
+    let cases: [(&[u8], &[u8]); 3] = [
+        (wide, tall),
+        (&[0x82, 8, 8], &[0x82, 9, 9]),
+        (b"NRUB", b"BURN"),
+    ];
+    for (from, to) in cases {
+        let message = resumed("optimizer.bpk", &replaced(from, to))
+            .unwrap_err()
+            .to_string();
+        let expected = "is damaged (the optimizer does not fit: ";
+        assert!(
+            message.contains(expected) && message.len() < 500,
+            "{message}"
+        );
+    }
 }

@@ -77,6 +77,13 @@ impl Adjoint {
     pub(crate) fn series(config: &NeumannGradientConfig) -> Result<Self, DeqError> {
         let NeumannGradientConfig { terms } = *config;
         require(terms >= 1, "neumann.terms", terms as f64, "at least 1")?;
+        let most = 1_000_000;
+        require(
+            terms <= most,
+            "neumann.terms",
+            terms as f64,
+            "at most 1,000,000",
+        )?;
         // The length alone ends the series, and one read at its end tells how far it got.
         let stop = StopConfig::new()
             .with_max_steps(terms)

@@ -30,6 +30,7 @@ impl Replay {
         stored_states: Option<usize>,
     ) -> Result<Self, DeqError> {
         require(steps >= 1, name.steps, steps as f64, "at least 1")?;
+        require(steps <= 10_000, name.steps, steps as f64, "at most 10,000")?;
         require(
             damping > 0.0 && damping <= 1.0,
             "phantom.damping",
@@ -42,6 +43,12 @@ impl Replay {
             name.stored_states,
             stored as f64,
             "at least 1, since the start must be stored",
+        )?;
+        require(
+            stored <= 1_000,
+            name.stored_states,
+            stored as f64,
+            "at most 1,000",
         )?;
         Ok(Self {
             steps,

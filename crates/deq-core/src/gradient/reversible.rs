@@ -52,6 +52,12 @@ impl ReversiblePairs {
             stored_pairs as f64,
             "at least 1, since the start must be stored",
         )?;
+        require(
+            stored_pairs <= 1_000_000,
+            "reversible.stored_pairs",
+            stored_pairs as f64,
+            "at most 1,000,000",
+        )?;
         let plain = PicardConfig::new().build().map_err(DeqError::Forward)?;
         Ok(Self {
             iteration,

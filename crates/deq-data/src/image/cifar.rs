@@ -1,8 +1,10 @@
 //! CIFAR-10.
 
+use super::check;
 use super::dataset::{Example, ImageDataset, Target, VisionTask};
 use super::files::{self, Listing};
 use super::fingerprint::Fingerprint;
+use super::loader::Skipped;
 use super::raster::Picture;
 use crate::error::DataError;
 use crate::splits::aliases;
@@ -229,6 +231,13 @@ impl ImageDataset for Cifar10 {
     }
 
     /// Of binary files all bytes, whatever the files are called.
+    fn unusable(&self) -> Result<Vec<Skipped>, DataError> {
+        match &self.images {
+            Images::Records(_) => Ok(Vec::new()),
+            Images::Files { labelled, .. } => check::unusable(self, |index| [&*labelled[index].0]),
+        }
+    }
+
     fn fingerprint(&self) -> Result<u64, DataError> {
         let mut fingerprint = Fingerprint::new("CIFAR-10");
         fingerprint.names(&self.classes);

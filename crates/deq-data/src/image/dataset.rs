@@ -2,6 +2,7 @@
 
 use super::decode;
 use super::fingerprint::Fingerprint;
+use super::loader::Skipped;
 use super::raster::{LabelMap, Picture};
 use super::survey::LabelSurvey;
 use super::transform::Normalization;
@@ -107,6 +108,17 @@ pub trait ImageDataset: Debug + Send + Sync {
     /// [`DataError::BadImage`] if not one label map can be read.
     fn label_survey(&self) -> Result<Option<LabelSurvey>, DataError> {
         Ok(None)
+    }
+
+    /// The files that cannot be used, with the reason, as far as a quick look tells: up to 256
+    /// examples are read in full; of more, 256 spread evenly, and of the others the first bytes,
+    /// which say format and size. Empty where there are no files of single images.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError`] if something else is wrong than single files.
+    fn unusable(&self) -> Result<Vec<Skipped>, DataError> {
+        Ok(Vec::new())
     }
 
     /// A number by which the data are recognised again wherever they lie: it depends on the classes
@@ -230,6 +242,10 @@ impl ImageDataset for Spread {
 
     fn label_survey(&self) -> Result<Option<LabelSurvey>, DataError> {
         self.inner.label_survey()
+    }
+
+    fn unusable(&self) -> Result<Vec<Skipped>, DataError> {
+        self.inner.unusable()
     }
 
     fn fingerprint(&self) -> Result<u64, DataError> {

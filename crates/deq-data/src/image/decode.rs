@@ -3,9 +3,9 @@
 use super::jpeg::{self, End};
 use super::raster::{LabelMap, Picture};
 use crate::error::DataError;
+use crate::panics::catch_panic;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use std::io::{Cursor, Read};
-use std::panic::catch_unwind;
 use std::path::Path;
 
 /// The largest width and height accepted.
@@ -16,6 +16,8 @@ const MOST_PIXELS: u64 = 1 << 26;
 const MOST_MEMORY: u64 = 8 * MOST_PIXELS;
 /// The largest file accepted: the most pixels at 8 bytes each, not compressed, and metadata.
 const LARGEST_FILE: u64 = MOST_MEMORY + (64 << 20);
+/// The first bytes of a file, which say its format and size.
+const HEADER: u64 = 64 << 10;
 /// The formats that are read.
 const FORMATS: [ImageFormat; 7] = [
     ImageFormat::Jpeg,
@@ -98,18 +100,34 @@ impl LabelMap {
     }
 }
 
+/// Checks the format and the size of an image by its first bytes. Where they do not say enough, it
+/// is read in full.
+pub(super) fn check_header(path: &Path) -> Result<(), DataError> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(HEADER).read_to_end(&mut bytes))
+        .map_err(|source| DataError::read(path, source))?;
+    let size = || {
+        let format = known_format(&bytes)?;
+        let reader = ImageReader::with_format(Cursor::new(&bytes), format);
+        let (width, height) = reader.into_dimensions().map_err(message)?;
+        require_size(width, height)
+    };
+    match catch_panic(size) {
+        Ok(Ok(())) => Ok(()),
+        _ => open(path).map(drop),
+    }
+}
+
 /// As [`Picture::open`], and says whether the end marker was missing.
 pub(super) fn open(path: &Path) -> Result<Decoded, DataError> {
     read_with(path, decode)
 }
 
 /// Decodes a file; a panic of a decoder becomes an error too.
-fn read_with<T>(
-    path: &Path,
-    decode: impl Fn(&[u8]) -> Result<T, String> + std::panic::RefUnwindSafe,
-) -> Result<T, DataError> {
+fn read_with<T>(path: &Path, decode: impl Fn(&[u8]) -> Result<T, String>) -> Result<T, DataError> {
     let bytes = read_bounded(path, LARGEST_FILE)?;
-    let decoded = catch_unwind(|| decode(&bytes))
+    let decoded = catch_panic(|| decode(&bytes))
         .unwrap_or_else(|_| Err("the decoder failed on it, so it is damaged".to_owned()));
     decoded.map_err(|reason| DataError::BadImage {
         path: path.to_owned(),
@@ -161,12 +179,16 @@ fn require_size(width: u32, height: u32) -> Result<(), String> {
     ))
 }
 
+fn known_format(bytes: &[u8]) -> Result<ImageFormat, String> {
+    match image::guess_format(bytes) {
+        Ok(format) if FORMATS.contains(&format) => Ok(format),
+        Ok(other) => Err(format!("it is {other:?}, not {FORMAT_NAMES}")),
+        Err(_) => Err(format!("it is not {FORMAT_NAMES}")),
+    }
+}
+
 fn decode(bytes: &[u8]) -> Result<Decoded, String> {
-    let format = match image::guess_format(bytes) {
-        Ok(format) if FORMATS.contains(&format) => format,
-        Ok(other) => return Err(format!("it is {other:?}, not {FORMAT_NAMES}")),
-        Err(_) => return Err(format!("it is not {FORMAT_NAMES}")),
-    };
+    let format = known_format(bytes)?;
     let whole = |picture| Decoded {
         picture,
         cut_short: false,
@@ -192,17 +214,11 @@ fn decode(bytes: &[u8]) -> Result<Decoded, String> {
 }
 
 fn decode_as(bytes: &[u8], format: ImageFormat) -> Result<Picture, String> {
-    let text = |error: ImageError| match error {
-        ImageError::Limits(_) => {
-            format!("it needs more than the {MOST_MEMORY} bytes of memory that it may take")
-        }
-        other => other.to_string(),
-    };
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MOST_MEMORY);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits);
-    let decoder = reader.into_decoder().map_err(text)?;
+    let decoder = reader.into_decoder().map_err(message)?;
     let (width, height) = decoder.dimensions();
     require_size(width, height)?;
     if decoder.total_bytes() > MOST_MEMORY {
@@ -211,9 +227,18 @@ fn decode_as(bytes: &[u8], format: ImageFormat) -> Result<Picture, String> {
             decoder.total_bytes()
         ));
     }
-    let picture = DynamicImage::from_decoder(decoder).map_err(text)?;
+    let picture = DynamicImage::from_decoder(decoder).map_err(message)?;
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     Ok(Picture::new(width, height, picture.into_rgb8().into_raw()))
+}
+
+fn message(error: ImageError) -> String {
+    match error {
+        ImageError::Limits(_) => {
+            format!("it needs more than the {MOST_MEMORY} bytes of memory that it may take")
+        }
+        other => other.to_string(),
+    }
 }
 
 fn decode_labels(bytes: &[u8], map: &[u8; 256]) -> Result<LabelMap, String> {

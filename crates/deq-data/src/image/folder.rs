@@ -1,8 +1,10 @@
 //! Class folders, the layout of ImageNet.
 
+use super::check;
 use super::dataset::{Example, ImageDataset, Target, VisionTask};
 use super::files::{self, Listing};
 use super::fingerprint::Fingerprint;
+use super::loader::Skipped;
 use crate::error::DataError;
 use std::path::{Path, PathBuf};
 
@@ -131,6 +133,10 @@ impl ImageDataset for ImageFolder {
 
     fn left_out(&self) -> &[PathBuf] {
         &self.left_out
+    }
+
+    fn unusable(&self) -> Result<Vec<Skipped>, DataError> {
+        check::unusable(self, |index| [self.path(index)])
     }
 
     fn fingerprint(&self) -> Result<u64, DataError> {

@@ -297,7 +297,13 @@ impl Assembly {
         if batch.len == 0 {
             (batch.width, batch.height) = (width, height);
             // Asked for once: a batch is by far the largest thing here.
-            batch.pixels.reserve_exact(self.most * values);
+            let all = self.most.saturating_mul(values);
+            let asked = batch.pixels.try_reserve_exact(all);
+            asked.map_err(|_| DataError::OutOfRange {
+                field: "batch",
+                value: self.most as f64,
+                requirement: "so small that its images fit into memory",
+            })?;
         } else if (batch.width, batch.height) != (width, height) {
             return Err(DataError::MixedSizes {
                 first: (batch.width, batch.height),

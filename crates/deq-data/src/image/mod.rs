@@ -1,5 +1,6 @@
 //! Images: data sets, decoding, augmentation, and batches made by several threads.
 
+mod check;
 mod cifar;
 mod classes;
 mod dataset;

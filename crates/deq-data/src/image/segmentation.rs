@@ -1,9 +1,11 @@
 //! Images with a label map each: Cityscapes, and plain folders as those of CamVid.
 
+use super::check;
 use super::classes::Labels;
 use super::dataset::{COUNTED_MAPS, Example, ImageDataset, Target, VisionTask, weights_by_share};
 use super::files::{self, Listing};
 use super::fingerprint::Fingerprint;
+use super::loader::Skipped;
 use super::raster::LabelMap;
 use super::survey::LabelSurvey;
 use crate::error::DataError;
@@ -263,6 +265,13 @@ impl ImageDataset for SegmentationFolder {
     fn label_survey(&self) -> Result<Option<LabelSurvey>, DataError> {
         let maps: Vec<&PathBuf> = self.pairs.iter().map(|(_, labels)| labels).collect();
         LabelSurvey::of(&self.roots.1, &self.labels, &maps).map(Some)
+    }
+
+    fn unusable(&self) -> Result<Vec<Skipped>, DataError> {
+        check::unusable(self, |index| {
+            let (image, labels) = &self.pairs[index];
+            [image, labels]
+        })
     }
 
     /// Of images and label maps, and of what their ids mean.

@@ -1,7 +1,7 @@
 //! Tokenizers of the Hugging Face `tokenizers` library.
 
 use crate::error::{DataError, excerpt};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use crate::panics::catch_panic;
 use std::path::Path;
 use std::sync::Arc;
 use tokenizers::Tokenizer;
@@ -105,7 +105,7 @@ fn check_ids(tokenizer: &Tokenizer) -> Result<(), String> {
 
 /// Calls the library, which panics on some files that it should refuse.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
+    match catch_panic(call) {
         Ok(result) => result.map_err(|error| excerpt(&error.to_string())),
         Err(_) => Err("the tokenizers library does not support what is in it".to_owned()),
     }

@@ -3,7 +3,7 @@
 use crate::support::*;
 use deq_data::{
     Cifar10, DataError, Example, ImageDataset, ImageFolder, ImageSource, Loader, LoaderConfig,
-    Normalization, Spread, Target, Transform,
+    Normalization, Picture, SegmentationFolder, Spread, Target, Transform,
 };
 use jpeg_encoder::ColorType;
 use std::path::{Path, PathBuf};
@@ -315,5 +315,63 @@ fn more_records_than_fit_into_memory_are_refused_unread() {
     assert!(
         error.ends_with("there are more than 1000000 images"),
         "{error}"
+    );
+}
+
+#[test]
+fn files_that_cannot_be_used_are_found_at_a_quick_look() {
+    let folder = tempfile::tempdir().unwrap();
+    class_folders(folder.path());
+    let found = ImageFolder::open(folder.path())
+        .unwrap()
+        .unusable()
+        .unwrap();
+    let names: Vec<_> = found
+        .iter()
+        .map(|file| file.path.file_name().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        ["3-cut.jpg", "4-empty.jpg", "5-text.jpg", "6-text.png"]
+    );
+    assert!(
+        found.iter().all(|file| !file.reason.is_empty()),
+        "{found:?}"
+    );
+
+    // Of many, those that are not read in full are known by their beginning.
+    let folder = tempfile::tempdir().unwrap();
+    let image = |index: usize| folder.path().join(format!("a/{index:03}.jpg"));
+    let whole = detailed_jpeg();
+    (0..520).for_each(|index| write(&image(index), &whole));
+    write(&image(3), &whole[..whole.len() / 2]);
+    write(&image(4), &whole[..whole.len() / 2]);
+    write(&image(6), &whole[..10]);
+    write(&image(7), b"no image");
+    let found = ImageFolder::open(folder.path())
+        .unwrap()
+        .unusable()
+        .unwrap();
+    let paths: Vec<_> = found.into_iter().map(|file| file.path).collect();
+    assert_eq!(paths, [3, 6, 7].map(image));
+}
+
+#[test]
+fn label_maps_that_cannot_be_used_are_found_at_a_quick_look() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids = png(1, 1, png::ColorType::Grayscale, &[0]);
+    for name in ["a", "b", "c"] {
+        let picture = Picture::filled(1, 1, [9; 3]).to_png();
+        write(&folder.path().join(format!("train/{name}.png")), &picture);
+        write(&folder.path().join(format!("trainannot/{name}.png")), &ids);
+    }
+    write(&folder.path().join("trainannot/b.png"), b"no map");
+    write(&folder.path().join("train/c.png"), &ids[..20]);
+    let dataset = SegmentationFolder::open(folder.path(), "train").unwrap();
+    let found = dataset.unusable().unwrap();
+    let paths: Vec<_> = found.into_iter().map(|file| file.path).collect();
+    assert_eq!(
+        paths,
+        ["trainannot/b.png", "train/c.png"].map(|name| folder.path().join(name))
     );
 }

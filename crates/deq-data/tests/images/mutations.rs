@@ -2,45 +2,25 @@
 
 use crate::support::*;
 use deq_data::{Cifar10, DataError, ImageDataset, LabelMap, Picture, SegmentationFolder};
+use deq_testkit::fuzz;
 use image::ImageFormat;
-use rand::rngs::ChaCha8Rng;
-use rand::{RngExt, SeedableRng};
 use std::path::Path;
 
-const ROUNDS: usize = 400;
-
-/// One to four bytes changed, or a part removed, repeated or made random.
-fn mutated(bytes: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    for _ in 0..rng.random_range(1..=4) {
-        let at = rng.random_range(0..bytes.len().max(1)).min(bytes.len());
-        let end = (at + rng.random_range(1..=16)).min(bytes.len());
-        match rng.random_range(0..6) {
-            0..=2 if at < bytes.len() => {
-                let special = [0, 1, 0x7f, 0x80, 0xff, rng.random()];
-                bytes[at] = special[rng.random_range(0..special.len())];
-            }
-            3 => drop(bytes.drain(at..end)),
-            4 => {
-                let part = bytes[at..end].to_vec();
-                bytes.splice(at..at, part);
-            }
-            _ => bytes.truncate(at),
-        }
-    }
-    bytes
-}
-
-/// Reads a file, damaged in many ways.
-fn attack<T>(sample: &[u8], name: &str, read: impl Fn(&Path) -> Result<T, DataError>) {
+/// Reads whole samples, and then damaged ones.
+fn attack<T>(
+    target: &str,
+    (name, samples): (&str, &[Vec<u8>]),
+    read: impl Fn(&Path) -> Result<T, DataError>,
+) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
-    write(&path, sample);
-    read(&path).unwrap();
-    let mut rng = ChaCha8Rng::seed_from_u64(sample.len() as u64);
+    for sample in samples {
+        write(&path, sample);
+        read(&path).unwrap();
+    }
     let mut refused = 0;
-    for _ in 0..ROUNDS {
-        write(&path, &mutated(sample, &mut rng));
+    fuzz(target, samples, 400 * samples.len() as u64, |bytes| {
+        write(&path, bytes);
         if let Err(error) = read(&path) {
             refused += 1;
             let text = error.to_string();
@@ -49,38 +29,38 @@ fn attack<T>(sample: &[u8], name: &str, read: impl Fn(&Path) -> Result<T, DataEr
                 "{text:?}"
             );
         }
-    }
-    assert!(refused > 0, "no damage to {name} was noticed");
+    });
+    assert!(refused > 0, "no damage to {target} was noticed");
 }
 
 #[test]
 fn images() {
     let picture = colourful(19, 11);
-    for format in [
+    let mut samples = [
         ImageFormat::Png,
         ImageFormat::WebP,
         ImageFormat::Bmp,
         ImageFormat::Tiff,
         ImageFormat::Gif,
         ImageFormat::Pnm,
-    ] {
-        let name = format!("{format:?}");
-        attack(&encoded(&picture, format), &name, Picture::open);
-    }
+    ]
+    .map(|format| encoded(&picture, format))
+    .to_vec();
     for (progressive, restart) in [(false, None), (true, Some(3))] {
-        attack(&encoded_jpeg(progressive, restart), "jpeg", Picture::open);
+        samples.push(encoded_jpeg(progressive, restart));
     }
+    attack("images", ("image", &samples), Picture::open);
 }
 
 #[test]
 fn label_maps() {
     let map = std::array::from_fn(|id| id as u8);
-    for kind in [png::ColorType::Grayscale, png::ColorType::Indexed] {
-        let ids: Vec<u8> = (0..120).collect();
-        attack(&png(12, 10, kind, &ids), "map.png", |path| {
-            LabelMap::open(path, &map)
-        });
-    }
+    let ids: Vec<u8> = (0..120).collect();
+    let samples = [png::ColorType::Grayscale, png::ColorType::Indexed];
+    let samples = samples.map(|kind| png(12, 10, kind, &ids));
+    attack("label maps", ("map.png", &samples), |path| {
+        LabelMap::open(path, &map)
+    });
 }
 
 #[test]
@@ -96,18 +76,18 @@ fn lists_of_classes() {
         std::fs::copy(path, images.path().join("classes.txt")).unwrap();
         SegmentationFolder::open(images.path(), "train")?.example(0)
     };
-    attack(
-        "\u{feff}0: gr\u{fc}n\r\n1: ignore\r\n9: sky".as_bytes(),
-        "list",
-        read,
-    );
-    attack(b"road\rsky\rtree\rignore\r", "list", read);
+    let samples = [
+        "\u{feff}0: gr\u{fc}n\r\n1: ignore\r\n9: sky",
+        "road\rsky\rtree\rignore\r",
+    ];
+    let samples = samples.map(|sample| sample.as_bytes().to_vec());
+    attack("lists of classes", ("list", &samples), read);
 }
 
 #[test]
 fn records() {
     let sample = [[3; 3073], [9; 3073]].concat();
-    attack(&sample, "train.bin", |path| {
+    attack("records of CIFAR-10", ("train.bin", &[sample]), |path| {
         let dataset = Cifar10::from_files(&[path.to_owned()])?;
         dataset.example(dataset.len() - 1)
     });

@@ -216,6 +216,10 @@ pub fn write(tensors: &[(String, TensorData)], path: &Path) -> Result<(), ModelE
         path: path.to_owned(),
         reason,
     };
+    // Renaming a file into place would replace a device or a pipe.
+    if path.exists() && !path.is_file() {
+        return Err(unwritable("it is there, and not a file".to_owned()));
+    }
     let views = tensors
         .iter()
         .map(|(name, data)| {

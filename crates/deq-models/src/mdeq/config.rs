@@ -4,9 +4,15 @@ use super::cell::MdeqCell;
 use super::head::{ClassificationHead, SegmentationHead};
 use super::model::{Mdeq, MdeqClassifier, MdeqSegmenter};
 use super::stem::MdeqStem;
-use crate::error::ModelError;
+use crate::error::{ModelError, require_memory};
 use burn::config::Config;
 use burn::tensor::Device;
+
+/// The most channels of a branch and of a head, and the most classes: so few that parameters can be
+/// counted.
+const MOST_CHANNELS: usize = 1 << 16;
+/// The most branches; the original has four.
+const MOST_BRANCHES: usize = 16;
 
 /// Configuration of the part that classifier and segmenter share. The fields are those of the
 /// original's YAML files.
@@ -94,10 +100,10 @@ impl MdeqConfig {
     pub fn validate(&self) -> Result<(), ModelError> {
         let branches = self.channels.len();
         require(
-            branches >= 2,
+            (2..=MOST_BRANCHES).contains(&branches),
             "channels",
             branches as f64,
-            "a list of at least 2 branches",
+            "a list of 2 to 16 branches",
         )?;
         require(
             self.groups >= 2 && self.groups.is_multiple_of(2),
@@ -106,7 +112,8 @@ impl MdeqConfig {
             "an even number above 0",
         )?;
         for (branch, &channels) in self.channels.iter().enumerate() {
-            if channels == 0 || !channels.is_multiple_of(self.groups) {
+            count("channels", channels)?;
+            if !channels.is_multiple_of(self.groups) {
                 return Err(ModelError::GroupsDoNotDivide {
                     branch,
                     channels,
@@ -116,8 +123,14 @@ impl MdeqConfig {
         }
         let times = self.downsample_times;
         require(times <= 2, "downsample_times", times as f64, "0, 1 or 2")?;
-        at_least_one("expansion", self.expansion)?;
-        at_least_one("blocks", self.blocks)?;
+        for (field, value) in [("expansion", self.expansion), ("blocks", self.blocks)] {
+            require(
+                (1..=1024).contains(&value),
+                field,
+                value as f64,
+                "from 1 to 1024",
+            )?;
+        }
         require(
             (0.0..1.0).contains(&self.dropout),
             "dropout",
@@ -150,8 +163,8 @@ impl MdeqClassifierConfig {
     /// [`ModelError`] naming the first field that is wrong.
     pub fn validate(&self) -> Result<(), ModelError> {
         self.backbone.validate()?;
-        at_least_one("num_classes", self.num_classes)?;
-        at_least_one("final_channels", self.final_channels)?;
+        count("num_classes", self.num_classes)?;
+        count("final_channels", self.final_channels)?;
         if self.head_channels.len() != self.backbone.channels.len() {
             return Err(ModelError::HeadChannels {
                 given: self.head_channels.len(),
@@ -159,7 +172,7 @@ impl MdeqClassifierConfig {
             });
         }
         for &channels in &self.head_channels {
-            at_least_one("head_channels", channels)?;
+            count("head_channels", channels)?;
         }
         check_momentum(self.batch_norm_momentum)
     }
@@ -171,6 +184,7 @@ impl MdeqClassifierConfig {
     /// [`ModelError`] naming the first field that is wrong.
     pub fn init(&self, device: &Device) -> Result<MdeqClassifier, ModelError> {
         self.validate()?;
+        require_memory(self.parameters())?;
         Ok(MdeqClassifier {
             backbone: self.backbone.init(self.batch_norm_momentum, device),
             head: ClassificationHead::new(self, device),
@@ -186,7 +200,7 @@ impl MdeqSegmenterConfig {
     /// [`ModelError`] naming the first field that is wrong.
     pub fn validate(&self) -> Result<(), ModelError> {
         self.backbone.validate()?;
-        at_least_one("num_classes", self.num_classes)?;
+        count("num_classes", self.num_classes)?;
         require(
             matches!(self.final_kernel, 1 | 3),
             "final_kernel",
@@ -203,6 +217,7 @@ impl MdeqSegmenterConfig {
     /// [`ModelError`] naming the first field that is wrong.
     pub fn init(&self, device: &Device) -> Result<MdeqSegmenter, ModelError> {
         self.validate()?;
+        require_memory(self.parameters())?;
         Ok(MdeqSegmenter {
             backbone: self.backbone.init(self.batch_norm_momentum, device),
             head: SegmentationHead::new(self, device),
@@ -226,8 +241,9 @@ fn require(
     }
 }
 
-fn at_least_one(field: &'static str, value: usize) -> Result<(), ModelError> {
-    require(value >= 1, field, value as f64, "at least 1")
+fn count(field: &'static str, value: usize) -> Result<(), ModelError> {
+    let valid = (1..=MOST_CHANNELS).contains(&value);
+    require(valid, field, value as f64, "from 1 to 65536")
 }
 
 fn check_momentum(momentum: f64) -> Result<(), ModelError> {

@@ -1,7 +1,7 @@
 //! What describes a residual network.
 
 use super::network::ResNet;
-use crate::error::ModelError;
+use crate::error::{ModelError, require_memory};
 use burn::config::Config;
 use burn::tensor::Device;
 
@@ -116,11 +116,16 @@ impl ResNetConfig {
             ("stages", self.stages.len()),
         ];
         for (field, value) in fields.into_iter().chain(stages) {
-            if value == 0 {
+            let (most, requirement) = match field {
+                // Every stage doubles the channels.
+                "stages" => (256, "from 1 to 256 blocks in each of at most 8 stages"),
+                _ => (1 << 16, "from 1 to 65536"),
+            };
+            if !(1..=most).contains(&value) || self.stages.len() > 8 {
                 return Err(ModelError::OutOfRange {
                     field,
-                    value: 0.0,
-                    requirement: "at least 1",
+                    value: value as f64,
+                    requirement,
                 });
             }
         }
@@ -134,6 +139,7 @@ impl ResNetConfig {
     /// [`ModelError`] naming the first field that is wrong.
     pub fn init(&self, device: &Device) -> Result<ResNet, ModelError> {
         self.validate()?;
+        require_memory(self.parameters())?;
         Ok(ResNet::new(self, device))
     }
 }

@@ -4,7 +4,7 @@ use super::cell::{CellShape, DropoutRates, TransformerCell, TransformerContext};
 use super::embedding::{Clusters, TokenEmbedding};
 use super::memory::LmMemory;
 use super::softmax::{OutputLayer, Ties};
-use crate::error::ModelError;
+use crate::error::{ModelError, require_memory};
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
@@ -93,6 +93,8 @@ impl DeqTransformerLmConfig {
             ("d_embed", self.d_embed.unwrap_or(1)),
         ] {
             range(size >= 1, field, size as f64, "at least 1")?;
+            // No more can be counted in the products of two.
+            range(size <= u32::MAX as usize, field, size as f64, "below 2^32")?;
         }
         for (field, rate) in [
             ("dropout", self.dropout),
@@ -156,6 +158,16 @@ impl DeqTransformerLmConfig {
         }
     }
 
+    /// The parameters of a model of so many layers, without injection, biases, gains and projections.
+    pub(super) fn least_parameters(&self, layers: usize) -> usize {
+        let tables = self.clusters().tables().into_iter();
+        let tables = tables.map(|(rows, width)| rows.saturating_mul(width));
+        let layer = self
+            .d_model
+            .saturating_mul(5 * self.d_model + 2 * self.d_inner);
+        tables.fold(layer.saturating_mul(layers), usize::saturating_add)
+    }
+
     pub(super) fn ties(&self) -> Ties {
         Ties {
             tables: self.tie_weights,
@@ -180,6 +192,7 @@ impl DeqTransformerLmConfig {
     /// [`ModelError`] naming the first field that is wrong.
     pub fn init(&self, device: &Device) -> Result<DeqTransformerLm, ModelError> {
         self.validate()?;
+        require_memory(self.least_parameters(1))?;
         let normal = Distribution::Normal(0.0, self.init_std);
         let (clusters, ties) = (self.clusters(), self.ties());
         let mut injection = LinearConfig::new(self.d_model, 3 * self.d_model).init(device);

@@ -5,7 +5,7 @@ use super::embedding::TokenEmbedding;
 use super::lm::DeqTransformerLmConfig;
 use super::memory::LmMemory;
 use super::softmax::OutputLayer;
-use crate::error::ModelError;
+use crate::error::{ModelError, require_memory};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use deq_core::EquilibriumCell;
@@ -63,6 +63,7 @@ impl DeqTransformerLmConfig {
                 requirement: "at least 1",
             });
         }
+        require_memory(self.least_parameters(layers))?;
         let shape = self.cell_shape();
         let (clusters, ties) = (self.clusters(), self.ties());
         Ok(TransformerXlLm {

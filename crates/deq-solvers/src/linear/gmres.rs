@@ -1,7 +1,7 @@
 //! GMRES with restarts.
 
 use super::{LinearMap, LinearSolve, LinearSystem, ratio};
-use crate::error::{InvalidConfig, require};
+use crate::error::{InvalidConfig, require_count};
 use crate::history::{History, pad};
 use crate::rows::{largest, squares};
 use crate::solution::Solution;
@@ -26,12 +26,7 @@ impl GmresConfig {
     ///
     /// [`InvalidConfig`] if `restart` is 0.
     pub fn build(&self) -> Result<Gmres, InvalidConfig> {
-        require(
-            self.restart >= 1,
-            "gmres.restart",
-            self.restart as f64,
-            "at least 1",
-        )?;
+        require_count("gmres.restart", self.restart)?;
         Ok(Gmres {
             restart: self.restart,
         })

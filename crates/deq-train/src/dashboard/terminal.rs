@@ -10,7 +10,7 @@ use burn::train::{Interrupter, LearnerSummary};
 use crossterm::event::DisableMouseCapture;
 use crossterm::terminal::{LeaveAlternateScreen, disable_raw_mode};
 use crossterm::{cursor::Show, execute};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use deq_data::catch_panic;
 
 /// The dashboard, which stops training instead of panicking.
 pub(super) fn guarded(interrupter: &Interrupter, round: Option<usize>) -> Box<dyn MetricsRenderer> {
@@ -43,7 +43,7 @@ impl Guarded {
         let Some(dashboard) = &mut self.dashboard else {
             return;
         };
-        if catch_unwind(AssertUnwindSafe(|| act(&mut **dashboard))).is_err() {
+        if catch_panic(|| act(&mut **dashboard)).is_err() {
             self.give_up();
         }
     }
@@ -52,7 +52,7 @@ impl Guarded {
         self.interrupter.stop(None);
         let dashboard = self.dashboard.take();
         // Its end panics too.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(dashboard)));
+        let _ = catch_panic(|| drop(dashboard));
         restore_terminal();
     }
 }
@@ -60,7 +60,7 @@ impl Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         let dashboard = self.dashboard.take();
-        if catch_unwind(AssertUnwindSafe(|| drop(dashboard))).is_err() {
+        if catch_panic(|| drop(dashboard)).is_err() {
             restore_terminal();
         }
     }

@@ -3,6 +3,7 @@
 use super::{FORMAT, Recipe};
 use crate::error::{RecipeError, RunError, TrainError};
 use crate::task::Task;
+use deq_models::checkpoint::printable;
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -25,7 +26,7 @@ pub(crate) fn parse<T: Task>(value: Value, path: &Path) -> Result<Recipe<T>, Tra
     if kind != Some(T::NAME) {
         return Err(RunError::OtherTask {
             path: path.to_owned(),
-            found: kind.unwrap_or("missing").to_owned(),
+            found: printable(kind.unwrap_or("missing")),
             expected: T::NAME,
         }
         .into());
@@ -38,8 +39,13 @@ fn from_value<T: Task>(value: &Value, path: &Path) -> Result<Recipe<T>, TrainErr
         path: path.to_owned(),
         reason,
     };
-    let recipe: Recipe<T> =
-        serde_json::from_value(value.clone()).map_err(|error| wrong(error.to_string()))?;
+    let recipe: Recipe<T> = serde_json::from_value(value.clone()).map_err(|error| {
+        let text = printable(&error.to_string());
+        match wrong_field::<T>(value) {
+            Some(field) if Path::new(&field) != path => wrong(format!("{field}: {text}")),
+            _ => wrong(text),
+        }
+    })?;
     let known = serde_json::to_value(&recipe).map_err(|error| wrong(error.to_string()))?;
     match first_unknown(value, &known) {
         None => Ok(recipe),
@@ -50,6 +56,27 @@ fn from_value<T: Task>(value: &Value, path: &Path) -> Result<Recipe<T>, TrainErr
         }
         .into()),
     }
+}
+
+/// The path of the field whose value is of a wrong type, if that is what is wrong. Serde tells the
+/// line of a text, and every field of an indented one has its own.
+fn wrong_field<T: Task>(value: &Value) -> Option<String> {
+    let text = serde_json::to_string_pretty(value).ok()?;
+    let error = serde_json::from_str::<Recipe<T>>(&text).err()?;
+    error.to_string().strip_prefix("invalid ")?;
+    let mut path: Vec<&str> = Vec::new();
+    for line in text.lines().take(error.line()) {
+        let inner = line.trim_start();
+        if let Some((key, _)) = inner
+            .strip_prefix('"')
+            .and_then(|key| key.split_once("\":"))
+        {
+            // Two spaces for each level.
+            path.truncate((line.len() - inner.len()) / 2 - 1);
+            path.push(key);
+        }
+    }
+    (!path.is_empty()).then(|| path.join("."))
 }
 
 /// The path of the first field of `given` that `known`, the same document as its type writes it,
@@ -103,6 +130,13 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
+/// The recipe as JSON, which has no names that are not UTF-8.
+pub(crate) fn to_json<T: Task>(recipe: &Recipe<T>) -> Result<Value, RecipeError> {
+    serde_json::to_value(recipe).map_err(|error| RecipeError::NotJson {
+        reason: error.to_string(),
+    })
+}
+
 /// The recipe with one field changed.
 pub(super) fn set<T: Task>(
     recipe: &Recipe<T>,
@@ -115,7 +149,7 @@ pub(super) fn set<T: Task>(
             reason,
         })
     };
-    let mut document = serde_json::to_value(recipe).map_err(|error| wrong(error.to_string()))?;
+    let mut document = to_json(recipe)?;
     let mut place = &mut document;
     let mut walked = String::new();
     for name in path.split('.') {

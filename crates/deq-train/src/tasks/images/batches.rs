@@ -3,7 +3,7 @@
 use crate::error::BoxError;
 use crate::task::Batches;
 use burn::tensor::{Device, Tensor, TensorData};
-use deq_data::{IGNORE_LABEL, ImageBatch, LabelSurvey, Loader, VisionSplits, VisionTask};
+use deq_data::{IGNORE_LABEL, ImageBatch, LabelSurvey, Loader, Skipped, VisionSplits, VisionTask};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -62,12 +62,13 @@ struct Files {
 
 impl LeftOut {
     fn add(&self, batch: &mut ImageBatch) {
-        let mut files = self.lock();
-        let skipped = batch.skipped.drain(..);
-        files
-            .skipped
-            .extend(skipped.map(|file| (file.path, file.reason)));
-        files.cut_short.extend(batch.cut_short.drain(..));
+        self.extend(batch.skipped.drain(..));
+        self.lock().cut_short.extend(batch.cut_short.drain(..));
+    }
+
+    pub(super) fn extend(&self, skipped: impl IntoIterator<Item = Skipped>) {
+        let skipped = skipped.into_iter().map(|file| (file.path, file.reason));
+        self.lock().skipped.extend(skipped);
     }
 
     fn lock(&self) -> MutexGuard<'_, Files> {

@@ -6,7 +6,9 @@ use crate::recipe::{Network, Recipe};
 use crate::task::Task;
 use deq_data::{ImageSource, Transform, VisionTask};
 use deq_models::checkpoint::StateDict;
-use deq_models::{MdeqClassifierConfig, MdeqSegmenterConfig, ResNetBlockKind, ResNetConfig};
+use deq_models::{
+    MdeqClassifierConfig, MdeqSegmenterConfig, ResNetBlockKind, ResNetConfig, require_memory,
+};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -165,6 +167,15 @@ impl ImagesTask {
         .into())
     }
 
+    /// Checks the model itself, and that there is memory for it.
+    pub(super) fn validate_model(&self) -> Result<(), TrainError> {
+        match &self.model {
+            ImagesModelConfig::Classifier(config) => config.validate()?,
+            ImagesModelConfig::Segmenter(config) => config.validate()?,
+        }
+        Ok(require_memory(self.model.parameters())?)
+    }
+
     pub(super) fn validate_kind(&self) -> Result<(), ImagesError> {
         match self.model.task() == self.data.task() {
             true => Ok(()),
@@ -238,7 +249,8 @@ pub(super) fn depth(resnet: &ResNetConfig) -> usize {
         ResNetBlockKind::Basic => 2,
         ResNetBlockKind::Bottleneck => 3,
     };
-    2 + layers * resnet.stages.iter().sum::<usize>()
+    let blocks = resnet.stages.iter().copied().fold(0, usize::saturating_add);
+    blocks.saturating_mul(layers).saturating_add(2)
 }
 
 /// An [`ImageSource`] as it is given by a user.
@@ -267,58 +279,6 @@ mod tests {
 
     fn task(preset: &str) -> ImagesTask {
         Recipe::<ImagesTask>::preset(preset).unwrap().task
-    }
-
-    #[test]
-    fn a_field_out_of_range_is_named() {
-        let mut task = task("mini-shapes-segmentation");
-        let message = |task: &ImagesTask| task.validate().unwrap_err().to_string();
-        task.classes = vec!["a".to_owned(), "b".to_owned()];
-        task.class_weights = Some(vec![1.0, 0.0]);
-        assert_eq!(
-            message(&task),
-            "task.class_weights is 0, but must be above 0"
-        );
-        task.train_transform = Transform::PadCrop { size: 36, pad: 4 };
-        task.class_weights = Some(Vec::new());
-        assert_eq!(
-            message(&task),
-            "task.train_transform makes images with a side of 36 pixels, \
-             but the model needs multiples of 8"
-        );
-        task.train_transform = Transform::PadCrop { size: 32, pad: 4 };
-        task.eval_transform = Transform::CenterCrop {
-            resize: 48,
-            crop: 40,
-        };
-        let moved = task.validate().unwrap_err();
-        assert!(matches!(
-            moved,
-            TrainError::Images(ImagesError::MovedPixels)
-        ));
-        task.eval_transform = Transform::Whole;
-        task.validate().unwrap();
-        task.class_weights = Some(vec![1.0]);
-        assert_eq!(
-            message(&task),
-            "1 class weights for 2 classes: give one for each, or none"
-        );
-        task.data = ImageSource::Shapes;
-        assert!(message(&task).starts_with("the model does not fit the data shapes"));
-    }
-
-    #[test]
-    fn data_are_given_as_text() {
-        let mut recipe = Recipe::<ImagesTask>::preset("mini").unwrap();
-        recipe.set("task.data", "cifar10:some/folder").unwrap();
-        assert_eq!(recipe.task.data, ImageSource::Cifar10("some/folder".into()));
-        let wrong = recipe.set("task.data", "cifar11").unwrap_err().to_string();
-        assert!(
-            wrong.contains("there is no data set \"cifar11\""),
-            "{wrong}"
-        );
-        recipe.set("task.class_weights", "[1, 2]").unwrap();
-        assert_eq!(recipe.task.class_weights, Some(vec![1.0, 2.0]));
     }
 
     #[test]

@@ -73,6 +73,19 @@ pub enum ImagesError {
         /// Classes of the data.
         found: usize,
     },
+    /// Not one held-out image can be used.
+    #[error(
+        "none of the {files} held-out images can be used, so that nothing could be measured; \
+         the first is {path}: {reason}"
+    )]
+    NothingHeldOut {
+        /// The images there are.
+        files: usize,
+        /// The first file.
+        path: PathBuf,
+        /// Why it cannot be used.
+        reason: String,
+    },
     /// A checkpoint holds a ResNet of another depth.
     #[error("the checkpoint is of a ResNet-{found}, not of a ResNet-{expected}: set network to it")]
     OtherDepth {

@@ -14,7 +14,7 @@ use crate::recipe::Network;
 use crate::run::Trained;
 use crate::task::{BatchPlan, Batches, Opening, Split, Task};
 use burn::tensor::{Device, TensorData};
-use deq_data::{LabelSurvey, Loader, LoaderConfig, Spread, VisionSplits, VisionTask};
+use deq_data::{LabelSurvey, Loader, LoaderConfig, Skipped, Spread, VisionSplits, VisionTask};
 use deq_models::ResNetConfig;
 use deq_models::checkpoint::{LoadReport, StateDict};
 use std::path::{Path, PathBuf};
@@ -44,6 +44,7 @@ impl Task for ImagesTask {
         let classes = splits.train.classes().len();
         self.classes = splits.train.classes().to_vec();
         *self.model.classes() = classes;
+        self.validate_model()?;
         if let Some(resnet) = &mut self.resnet {
             resnet.num_classes = classes;
             if resnet.width == 0 {
@@ -57,14 +58,18 @@ impl Task for ImagesTask {
         if let Some(run) = from.run {
             self.require_data_of(run, from.training)?;
         }
+        let left_out = LeftOut::default();
         let labels = match from.training {
-            true => surveyed(&splits)?,
+            true => {
+                left_out.extend(unusable(&splits, from)?);
+                surveyed(&splits)?
+            }
             false => None,
         };
         Ok(ImagesData {
             splits,
             labels,
-            left_out: LeftOut::default(),
+            left_out,
         })
     }
 
@@ -164,10 +169,7 @@ impl Task for ImagesTask {
 
     fn validate(&self) -> Result<(), TrainError> {
         self.validate_kind()?;
-        match &self.model {
-            ImagesModelConfig::Classifier(config) => config.validate()?,
-            ImagesModelConfig::Segmenter(config) => config.validate()?,
-        }
+        self.validate_model()?;
         self.validate_weights()?;
         self.validate_transforms()
     }
@@ -270,6 +272,31 @@ impl Task for ImagesTask {
     }
 }
 
+/// Held-out files that cannot be used, each of which is told, before anything is trained.
+fn unusable(splits: &VisionSplits, from: &Opening<'_>) -> Result<Vec<Skipped>, TrainError> {
+    let found = splits.test.unusable()?;
+    match found.first() {
+        Some(Skipped { path, reason }) if found.len() == splits.test.len() => {
+            return Err(ImagesError::NothingHeldOut {
+                files: found.len(),
+                path: path.clone(),
+                reason: reason.clone(),
+            }
+            .into());
+        }
+        _ => {}
+    }
+    for Skipped { path, reason } in &found {
+        if let Some(progress) = from.progress {
+            let path = path.display();
+            progress(&format!(
+                "left out of the held-out images: {path}: {reason}"
+            ));
+        }
+    }
+    Ok(found)
+}
+
 /// The labels of training maps, if there are maps. Every class must occur in them; held-out maps
 /// need not show all, but no part may have ids that are neither a class nor ignored.
 fn surveyed(splits: &VisionSplits) -> Result<Option<LabelSurvey>, TrainError> {
@@ -287,131 +314,9 @@ fn surveyed(splits: &VisionSplits) -> Result<Option<LabelSurvey>, TrainError> {
 mod tests {
     use super::*;
     use crate::recipe::Recipe;
-    use deq_data::ImageSource;
 
     fn task(preset: &str) -> ImagesTask {
         Recipe::<ImagesTask>::preset(preset).unwrap().task
-    }
-
-    const PLAN: BatchPlan = BatchPlan {
-        batch: 16,
-        seed: 1,
-        workers: 0,
-    };
-
-    #[test]
-    fn opening_fills_in_what_the_data_determine() {
-        let mut shapes = task("mini");
-        let data = shapes.open(&Opening::default()).unwrap();
-        assert_eq!(shapes.classes, data.splits.train.classes());
-        assert_eq!(*shapes.model.classes(), shapes.classes.len());
-        assert_eq!(shapes.class_weights, Some(Vec::new()));
-        assert!(shapes.fingerprint.is_some());
-        let again = shapes.clone();
-        shapes.open(&Opening::default()).unwrap();
-        assert_eq!(shapes, again);
-        // Weights that are given stay.
-        let mut pixels = task("mini-shapes-segmentation");
-        pixels.class_weights = Some(Vec::new());
-        pixels.open(&Opening::default()).unwrap();
-        assert_eq!(pixels.class_weights, Some(Vec::new()));
-        pixels.class_weights = None;
-        pixels.open(&Opening::default()).unwrap();
-        assert_eq!(pixels.class_weights.unwrap().len(), pixels.classes.len());
-    }
-
-    #[test]
-    fn a_resnet_is_as_large_as_the_equilibrium_and_determined_by_the_configuration() {
-        let network = Network::Layers { depth: 18 };
-        let mut task = task("mini");
-        task.prepare(network).unwrap();
-        task.open(&Opening::default()).unwrap();
-        let resnet = task.resnet.clone().unwrap();
-        assert!(resnet.small_images);
-        assert_eq!(resnet.num_classes, task.classes.len());
-        let (found, wanted) = (resnet.parameters(), task.model.parameters());
-        for width in [resnet.width - 1, resnet.width + 1] {
-            let other = resnet.clone().with_width(width).parameters();
-            assert!(found.abs_diff(wanted) < other.abs_diff(wanted));
-        }
-        let json = serde_json::to_string(&task).unwrap();
-        let mut again: ImagesTask = serde_json::from_str(&json).unwrap();
-        again.prepare(network).unwrap();
-        again.open(&Opening::default()).unwrap();
-        assert_eq!(again, task);
-        task.prepare(Network::Equilibrium).unwrap();
-        assert_eq!(task.resnet, None);
-    }
-
-    #[test]
-    fn a_run_goes_on_with_its_data_only() {
-        let folder = tempfile::tempdir().unwrap();
-        let run = folder.path();
-        let mut recipe = Recipe::<ImagesTask>::preset("mini").unwrap();
-        recipe.task.open(&Opening::default()).unwrap();
-        crate::files::write_json(&run.join("config.json"), &recipe).unwrap();
-        let from = |training| Opening {
-            run: Some(run),
-            training,
-            progress: None,
-        };
-        let mut same = task("mini");
-        same.open(&from(true)).unwrap();
-
-        let other = |change: &dyn Fn(&mut ImagesTask)| {
-            let mut recipe = recipe.clone();
-            change(&mut recipe.task);
-            crate::files::write_json(&run.join("config.json"), &recipe).unwrap();
-        };
-        other(&|task| task.fingerprint = Some(1));
-        let error = same.open(&from(true)).unwrap_err();
-        assert!(
-            matches!(error, TrainError::Run(RunError::OtherData { .. })),
-            "{error}"
-        );
-        // It may be measured on other images of the same classes.
-        same.open(&from(false)).unwrap();
-        other(&|task| task.data = ImageSource::Cifar10("x".into()));
-        let error = same.open(&from(false)).unwrap_err();
-        assert!(
-            matches!(error, TrainError::Run(RunError::OtherData { .. })),
-            "{error}"
-        );
-        other(&|task| task.classes.truncate(1));
-        let error = same.open(&from(false)).unwrap_err();
-        assert!(
-            matches!(error, TrainError::Images(ImagesError::OtherClasses { .. })),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn batches_are_the_loader_s_and_there_is_one_held_out_split() {
-        let mut task = task("mini-shapes-segmentation");
-        let data = task.open(&Opening::default()).unwrap();
-        let device = Device::flex();
-        let training = task.training(&data, &PLAN).unwrap();
-        assert_eq!(training.per_pass(), data.splits.train.len() / PLAN.batch);
-        let places = training.per_pass() - 1..training.per_pass() + 1;
-        let batches: Vec<_> = training
-            .batches(places, &device)
-            .map(Result::unwrap)
-            .collect();
-        assert_eq!(batches.len(), 2);
-        for batch in &batches {
-            assert_eq!(batch.images.dims(), [16, 3, 48, 48]);
-            assert_eq!(batch.targets.len(), 16 * 48 * 48);
-        }
-        let held_out = task.held_out(&data, Split::Valid, &PLAN).unwrap();
-        assert_eq!(
-            held_out.per_pass(),
-            data.splits.test.len().div_ceil(PLAN.batch)
-        );
-        assert!(matches!(
-            task.held_out(&data, Split::Test, &PLAN).err(),
-            Some(TrainError::Run(RunError::NoSplit { split: "test" }))
-        ));
-        assert!(task.left_out(&data).is_empty());
     }
 
     #[test]
@@ -444,67 +349,5 @@ mod tests {
                 ("IoU of c", None),
             ]
         );
-    }
-
-    #[test]
-    fn a_model_goes_out_under_the_names_of_the_original_and_comes_back() {
-        let device = Device::flex();
-        for (preset, network, sample) in [
-            ("mini", Network::Equilibrium, "classifier."),
-            (
-                "mini-shapes-segmentation",
-                Network::Equilibrium,
-                "last_layer.",
-            ),
-            ("mini", Network::Layers { depth: 18 }, "fc."),
-        ] {
-            let mut task = task(preset);
-            task.prepare(network).unwrap();
-            let data = task.open(&Opening::default()).unwrap();
-            let model = task.init(network, &device).unwrap();
-            let file = StateDict::from_tensors(task.state_dict(&model).unwrap());
-            let names: Vec<String> = file.infos().map(|info| info.name).collect();
-            assert!(
-                names.iter().any(|name| name.starts_with(sample)),
-                "{names:?}"
-            );
-            assert!(names.iter().any(|name| !ImagesTask::is_head(name)));
-
-            let mut sized = self::task(preset);
-            sized.prepare(network).unwrap();
-            sized.sized_by(&file).unwrap();
-            let before = sized.clone();
-            sized.open(&Opening::default()).unwrap();
-            sized.fits(&before, Path::new("file")).unwrap();
-            assert_eq!(sized, task);
-            let (_, report) = sized
-                .load(sized.init(network, &device).unwrap(), &file)
-                .unwrap();
-            assert!(report.is_complete(), "{report}");
-            drop(data);
-
-            let mut fewer = sized.clone();
-            fewer.classes.truncate(1);
-            let error = fewer.fits(&before, Path::new("file")).unwrap_err();
-            assert!(matches!(
-                error,
-                TrainError::Images(ImagesError::NumberOfClasses { .. })
-            ));
-        }
-        let mut task = task("mini");
-        task.prepare(Network::Layers { depth: 34 }).unwrap();
-        let mut other = task.clone();
-        other.prepare(Network::Layers { depth: 18 }).unwrap();
-        other.open(&Opening::default()).unwrap();
-        let model = other.init(Network::Layers { depth: 18 }, &device).unwrap();
-        let file = StateDict::from_tensors(other.state_dict(&model).unwrap());
-        let error = task.sized_by(&file).unwrap_err();
-        assert!(matches!(
-            error,
-            TrainError::Images(ImagesError::OtherDepth {
-                expected: 34,
-                found: 18
-            })
-        ));
     }
 }

@@ -105,6 +105,9 @@ impl Task for TextTask {
     fn validate(&self) -> Result<(), TrainError> {
         let segment = self.segment;
         require(segment >= 1, "task.segment", segment as f64, "at least 1")?;
+        // Attention takes the square of it.
+        let most = "at most 10,000";
+        require(segment <= 10_000, "task.segment", segment as f64, most)?;
         let mut model = self.model.clone();
         if self.vocabulary.is_none() {
             // Not known before the text has been read.
