@@ -110,3 +110,8 @@ pub use penalty::{JacobianPenalty, Penalty};
 pub use policy::{Observation, PenaltyPolicy, PenaltyState, Phase};
 pub use schedule::{IncrementConfig, LinearConfig, WeightControllerConfig, WeightSchedule};
 pub use spectral::{SpectralRadius, SpectralRadiusConfig, spectral_radius};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctest;
