@@ -3,7 +3,7 @@
 //!
 //! A deep equilibrium model costs as many evaluations of its layer `f` as its solver needs, and
 //! training tends to make that number grow. A penalty on the Frobenius norm of the Jacobian `df/dz`
-//! at the equilibrium keeps the layer contractive, so that forward and backward solves stay short.
+//! at the equilibrium, which bounds its spectral radius, makes forward and backward solves shorter.
 //!
 //! # Example
 //!
