@@ -64,12 +64,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut device = Device::flex();
     device.configure(FloatDType::F64)?;
     device.seed(5);
-    let random = |shape, scale| {
-        Tensor::<2>::random(shape, Distribution::Normal(0.0, scale), &device)
-    };
+    let random =
+        |shape, scale| Tensor::<2>::random(shape, Distribution::Normal(0.0, scale), &device);
     let w = Param::from_tensor(random([8, 8], 0.2));
-    let (x, z, direction) = (random([4, 8], 1.0), random([4, 8], 1.0), random([4, 8], 1.0));
-    let cell = |mistaken| Cell { w: w.clone(), mistaken };
+    let (x, z, direction) = (
+        random([4, 8], 1.0),
+        random([4, 8], 1.0),
+        random([4, 8], 1.0),
+    );
+    let cell = |mistaken| Cell {
+        w: w.clone(),
+        mistaken,
+    };
 
     // ANCHOR: products
     for mistaken in [false, true] {
@@ -94,7 +100,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (name, gradient, mistaken) in [
         ("implicit", implicit(), false),
         ("implicit, mistaken pullback", implicit(), true),
-        ("Neumann, 5 terms", GradientConfig::Neumann(NeumannGradientConfig::new()), false),
+        (
+            "Neumann, 5 terms",
+            GradientConfig::Neumann(NeumannGradientConfig::new()),
+            false,
+        ),
         ("one step", GradientConfig::OneStep, false),
     ] {
         let (_, along) = derivative(&cell(mistaken), &x, &direction, gradient)?;

@@ -123,7 +123,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         builder.set_device(device).build(points)
     };
     let folder = tempfile::tempdir()?;
-    let (train, valid) = (loader(points(1, 4096), tracked), loader(points(2, 256), device));
+    let (train, valid) = (
+        loader(points(1, 4096), tracked),
+        loader(points(2, 256), device),
+    );
     let training = SupervisedTraining::new(folder.path(), train, valid)
         .metric_train_numeric(LossMetric::new())
         .metric_valid_numeric(LossMetric::new())

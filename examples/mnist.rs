@@ -10,14 +10,12 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::pool::{AdaptiveAvgPool2d, AdaptiveAvgPool2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d};
 use burn::optim::{AdamConfig, GradientsParams};
-use burn::tensor::{Device, Int, Tensor, TensorData, activation::relu};
+use burn::tensor::{Device, Tensor, activation::relu};
 use deq_core::{Deq, DeqConfig, EquilibriumCell, random};
-use deq_data::{ImageDataset, Shapes, Target, VisionTask};
-use deq_examples::idx;
+use deq_examples::GrayImages as Images;
 use std::error::Error;
 use std::path::Path;
 
-const SIDE: usize = 28;
 const CHANNELS: usize = 16;
 
 /// `f(z) = norm(relu(conv(z) + x))`.
@@ -70,46 +68,6 @@ impl Network {
     }
 }
 
-/// Gray images and their classes.
-struct Images {
-    pixels: Vec<u8>,
-    labels: Vec<u8>,
-}
-
-impl Images {
-    fn mnist(folder: &Path, part: &str, count: usize) -> Result<Self, Box<dyn Error>> {
-        let file = |name: &str| folder.join(format!("{part}-{name}-ubyte"));
-        Ok(Self {
-            pixels: idx(&file("images-idx3"), 16, count * SIDE * SIDE)?,
-            labels: idx(&file("labels-idx1"), 8, count)?,
-        })
-    }
-
-    fn shapes(count: usize, seed: u64) -> Result<Self, Box<dyn Error>> {
-        let shapes = Shapes::new(VisionTask::Classification, SIDE, count, seed)?;
-        let (mut pixels, mut labels) = (Vec::new(), Vec::new());
-        for index in 0..count {
-            let example = shapes.example(index)?;
-            let gray = |rgb: &[u8]| (rgb.iter().map(|&c| u32::from(c)).sum::<u32>() / 3) as u8;
-            pixels.extend(example.picture.data().chunks(3).map(gray));
-            if let Target::Class(class) = example.target {
-                labels.push(class as u8);
-            }
-        }
-        Ok(Self { pixels, labels })
-    }
-
-    fn batch(&self, places: &[usize], device: &Device) -> (Tensor<4>, Tensor<1, Int>) {
-        let size = SIDE * SIDE;
-        let image = |&at: &usize| &self.pixels[at * size..(at + 1) * size];
-        let pixels = places.iter().flat_map(image).map(|&p| f32::from(p) / 255.0);
-        let pixels = TensorData::new(pixels.collect::<Vec<f32>>(), [places.len(), 1, SIDE, SIDE]);
-        let labels: Vec<i32> = places.iter().map(|&at| i32::from(self.labels[at])).collect();
-        let labels = Tensor::from_data(labels.as_slice(), device);
-        (Tensor::from_data(pixels, device), labels)
-    }
-}
-
 fn run(train: &Images, test: &Images, steps: usize) -> Result<f64, Box<dyn Error>> {
     let device = Device::flex().autodiff();
     device.seed(1);
@@ -118,7 +76,7 @@ fn run(train: &Images, test: &Images, steps: usize) -> Result<f64, Box<dyn Error
     let loss_of = CrossEntropyLossConfig::new().init(&device);
     let mut optimizer = AdamConfig::new().init();
     for step in 0..steps {
-        let draw = |at| random::uniform(step as u64, at) * train.labels.len() as f64;
+        let draw = |at| random::uniform(step as u64, at) * train.count() as f64;
         let places: Vec<usize> = (0..64).map(|at| draw(at) as usize).collect();
         let (images, labels) = train.batch(&places, &device);
         let (scores, evaluations) = network.forward(images, &deq);
@@ -131,7 +89,7 @@ fn run(train: &Images, test: &Images, steps: usize) -> Result<f64, Box<dyn Error
         network = optimizer.step(0.003, network, gradients);
     }
     let (network, device) = (network.valid(), Device::flex());
-    let places: Vec<usize> = (0..test.labels.len()).collect();
+    let places: Vec<usize> = (0..test.count()).collect();
     let right = places.chunks(500).map(|places| {
         let (images, labels) = test.batch(places, &device);
         let (scores, _) = network.forward(images, &deq);
@@ -139,7 +97,11 @@ fn run(train: &Images, test: &Images, steps: usize) -> Result<f64, Box<dyn Error
         answers.equal(labels).int().sum().into_scalar::<i32>()
     });
     let accuracy = f64::from(right.sum::<i32>()) / places.len() as f64;
-    println!("{:.2} % of {} held-out images", 100.0 * accuracy, places.len());
+    println!(
+        "{:.2} % of {} held-out images",
+        100.0 * accuracy,
+        places.len()
+    );
     Ok(accuracy)
 }
 

@@ -49,14 +49,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build()?;
 
     println!("{IMAGES} images, relative tolerance 1e-5 per image, at most 400 evaluations\n");
-    println!("method             evaluations   mean  converged  seconds   accuracy  not as recorded");
+    println!(
+        "method             evaluations   mean  converged  seconds   accuracy  not as recorded"
+    );
     for method in methods()? {
         let start = Instant::now();
         let solution = method.solve(&layer, z0.clone(), &stop);
         let seconds = start.elapsed().as_secs_f64();
         let converged = solution.stats.status_counts().converged;
         let answer = if converged == IMAGES {
-            let (accuracy, differing) = judge(network.logits(solution.z.clone()), &labels, &recorded);
+            let (accuracy, differing) =
+                judge(network.logits(solution.z.clone()), &labels, &recorded);
             format!("{accuracy:8.2}% {differing:16}")
         } else {
             format!("{:>9}  not converged: no answer", "-")

@@ -95,7 +95,10 @@ fn main() -> Result<(), DeqError> {
     let (network, device) = (network.valid(), Device::flex());
     let budgets = [8, 16, 32, 64, 96];
     println!("trained on {TRAINED_ON} bits with 12 steps; rows with every prefix sum right:\n");
-    println!("{:>4} bits  {:>4} steps {:>5} {:>5} {:>5} {:>5}   random start", "", 8, 16, 32, 64, 96);
+    println!(
+        "{:>4} bits  {:>4} steps {:>5} {:>5} {:>5} {:>5}   random start",
+        "", 8, 16, 32, 64, 96
+    );
     // ANCHOR: table
     for length in [8, 16, 32, 64] {
         let (bits, sums) = instances(1 << 32, length, &device);
@@ -112,7 +115,10 @@ fn main() -> Result<(), DeqError> {
         // ANCHOR_END: table
         let cells = from_zero.map(|share| format!("{share:4.0}%"));
         println!("{length:9}        {}   {from_noise:4.0}%", cells.join(" "));
-        assert!(from_zero[4] > 95.0 && from_noise > 95.0, "more steps solve it");
+        assert!(
+            from_zero[4] > 95.0 && from_noise > 95.0,
+            "more steps solve it"
+        );
         assert!(length < 32 || from_zero[0] < 5.0, "few steps do not");
     }
     Ok(())

@@ -45,8 +45,13 @@ fn main() -> Result<(), DeqError> {
     device.seed(4);
     let conv = Conv2dConfig::new([CHANNELS, CHANNELS], [3, 3])
         .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
-        .with_initializer(Initializer::Normal { mean: 0.0, std: 0.14 });
-    let cell = Cell { conv: conv.init(&device) };
+        .with_initializer(Initializer::Normal {
+            mean: 0.0,
+            std: 0.14,
+        });
+    let cell = Cell {
+        conv: conv.init(&device),
+    };
     let deq = DeqConfig::new()
         .with_stop(StopConfig::new().with_max_steps(60))
         .build()?;

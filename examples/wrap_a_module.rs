@@ -61,7 +61,7 @@ fn main() -> Result<(), DeqError> {
             .mean();
         let gradients = GradientsParams::from_grads(error.backward(), &network);
         network = optimizer.step(0.01, network, gradients);
-    // ANCHOR_END: train
+        // ANCHOR_END: train
         if step % 50 == 0 {
             let forward = out.solve.unwrap_or_default();
             let backward = out.backward.solve().unwrap_or_default();

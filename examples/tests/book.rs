@@ -40,7 +40,11 @@ fn anchors(text: &str) -> BTreeSet<String> {
     let name = |heading: &str| {
         let title = heading.trim_start_matches('#').trim().to_lowercase();
         let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
-        title.chars().filter(kept).collect::<String>().replace(' ', "-")
+        title
+            .chars()
+            .filter(kept)
+            .collect::<String>()
+            .replace(' ', "-")
     };
     headings.map(name).collect()
 }
@@ -96,7 +100,13 @@ fn every_page_is_listed_once_and_exists() {
 #[test]
 fn every_relative_link_leads_somewhere() {
     let book = pages().into_iter().map(|page| format!("docs/src/{page}"));
-    let others = ["README", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG", "examples/README"];
+    let others = [
+        "README",
+        "ARCHITECTURE",
+        "CONTRIBUTING",
+        "CHANGELOG",
+        "examples/README",
+    ];
     let others = others.map(|name| format!("{name}.md"));
     let broken: Vec<String> = book
         .chain(others)
@@ -142,9 +152,15 @@ fn every_included_piece_of_code_is_there() {
 fn every_example_is_in_the_index() {
     let index = read(&root().join("examples/README.md"));
     let manifest = read(&root().join("examples/Cargo.toml"));
-    for name in manifest.lines().filter_map(|line| line.strip_prefix("path = \"")) {
+    for name in manifest
+        .lines()
+        .filter_map(|line| line.strip_prefix("path = \""))
+    {
         let name = name.trim_end_matches('"');
         let is_example = name != "lib.rs" && !name.starts_with("tests/");
-        assert!(!is_example || index.contains(name), "no {name} in the index");
+        assert!(
+            !is_example || index.contains(name),
+            "no {name} in the index"
+        );
     }
 }
