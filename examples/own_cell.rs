@@ -23,6 +23,7 @@ impl Cell {
     }
 }
 
+// ANCHOR: cell
 impl EquilibriumCell for Cell {
     type State = Tensor<3>;
     type Context = Tensor<3>;
@@ -48,6 +49,7 @@ impl EquilibriumCell for Cell {
         Some(along.mask_fill(off, 0.0) * 0.5)
     }
 }
+// ANCHOR_END: cell
 
 fn main() -> Result<(), DeqError> {
     let device = Device::flex().autodiff();
@@ -59,6 +61,7 @@ fn main() -> Result<(), DeqError> {
     let state = || Tensor::<3>::random([4, 5, 8], normal(1.0), &device);
     let x = state();
 
+    // ANCHOR: checks
     // Put these two into the tests of your cell. In f32 rounding leaves some 1e-6.
     let pullback = check::pullback_error(&cell, &x, state(), state());
     let pullback = pullback.expect("the cell has a pullback");
@@ -66,6 +69,7 @@ fn main() -> Result<(), DeqError> {
     let tangent = tangent.expect("the cell has a tangent");
     println!("pullback off by {pullback:.0e}, tangent by {tangent:.0e}");
     assert!(pullback < 1e-5 && tangent < 1e-5);
+    // ANCHOR_END: checks
 
     let deq = DeqConfig::new().build()?;
     let out = deq.forward(&cell, &x, x.zeros_like());

@@ -31,6 +31,7 @@ struct Last {
 
 // The loop that evaluates `f`, tests every sample and stops is the library's; a solver only says
 // where to go next.
+// ANCHOR: solver
 impl FixedPointSolver for BarzilaiBorwein {
     type State = Option<Last>;
 
@@ -60,6 +61,7 @@ impl FixedPointSolver for BarzilaiBorwein {
         z + residual * length.mask_fill(plain, 1.0)
     }
 }
+// ANCHOR_END: solver
 
 // The adjoint `u = J^T u + g` is a fixed-point problem too.
 impl LinearSolve for BarzilaiBorwein {

@@ -12,6 +12,7 @@ use burn::tensor::{Device, Distribution, Tensor};
 use deq_core::{DeqConfig, DeqError, EquilibriumCell, impl_state};
 
 /// `[batch, channels, side, side]`, and the same at half the side.
+// ANCHOR: state
 #[derive(Clone)]
 struct Pyramid {
     fine: Tensor<4>,
@@ -20,6 +21,7 @@ struct Pyramid {
 
 // This line makes it a state: solvers and gradients see both maps as one vector per sample.
 impl_state!(Pyramid { fine, coarse });
+// ANCHOR_END: state
 
 /// Every map is a convolution of itself and of the other.
 #[derive(Module, Debug)]

@@ -30,6 +30,7 @@ struct Sine {
     readout: Linear,
 }
 
+// ANCHOR: model
 impl TaskModel for Sine {
     type Batch = (Tensor<2>, Tensor<2>); // inputs and targets, [batch, 1] each
     type Memory = (); // nothing is carried from batch to batch
@@ -59,6 +60,7 @@ impl TaskModel for Sine {
 
     fn tally(&self, _: &Tensor<2>, _: &Self::Batch) {}
 }
+// ANCHOR_END: model
 
 /// The task is its configuration: this is what `config.json` keeps under `task`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,6 +84,7 @@ fn points(seed: u64, count: usize, per_pass: usize) -> Points {
     }))
 }
 
+// ANCHOR: task
 impl Task for SineTask {
     const NAME: &'static str = "sine";
     type Model = Sine;
@@ -114,10 +117,12 @@ impl Task for SineTask {
         Quality::new(self.measure(), loss.sqrt())
     }
 }
+// ANCHOR_END: task
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let run = folder.path().join("sine"); // report.html, metrics.jsonl, checkpoints
+    // ANCHOR: run
     // A recipe has the penalty, pre-training, learning rate and budgets; every field is public.
     let mut recipe = Recipe::new(SineTask { width: 24 }, 64, 120);
     recipe.learning_rate = 1e-2;
@@ -140,6 +145,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (budget, eval) in budgets.iter().zip(&table.rows[0].cells) {
         println!("{budget:2} steps allowed: {}", eval.quality.text());
     }
+    // ANCHOR_END: run
     Ok(())
 }
 

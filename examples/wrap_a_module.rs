@@ -10,13 +10,16 @@ use burn::tensor::{Device, Distribution, Tensor};
 use deq_core::{DeqConfig, DeqError, EquilibriumCell};
 
 /// The module to wrap: one hidden layer.
+// ANCHOR: module
 #[derive(Module, Debug)]
 struct Block {
     state: Linear,
     input: Linear,
 }
+// ANCHOR_END: module
 
 // These lines are all it takes.
+// ANCHOR: cell
 impl EquilibriumCell for Block {
     type State = Tensor<2>;
     type Context = Tensor<2>;
@@ -25,6 +28,7 @@ impl EquilibriumCell for Block {
         (self.state.forward(z) + self.input.forward(x.clone())).tanh()
     }
 }
+// ANCHOR_END: cell
 
 #[derive(Module, Debug)]
 struct Network {
@@ -43,6 +47,7 @@ fn main() -> Result<(), DeqError> {
         },
         readout: LinearConfig::new(width, 1).init(&device),
     };
+    // ANCHOR: train
     let deq = DeqConfig::new().build()?;
     let mut optimizer = AdamConfig::new().init();
 
@@ -56,6 +61,7 @@ fn main() -> Result<(), DeqError> {
             .mean();
         let gradients = GradientsParams::from_grads(error.backward(), &network);
         network = optimizer.step(0.01, network, gradients);
+        // ANCHOR_END: train
         if step % 50 == 0 {
             let forward = out.solve.unwrap_or_default();
             let backward = out.backward.solve().unwrap_or_default();

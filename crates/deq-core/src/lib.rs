@@ -101,3 +101,8 @@ pub use gradient::{
 pub use report::{BackwardPass, BackwardReport};
 pub use state::{State, StateLayout};
 pub use tape::recomputed;
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctest;

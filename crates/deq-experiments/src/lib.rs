@@ -39,3 +39,8 @@ fn claims_table(claims: &[Claim]) -> String {
     };
     table(&header, &claims.iter().map(row).collect::<Vec<_>>())
 }
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctest;

@@ -3,7 +3,7 @@
 //!
 //! A deep equilibrium model costs as many evaluations of its layer `f` as its solver needs, and
 //! training tends to make that number grow. A penalty on the Frobenius norm of the Jacobian `df/dz`
-//! at the equilibrium keeps the layer contractive, so that forward and backward solves stay short.
+//! at the equilibrium, which bounds its spectral radius, makes forward and backward solves shorter.
 //!
 //! # Example
 //!
@@ -110,3 +110,8 @@ pub use penalty::{JacobianPenalty, Penalty};
 pub use policy::{Observation, PenaltyPolicy, PenaltyState, Phase};
 pub use schedule::{IncrementConfig, LinearConfig, WeightControllerConfig, WeightSchedule};
 pub use spectral::{SpectralRadius, SpectralRadiusConfig, spectral_radius};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctest;

@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn the_weight_settles_where_the_measurement_meets_the_target() {
-        // Steps that fall with the weight, as measured in docs/penalty.md: 12.6 at 0.5, 9.9 at 1.6.
+        // Steps that fall with the weight, as measured for the book: 12.6 at 0.5, 9.9 at 1.6.
         let steps = |weight: f64| 11.0 - 2.3 * weight.ln();
         let mut policy = controlled(10.5);
         for step in 0..2000 {

@@ -50,3 +50,8 @@ pub use layer_norm::{LayerNormJacobian, layer_norm};
 pub use linear::Linear;
 pub use pointwise::tanh;
 pub use solver::{AndersonStep, AndersonWindow, BroydenStep, combine, dots, row_squares};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctest;

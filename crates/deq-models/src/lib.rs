@@ -59,3 +59,8 @@ pub use transformer::{
     LmOutput, NormedLinear, OutputLayer, TokenEmbedding, TransformerCell, TransformerContext,
     TransformerXlLm, XlOutput,
 };
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctest;

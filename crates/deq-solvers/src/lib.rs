@@ -175,3 +175,8 @@ pub use solution::{KeptState, NotConverged, Solution, SolveStats, StepReport, Tr
 pub use solver::{FixedPointSolver, Solve, Stepper};
 pub use status::{SolveStatus, StatusCounts};
 pub use stop::{Scope, StopConfig, StopRule, TraceLevel};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctest;

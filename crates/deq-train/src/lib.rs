@@ -88,3 +88,8 @@ pub use task::{
     Tally, TallyOf, Task, TaskModel,
 };
 pub use time::{affordable_steps, evaluation_seconds, train_for, without_tolerance};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctest;

@@ -24,6 +24,7 @@
 //! assert!(report.is_complete(), "{report}");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+#![doc = include_str!("../../docs/checkpoints.md")]
 
 mod file;
 mod group;
