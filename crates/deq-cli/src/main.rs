@@ -8,6 +8,7 @@ mod generate;
 mod predict;
 mod print;
 mod recipe;
+mod report;
 mod reproduce;
 mod signals;
 mod train;
@@ -51,6 +52,8 @@ enum Command {
     Predict(predict::PredictArgs),
     /// Go on from a prompt with a trained language model.
     Generate(generate::GenerateArgs),
+    /// Draw the curves of one or several runs on one page.
+    Report(report::ReportArgs),
     /// Say what a checkpoint file or a run holds.
     Info(exchange::InfoArgs),
     /// Make a run of a checkpoint of the original DEQ-Transformer or MDEQ, or of torchvision's
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Info(args) => exchange::info(&args),
         Command::Import(args) => exchange::import_run(&args),
         Command::Export(args) => exchange::export_run(&args),

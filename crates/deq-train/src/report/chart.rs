@@ -20,6 +20,14 @@ impl Chart {
     ///
     /// Points that are not finite, or not positive on a logarithmic axis, are left out.
     pub(crate) fn svg(mut self) -> Result<Option<String>, TrainError> {
+        self.keep_what_can_be_shown();
+        if self.series.is_empty() {
+            return Ok(None);
+        }
+        side_by_side(&[self]).map(Some)
+    }
+
+    fn keep_what_can_be_shown(&mut self) {
         let log = self.log;
         for series in &mut self.series {
             series
@@ -27,25 +35,16 @@ impl Chart {
                 .retain(|(x, y)| x.is_finite() && y.is_finite() && (!log || *y > 0.0));
         }
         self.series.retain(|series| !series.points.is_empty());
-        if self.series.is_empty() {
-            return Ok(None);
-        }
-        let mut svg = String::new();
-        let title = self.title.clone();
-        self.draw(&mut svg).map_err(|reason| TrainError::Chart {
-            title,
-            reason: reason.to_string(),
-        })?;
-        Ok(Some(svg))
     }
 
-    fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error + '_>> {
+    fn draw<'a>(
+        &'a self,
+        area: &DrawingArea<SVGBackend<'a>, plotters::coord::Shift>,
+    ) -> Result<(), Box<dyn std::error::Error + 'a>> {
         let points = || self.series.iter().flat_map(|series| &series.points);
         let (x0, x1) = range(points().map(|p| p.0));
         let (y0, y1) = range(points().map(|p| p.1));
-        let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
-        area.fill(&WHITE)?;
-        let mut builder = ChartBuilder::on(&area);
+        let mut builder = ChartBuilder::on(area);
         builder
             .caption(&self.title, ("sans-serif", 18))
             .margin(10)
@@ -88,9 +87,43 @@ impl Chart {
             let margin = 0.05 * (y1 - y0);
             plot!(y0 - margin..y1 + margin, |y: &f64| tick(*y));
         }
-        area.present()?;
         Ok(())
     }
+}
+
+/// Charts from left to right as one `<svg>` element.
+///
+/// # Errors
+///
+/// If one has no point to show, or cannot be drawn.
+pub fn side_by_side(charts: &[Chart]) -> Result<String, TrainError> {
+    let mut charts = charts.to_vec();
+    for chart in &mut charts {
+        chart.keep_what_can_be_shown();
+        if chart.series.is_empty() {
+            return Err(TrainError::Chart {
+                title: chart.title.clone(),
+                reason: "it has no point".to_owned(),
+            });
+        }
+    }
+    let mut svg = String::new();
+    draw_all(&charts, &mut svg).map_err(|reason| TrainError::Chart {
+        title: charts.iter().map(|chart| chart.title.as_str()).collect(),
+        reason: reason.to_string(),
+    })?;
+    Ok(svg)
+}
+
+fn draw_all(charts: &[Chart], svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    let size = (SIZE.0 * charts.len() as u32, SIZE.1);
+    let area = SVGBackend::with_string(svg, size).into_drawing_area();
+    area.fill(&WHITE)?;
+    for (chart, area) in charts.iter().zip(area.split_evenly((1, charts.len()))) {
+        chart.draw(&area).map_err(|reason| reason.to_string())?;
+    }
+    area.present().map_err(|reason| reason.to_string())?;
+    Ok(())
 }
 
 impl Heat<'_> {

@@ -2,6 +2,11 @@
 
 #[cfg(feature = "charts")]
 mod chart;
+mod comparison;
+
+#[cfg(feature = "charts")]
+pub use chart::side_by_side;
+pub use comparison::{NamedRun, comparison_charts, write_comparison};
 
 use crate::dashboard::{clock, number, status_text};
 use crate::error::TrainError;

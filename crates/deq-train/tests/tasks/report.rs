@@ -1,7 +1,7 @@
 //! The page of a run.
 
 use deq_train::records::{EvalRecord, Phase, Record, SolveRecord, StepRecord};
-use deq_train::report::{ReportHeader, totals, write_report};
+use deq_train::report::{NamedRun, ReportHeader, totals, write_comparison, write_report};
 use deq_train::{Measure, Quality};
 
 #[test]
@@ -60,5 +60,18 @@ fn the_page_holds_every_curve_and_nothing_from_outside() {
     );
     assert!(page.contains("<p>more</p>"));
     assert!(page.contains("a &lt; b") && page.contains("5000") && page.contains("4:10"));
+    assert!(!page.contains("src=") && !page.contains("href="));
+
+    let runs = ["with", "without & alone"].map(|name| NamedRun {
+        name: name.to_owned(),
+        records: records.clone(),
+    });
+    let path = folder.path().join("comparison.html");
+    write_comparison(&path, &runs).unwrap();
+    let page = std::fs::read_to_string(path).unwrap();
+    // Nothing converged or not, so that there are no shares to draw.
+    let charts = if cfg!(feature = "charts") { 5 } else { 0 };
+    assert_eq!(page.matches("<svg").count(), charts);
+    assert!(page.contains("<td>500</td>") && page.contains("without &amp; alone"));
     assert!(!page.contains("src=") && !page.contains("href="));
 }
