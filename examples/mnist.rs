@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_few_shapes_are_learnt() -> Result<(), Box<dyn Error>> {
         let few = GrayImages::shapes(32, 1)?;
-        let accuracy = run(&few, &few, 60)?;
+        let accuracy = run(&few, &few, 200)?;
         assert!(accuracy > 0.5, "an eighth by chance");
         Ok(())
     }

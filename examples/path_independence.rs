@@ -83,7 +83,7 @@ fn main() -> Result<(), DeqError> {
     let deq = config.build()?;
 
     let mut optimizer = AdamConfig::new().init();
-    for step in 0..400 {
+    for step in 0..300 {
         let (bits, sums) = instances(step, TRAINED_ON, &device);
         let z0 = Tensor::zeros([bits.dims()[0], TRAINED_ON, WIDTH], &device);
         let out = deq.forward(&network.cell, &bits, z0);
