@@ -50,6 +50,9 @@
 //! - [`Loader`]: batches by number, made by several threads ahead of time, the same whatever their
 //!   number.
 //!
+//! The book's page on this crate is
+//! [Train a language model on your text](https://github.com/deq-rs/deq/blob/main/docs/src/text.md).
+//!
 //! # Features
 //!
 //! - `fetch`: `fetch` and `RemoteText`, which download WikiText-2 and WikiText-103 and compare them

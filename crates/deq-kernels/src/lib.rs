@@ -18,6 +18,8 @@
 //! assert_eq!(maps.dims(), [2, 16, 32, 32]);
 //! ```
 //!
+//! Most users take these through `deq-core` and `deq-models`.
+//!
 //! # Features
 //!
 //! `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` pass through to Burn and say which backends
