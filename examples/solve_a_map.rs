@@ -3,7 +3,7 @@
 //! `cargo run --release -p deq-examples --example solve_a_map`
 
 use burn::tensor::{Device, Distribution, Tensor};
-use deq_core::solvers::{Solve, SolverConfig, StopConfig, TraceLevel};
+use deq_core::solvers::{SolverConfig, StopConfig, TraceLevel};
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -47,7 +47,7 @@ fn main() -> Result<(), DeqError> {
         .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
         .with_initializer(Initializer::Normal {
             mean: 0.0,
-            std: 0.14,
+            std: 0.08,
         });
     let cell = Cell {
         conv: conv.init(&device),

@@ -58,6 +58,9 @@
 //!   that a resumed run repeats.
 //! - [`tutorial`]: from a module to a trained model; [`gradients`]: which strategy to choose.
 //!
+//! The book's page on this crate is
+//! [First layer](https://github.com/deq-rs/deq/blob/main/docs/src/first-layer.md).
+//!
 //! # Feature flags
 //!
 //! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass

@@ -52,6 +52,9 @@
 //!
 //! [`catch_panic`] is where panics of libraries on files of users become errors.
 //!
+//! The book's page on this crate is
+//! [Train a language model on your text](https://github.com/deq-rs/deq/blob/main/docs/src/text.md).
+//!
 //! # Features
 //!
 //! - `fetch`: `fetch` and `RemoteText`, which download WikiText-2 and WikiText-103 and compare them

@@ -5,6 +5,9 @@
 //! - [`networks::compare_networks`]: the DEQ-Transformer beside explicit networks, for equal time.
 //! - [`synthetic::run`]: the paper's regression in one dimension.
 //!
+//! The book's page on this crate is
+//! [Benchmarks and reproduction](https://github.com/deq-rs/deq/blob/main/docs/src/benchmarks.md).
+//!
 //! # Feature flags
 //!
 //! `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn.

@@ -81,6 +81,9 @@
 //! - [`frobenius_norm_sq`], [`dense_jacobian`], [`spectrum`]: exact values, for small models and
 //!   tests.
 //!
+//! The book's page on this crate is
+//! [The Jacobian penalty](https://github.com/deq-rs/deq/blob/main/docs/src/penalty.md).
+//!
 //! # Features
 //!
 //! None selects anything in this crate: `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass

@@ -18,6 +18,8 @@
 //! assert_eq!(maps.dims(), [2, 16, 32, 32]);
 //! ```
 //!
+//! Most users take these through `deq-core` and `deq-models`.
+//!
 //! # Features
 //!
 //! - `autodiff`: the operations with derivatives of their own, [`convolve`], [`Convolution`] and

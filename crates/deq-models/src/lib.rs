@@ -33,6 +33,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! The book's page on this crate is
+//! [Introduction](https://github.com/deq-rs/deq/blob/main/docs/src/introduction.md).
+//!
 //! # Feature flags
 //!
 //! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass

@@ -126,6 +126,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! The book's page on this crate is
+//! [Solvers: which one](https://github.com/deq-rs/deq/blob/main/docs/src/solvers.md).
+//!
 //! # Feature flags
 //!
 //! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass

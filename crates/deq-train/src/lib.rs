@@ -33,6 +33,9 @@
 //! - [`affordable_steps`], [`step_memory`]: what a run costs.
 //! - [`records`], [`report`]: what a run writes.
 //!
+//! The book's page on this crate is
+//! [Your own data and task](https://github.com/deq-rs/deq/blob/main/docs/src/own-task.md).
+//!
 //! # Feature flags
 //!
 //! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass
