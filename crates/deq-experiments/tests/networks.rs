@@ -74,7 +74,7 @@ fn numbers_that_mean_nothing_are_refused() {
             minutes: 0.0,
             ..base.clone()
         }),
-        "minutes is 0, but must be above 0"
+        "minutes is 0, but must be above 0 and at most 1,000,000"
     );
     let message = refused(NetworkComparison { layers: 50, ..base });
     assert!(

@@ -303,7 +303,7 @@ fn configurations_that_describe_no_model_are_rejected() {
     let message = |backbone: MdeqConfig| backbone.validate().unwrap_err().to_string();
     assert_eq!(
         message(MdeqConfig::new(vec![8])),
-        "model.channels is 1, but must be a list of at least 2 branches"
+        "model.channels is 1, but must be a list of 2 to 16 branches"
     );
     assert_eq!(
         message(MdeqConfig::new(vec![8, 12])),

@@ -101,11 +101,14 @@ fn empty_networks_are_rejected() {
     let base = || ResNetConfig::resnet18(10);
     assert_eq!(
         message(base().with_width(0)),
-        "model.width is 0, but must be at least 1"
+        "model.width is 0, but must be from 1 to 65536"
     );
     let mut config = base();
     config.stages = vec![2, 0];
-    assert_eq!(message(config), "model.stages is 0, but must be at least 1");
+    assert_eq!(
+        message(config),
+        "model.stages is 0, but must be from 1 to 256 blocks in each of at most 8 stages"
+    );
 }
 
 #[test]
