@@ -19,6 +19,12 @@ use std::time::Instant;
 use suite::{Failure, Suite};
 
 fn main() -> Result<(), Failure> {
+    // As the command does.
+    deq_kernels::in_pool(|| run().map_err(|failure| failure.to_string()))?;
+    Ok(())
+}
+
+fn run() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [group, folder] = arguments.as_slice() else {
         return Err("this is one half of a comparison, to be run by `just compare`".into());

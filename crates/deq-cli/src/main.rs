@@ -65,7 +65,25 @@ enum Command {
 
 fn main() -> ExitCode {
     end_when_nobody_reads();
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // Training and evaluation are one parallel operation after the other.
+    let result = deq_kernels::in_pool(|| run(command));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print::note(format_args!("error: {error:#}"));
+            match error.downcast_ref::<deq_train::TrainError>() {
+                Some(deq_train::TrainError::Stopped(Stopped::Interrupted { .. })) => {
+                    ExitCode::from(signals::exit_code())
+                }
+                _ => ExitCode::from(2),
+            }
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Train(args) => train::run(args),
         Command::Config(args) => config::run(args),
         Command::Presets(args) => config::presets(&args),
@@ -78,18 +96,6 @@ fn main() -> ExitCode {
         Command::Info(args) => exchange::info(&args),
         Command::Import(args) => exchange::import_run(&args),
         Command::Export(args) => exchange::export_run(&args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            print::note(format_args!("error: {error:#}"));
-            match error.downcast_ref::<deq_train::TrainError>() {
-                Some(deq_train::TrainError::Stopped(Stopped::Interrupted { .. })) => {
-                    ExitCode::from(signals::exit_code())
-                }
-                _ => ExitCode::from(2),
-            }
-        }
     }
 }
 

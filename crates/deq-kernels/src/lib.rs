@@ -40,6 +40,7 @@ mod group_norm;
 mod layer_norm;
 mod linear;
 mod pointwise;
+mod pool;
 mod solver;
 
 pub use attention::{AttentionPoint, RelativeAttention};
@@ -51,6 +52,7 @@ pub use group_norm::{GroupNorm, NormJacobian};
 pub use layer_norm::{LayerNormJacobian, layer_norm};
 pub use linear::Linear;
 pub use pointwise::tanh;
+pub use pool::in_pool;
 pub use solver::{AndersonStep, AndersonWindow, BroydenStep, combine, dots, row_squares};
 
 /// Compiles the example of the README.

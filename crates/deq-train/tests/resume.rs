@@ -245,8 +245,11 @@ fn a_diverged_run_is_logged_and_can_be_rescued() {
     assert_eq!(summary.eval.step, 5);
 }
 
+/// A change to the bytes of a file.
+type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 /// A run of three steps, with a copy to resume after every damage.
-fn stopped_run(folder: &Path) -> impl Fn(&str, &dyn Fn(&mut Vec<u8>)) -> Result<(), TrainError> {
+fn stopped_run(folder: &Path) -> impl Fn(&str, Damage) -> Result<(), TrainError> {
     let run = folder.join("run");
     let recipe = own();
     assert!(train(recipe.clone(), &options(&run, Start::New, Some(3))).is_err());

@@ -197,9 +197,9 @@ impl WithSimd for Attend<'_> {
         let mut scores = Lines::zeros(simd, time, keys);
         let mut by_distance = Lines::zeros(simd, time, keys);
         let entry = |i: usize, k: usize| (query[i][k] + content[k]) * scale;
-        product(simd, time, entry, &key, &mut scores, false);
+        product(simd, time, entry, &key, &mut scores);
         let entry = |i: usize, k: usize| (query[i][k] + position[k]) * scale;
-        product(simd, time, entry, &distances, &mut by_distance, false);
+        product(simd, time, entry, &distances, &mut by_distance);
         let length = scores.length;
         let rows = scores
             .values
@@ -230,7 +230,7 @@ impl WithSimd for Attend<'_> {
         let value = Lines::copied(simd, d_head, constants.all(qkv, at, 1));
         let mut mixed = Lines::zeros(simd, time, d_head);
         let entry = |i: usize, k: usize| scores.values[i * length + k];
-        product(simd, time, entry, &value, &mut mixed, false);
+        product(simd, time, entry, &value, &mut mixed);
         for (to, from) in self
             .mixed
             .chunks_exact_mut(d_head)
@@ -325,21 +325,14 @@ impl WithSimd for Carry<'_> {
         let mut g_scores = Lines::zeros(simd, time, keys);
         let length = g_scores.length;
         let entry = |i: usize, k: usize| g.row(i)[k];
-        product(simd, time, entry, &value, &mut g_scores, false);
+        product(simd, time, entry, &value, &mut g_scores);
         let dropout = constants.dropout_of(at);
         let weight = |i: usize, key: usize| match dropout.is_empty() {
             true => probabilities[i * keys + key],
             false => probabilities[i * keys + key] * dropout[i * keys + key],
         };
         let mut g_value = Lines::zeros(simd, time, d_head);
-        product(
-            simd,
-            time,
-            |j, t| weight(t, past + j),
-            &g,
-            &mut g_value,
-            false,
-        );
+        product(simd, time, |j, t| weight(t, past + j), &g, &mut g_value);
 
         let rows = g_scores.values.chunks_exact_mut(length);
         for (i, (g, p)) in rows.zip(probabilities.chunks_exact(keys)).enumerate() {
@@ -364,23 +357,16 @@ impl WithSimd for Carry<'_> {
             }
         }
         let mut g_key = Lines::zeros(simd, time, d_head);
-        product(
-            simd,
-            time,
-            |j, t| score(t, past + j),
-            &query,
-            &mut g_key,
-            false,
-        );
+        product(simd, time, |j, t| score(t, past + j), &query, &mut g_key);
         let key = Lines::copied(simd, d_head, constants.all(qkv, at, 0));
         let mut g_query = Lines::zeros(simd, time, d_head);
-        product(simd, time, score, &key, &mut g_query, false);
+        product(simd, time, score, &key, &mut g_query);
         let distances = Lines::copied(simd, d_head, constants.distances(at[1]));
         let unshifted = |i: usize, c: usize| {
             let shift = time - 1 - i;
             if c < shift { 0.0 } else { score(i, c - shift) }
         };
-        product(simd, time, unshifted, &distances, &mut g_query, true);
+        product(simd, time, unshifted, &distances, &mut g_query);
         for (t, out) in self.out.chunks_exact_mut(3 * d_head).enumerate() {
             let parts: [Range<usize>; 3] = std::array::from_fn(|p| p * d_head..(p + 1) * d_head);
             for (to, from) in out[parts[0].clone()].iter_mut().zip(g_query.row(t)) {

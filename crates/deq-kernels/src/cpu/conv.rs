@@ -329,7 +329,7 @@ impl<'a> Padded<'a> {
 
     /// Planes of even and odd rows and columns for tiles of 2x2 pixels, each with its border.
     pub(crate) fn tiled(x: &[f32], sides: [usize; 4], [down, across]: [usize; 2]) -> Self {
-        Self::planes(x, sides, 1, [down + 1, across + 1], 2, Order::ByImage)
+        Self::planes(x, sides, [1, 2], [down + 1, across + 1], Order::ByImage)
     }
 
     fn new(
@@ -346,9 +346,8 @@ impl<'a> Padded<'a> {
         Self::planes(
             x,
             [batch, channels, height, width],
-            before,
+            [before, stride],
             planes,
-            stride,
             order,
         )
     }
@@ -356,9 +355,8 @@ impl<'a> Padded<'a> {
     fn planes(
         x: &[f32],
         [batch, channels, height, width]: [usize; 4],
-        before: usize,
+        [before, stride]: [usize; 2],
         [rows, columns]: [usize; 2],
-        stride: usize,
         order: Order,
     ) -> Self {
         let phases = stride * stride;

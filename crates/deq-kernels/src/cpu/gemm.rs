@@ -221,7 +221,7 @@ impl Lines {
     }
 }
 
-/// `out (+)= A B`, with `A` of `rows` rows given entry by entry.
+/// `out += A B`, with `A` of `rows` rows given entry by entry.
 #[inline(always)]
 pub(crate) fn product<S: Simd>(
     simd: S,
@@ -229,7 +229,6 @@ pub(crate) fn product<S: Simd>(
     a: impl Fn(usize, usize) -> f32,
     b: &Lines,
     out: &mut Lines,
-    add: bool,
 ) {
     let depth = b.values.len() / b.length;
     let width = 2 * S::F32_LANES;
@@ -247,7 +246,7 @@ pub(crate) fn product<S: Simd>(
             for (line, sums) in lines.zip(&sums[..count]) {
                 let (line, _) = S::as_mut_simd_f32s(&mut line[first..first + width]);
                 for (to, sum) in line.iter_mut().zip(sums) {
-                    *to = if add { simd.add_f32s(*to, *sum) } else { *sum };
+                    *to = simd.add_f32s(*to, *sum);
                 }
             }
         }

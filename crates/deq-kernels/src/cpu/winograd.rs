@@ -14,6 +14,7 @@ use super::dispatch;
 use super::gemm::{PackedRows, ROWS, lines_tile, padded};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Numbers of a transformed tile.
 const POINTS: usize = 16;
@@ -159,7 +160,8 @@ impl WithSimd for Tiles<'_> {
             for (row, out) in out.iter_mut().enumerate() {
                 for (line, out) in out.chunks_mut(2 * image_width).enumerate() {
                     let from = &products[row * length..];
-                    rows.read(simd, from, ROWS * length, line * across, across);
+                    let tiles = line * across..(line + 1) * across;
+                    rows.read(simd, from, ROWS * length, tiles);
                     rows.write(out, image_width);
                 }
             }
@@ -231,23 +233,16 @@ impl Rows {
         }))
     }
 
-    /// `A^T m A`, where point `p` of tile `t` lies at `p * stride + first + t`.
+    /// `A^T m A` of some tiles, where point `p` of tile `t` lies at `p * stride + t`.
     #[inline(always)]
-    fn read<S: Simd>(
-        &mut self,
-        simd: S,
-        products: &[f32],
-        stride: usize,
-        first: usize,
-        count: usize,
-    ) {
+    fn read<S: Simd>(&mut self, simd: S, products: &[f32], stride: usize, tiles: Range<usize>) {
         let lanes = S::F32_LANES;
-        for tile in (0..count).step_by(lanes) {
+        for tile in (0..tiles.len()).step_by(lanes) {
             let mut sums = [[simd.splat_f32s(0.0); 2]; 4];
             for (y, sums) in sums.iter_mut().enumerate() {
                 let mut m = [simd.splat_f32s(0.0); 4];
                 for (x, m) in m.iter_mut().enumerate() {
-                    let from = (4 * y + x) * stride + first + tile;
+                    let from = (4 * y + x) * stride + tiles.start + tile;
                     let end = products.len().min(from + lanes);
                     *m = if end - from == lanes {
                         S::as_simd_f32s(&products[from..end]).0[0]
@@ -258,11 +253,12 @@ impl Rows {
                 sums[0] = simd.add_f32s(simd.add_f32s(m[0], m[1]), m[2]);
                 sums[1] = simd.sub_f32s(simd.sub_f32s(m[1], m[2]), m[3]);
             }
-            for x in 0..2 {
+            let [upper, lower] = &mut self.0;
+            for (x, (upper, lower)) in upper.iter_mut().zip(lower).enumerate() {
                 let top = simd.add_f32s(simd.add_f32s(sums[0][x], sums[1][x]), sums[2][x]);
                 let bottom = simd.sub_f32s(simd.sub_f32s(sums[1][x], sums[2][x]), sums[3][x]);
-                S::as_mut_simd_f32s(&mut self.0[0][x][tile..tile + lanes]).0[0] = top;
-                S::as_mut_simd_f32s(&mut self.0[1][x][tile..tile + lanes]).0[0] = bottom;
+                S::as_mut_simd_f32s(&mut upper[tile..tile + lanes]).0[0] = top;
+                S::as_mut_simd_f32s(&mut lower[tile..tile + lanes]).0[0] = bottom;
             }
         }
     }
