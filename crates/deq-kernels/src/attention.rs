@@ -7,7 +7,8 @@ use burn::tensor::Tensor;
 /// For query `i` and key `j` of one head, with `r` the embedded distance:
 ///
 /// ```text
-/// score_ij = ((q_i + content_bias) . k_j + (q_i + position_bias) . r_(i-j)) / sqrt(d_head) + mask_ij
+/// score_ij = mask_ij
+///     + ((q_i + content_bias) . k_j + (q_i + position_bias) . r_(i-j)) / sqrt(d_head)
 /// output_i = sum_j softmax(score_i)_j dropout_ij v_j
 /// ```
 #[derive(Clone, Debug)]

@@ -227,11 +227,11 @@ fn options<T: TensorMetadata>(weight: &T, stride: usize) -> ConvOptions<2> {
 mod on_flex {
     use super::{ConvolutionBackend, ConvolutionGradients, options};
     use crate::cpu::conv::{self, ConvShape};
-    use crate::flex::Host;
+    use crate::flex::{Host, primitive};
     use burn::backend::Flex;
     use burn::backend::ops::ModuleOps;
     use burn::backend::{TensorMetadata, tensor::FloatTensor};
-    use burn::tensor::{DType, Shape, TensorData};
+    use burn::tensor::{DType, Shape};
 
     fn shape(x: &Shape, weight: &Shape, stride: usize) -> ConvShape {
         ConvShape {
@@ -243,10 +243,6 @@ mod on_flex {
             height: x[2],
             width: x[3],
         }
-    }
-
-    fn f32_tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FloatTensor<Flex> {
-        FloatTensor::<Flex>::from_data(TensorData::new(values, shape.into()))
     }
 
     impl ConvolutionBackend for Flex {
@@ -264,7 +260,7 @@ mod on_flex {
             let weight = conv::ForwardWeight::new(weight.values(), &shape);
             let [height, width] = shape.output_sides();
             let out = conv::forward(x.values(), &weight, &shape);
-            f32_tensor(out, [shape.batch, shape.output, height, width])
+            primitive(out, [shape.batch, shape.output, height, width])
         }
     }
 
@@ -283,7 +279,7 @@ mod on_flex {
             let shape = shape(&sides, &weight.shape(), stride);
             let [g, weight] = [g, weight].map(Host::in_order);
             let weight = conv::TransposedWeight::new(weight.values(), &shape);
-            f32_tensor(conv::input_gradient(g.values(), &weight, &shape), sides)
+            primitive(conv::input_gradient(g.values(), &weight, &shape), sides)
         }
 
         fn to_weight(
@@ -299,7 +295,7 @@ mod on_flex {
             let sides = weight.shape();
             let shape = shape(&x.shape(), &sides, stride);
             let [x, g] = [x, g].map(Host::in_order);
-            f32_tensor(conv::weight_gradient(x.values(), g.values(), &shape), sides)
+            primitive(conv::weight_gradient(x.values(), g.values(), &shape), sides)
         }
     }
 }

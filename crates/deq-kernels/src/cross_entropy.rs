@@ -39,7 +39,7 @@ pub fn cross_entropy(scores: Tensor<2>, columns: &[i32]) -> Tensor<1> {
 #[cfg(feature = "flex")]
 mod on_flex {
     use crate::cpu::softmax;
-    use crate::flex::Host;
+    use crate::flex::{Host, primitive};
     use burn::backend::autodiff::{
         Autodiff,
         checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -47,7 +47,7 @@ mod on_flex {
         ops::{Backward, Ops, OpsKind},
     };
     use burn::backend::{Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
-    use burn::tensor::{DType, Device, Tensor, TensorData};
+    use burn::tensor::{DType, Device, Tensor};
     use std::sync::Arc;
 
     pub(super) fn takes(scores: &Tensor<2>) -> bool {
@@ -81,7 +81,7 @@ mod on_flex {
             let scores = Host::in_order(scores);
             let nll = softmax::cross_entropy(scores.values(), &columns.0);
             let rows = nll.len();
-            FloatTensor::<Flex>::from_data(TensorData::new(nll, [rows]))
+            primitive(nll, [rows])
         }
     }
 
@@ -95,7 +95,7 @@ mod on_flex {
             let rows = columns.0.len();
             let out = softmax::cross_entropy_gradient(scores.values(), &columns.0, g.values());
             let count = out.len() / rows.max(1);
-            FloatTensor::<Flex>::from_data(TensorData::new(out, [rows, count]))
+            primitive(out, [rows, count])
         }
     }
 

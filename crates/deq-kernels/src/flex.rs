@@ -2,7 +2,7 @@
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{BackendTensor, DispatchKindConversion, DispatchTensor, Flex};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Shape, Tensor, TensorData};
 
 /// A tensor of f32 on Flex that nothing differentiates, its numbers in order.
 #[derive(Debug)]
@@ -63,15 +63,20 @@ impl<const D: usize> HostMut<D> {
     }
 
     pub(crate) fn tensor(self) -> Tensor<D> {
-        let tensor = BackendTensor::Float(self.0);
-        Tensor::from_dispatch(
-            <DispatchTensor as DispatchKindConversion<Flex>>::from_backend(tensor),
-        )
+        wrap(self.0)
     }
 }
 
 pub(crate) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
-    let tensor = FloatTensor::<Flex>::from_data(TensorData::new(values, shape));
+    wrap(primitive(values, shape))
+}
+
+/// The tensor as operations of the backend know it.
+pub(crate) fn primitive(values: Vec<f32>, shape: impl Into<Shape>) -> FloatTensor<Flex> {
+    FloatTensor::<Flex>::from_data(TensorData::new(values, shape.into()))
+}
+
+fn wrap<const D: usize>(tensor: FloatTensor<Flex>) -> Tensor<D> {
     Tensor::from_dispatch(
         <DispatchTensor as DispatchKindConversion<Flex>>::from_backend(BackendTensor::Float(
             tensor,

@@ -437,17 +437,7 @@ fn gather_product(
         1 => PIXELS.min(plane),
         _ => (PIXELS / width).max(1) * width,
     };
-    let per_image = plane.div_ceil(part);
-    let mut items: Vec<Vec<&mut [f32]>> = Vec::new();
-    for image in out.chunks_mut(rows * plane) {
-        let first = items.len();
-        items.extend((0..per_image).map(|_| Vec::with_capacity(rows)));
-        for row in image.chunks_mut(plane) {
-            for (item, part) in items[first..].iter_mut().zip(row.chunks_mut(part)) {
-                item.push(part);
-            }
-        }
-    }
+    let (items, per_image) = divided(out, rows, plane, part);
     items.into_par_iter().enumerate().for_each(|(item, out)| {
         dispatch(GatherProduct {
             maps: &source.values[item / per_image * source.channels * map..],
@@ -459,6 +449,28 @@ fn gather_product(
             out,
         });
     });
+}
+
+/// Maps `[image][row][plane]`, divided into items that own `part` numbers of every row of an image
+/// each, and how many items an image has.
+pub(crate) fn divided(
+    out: &mut [f32],
+    rows: usize,
+    plane: usize,
+    part: usize,
+) -> (Vec<Vec<&mut [f32]>>, usize) {
+    let per_image = plane.div_ceil(part);
+    let mut items: Vec<Vec<&mut [f32]>> = Vec::new();
+    for image in out.chunks_mut(rows * plane) {
+        let first = items.len();
+        items.extend((0..per_image).map(|_| Vec::with_capacity(rows)));
+        for row in image.chunks_mut(plane) {
+            for (item, part) in items[first..].iter_mut().zip(row.chunks_mut(part)) {
+                item.push(part);
+            }
+        }
+    }
+    (items, per_image)
 }
 
 struct GatherProduct<'a> {

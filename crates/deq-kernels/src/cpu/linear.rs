@@ -15,7 +15,8 @@ pub(crate) struct PackedColumns {
 }
 
 impl PackedColumns {
-    /// Packs the matrix whose entry `(k, column)` is `matrix[k * strides[0] + column * strides[1]]`.
+    /// Packs the matrix whose entry `(k, column)` is
+    /// `matrix[k * strides[0] + column * strides[1]]`.
     pub(crate) fn new(matrix: &[f32], [depth, columns]: [usize; 2], strides: [usize; 2]) -> Self {
         let width = dispatch(Width);
         let mut values = vec![0.0; columns.div_ceil(width) * width * depth];

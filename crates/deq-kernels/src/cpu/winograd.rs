@@ -9,7 +9,7 @@
 //! All constants are 0, 1 or 1/2, so that rounding errors stay those of a direct sum, a few times
 //! larger.
 
-use super::conv::{ConvShape, Padded};
+use super::conv::{ConvShape, Padded, divided};
 use super::dispatch;
 use super::gemm::{PackedRows, ROWS, lines_tile, padded};
 use pulp::{Simd, WithSimd};
@@ -81,20 +81,7 @@ pub(crate) fn convolve(x: &[f32], weight: &TransformedWeight, shape: &ConvShape)
     let plane = height * width;
     let mut out = vec![0.0; shape.batch * shape.output * plane];
     let lines = (TILES / across).max(1);
-    let per_image = down.div_ceil(lines);
-    let mut items: Vec<Vec<&mut [f32]>> = Vec::new();
-    for image in out.chunks_mut(shape.output * plane) {
-        let first = items.len();
-        items.extend((0..per_image).map(|_| Vec::with_capacity(shape.output)));
-        for row in image.chunks_mut(plane) {
-            for (item, part) in items[first..]
-                .iter_mut()
-                .zip(row.chunks_mut(2 * lines * width))
-            {
-                item.push(part);
-            }
-        }
-    }
+    let (items, per_image) = divided(&mut out, shape.output, plane, 2 * lines * width);
     let image = shape.input * source.map_length();
     items.into_par_iter().enumerate().for_each(|(item, out)| {
         dispatch(Tiles {

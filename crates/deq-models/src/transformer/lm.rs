@@ -158,7 +158,8 @@ impl DeqTransformerLmConfig {
         }
     }
 
-    /// The parameters of a model of so many layers, without injection, biases, gains and projections.
+    /// The parameters of a model of so many layers, without injection, biases, gains and
+    /// projections.
     pub(super) fn least_parameters(&self, layers: usize) -> usize {
         let tables = self.clusters().tables().into_iter();
         let tables = tables.map(|(rows, width)| rows.saturating_mul(width));
