@@ -2,7 +2,7 @@
 //!
 //! Every operation is written once in Burn's own, which run on every device and are differentiated
 //! as they are. Where a backend's are slow it has a kernel beside them, which is taken for tensors
-//! of f32 that nothing differentiates, as those of a solve are; [`convolve`] has one for its
+//! of f32 that nothing differentiates, as those of a solve are; `convolve` has one for its
 //! derivatives too. The kernels for the CPU ([`Flex`](https://docs.rs/burn-flex)) come with the
 //! feature `flex`.
 //!
@@ -22,8 +22,8 @@
 //!
 //! # Features
 //!
-//! - `autodiff`: the operations with derivatives of their own, [`convolve`], [`Convolution`] and
-//!   [`cross_entropy`].
+//! - `autodiff`: the operations with derivatives of their own, `convolve`, `Convolution` and
+//!   `cross_entropy`.
 //! - `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` pass through to Burn and say which
 //!   backends are known here; none by default.
 
