@@ -2,14 +2,7 @@
 //! stride.
 
 #![cfg_attr(
-    not(any(
-        feature = "flex",
-        feature = "wgpu",
-        feature = "vulkan",
-        feature = "metal",
-        feature = "cuda",
-        feature = "rocm"
-    )),
+    not(any(feature = "flex", feature = "_gpu")),
     allow(
         unused_variables,
         reason = "without a backend the generated dispatcher has nothing to pass on"
@@ -179,13 +172,7 @@ fn beside(tensor: Tensor<4>, other: &Tensor<4>) -> Tensor<4> {
 #[backend_extension(
     Autodiff,
     Flex: cfg(feature = "flex"),
-    Cube: cfg(any(
-        feature = "wgpu",
-        feature = "vulkan",
-        feature = "metal",
-        feature = "cuda",
-        feature = "rocm"
-    ))
+    Cube: cfg(feature = "_gpu")
 )]
 pub(crate) trait ConvolutionBackend: Backend {
     fn convolution(
@@ -300,13 +287,7 @@ mod on_flex {
     }
 }
 
-#[cfg(any(
-    feature = "wgpu",
-    feature = "vulkan",
-    feature = "metal",
-    feature = "cuda",
-    feature = "rocm"
-))]
+#[cfg(feature = "_gpu")]
 mod on_cube {
     use super::{ConvolutionBackend, ConvolutionGradients, options};
     use burn::backend::Cube;

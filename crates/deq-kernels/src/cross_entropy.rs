@@ -47,11 +47,11 @@ mod on_flex {
         ops::{Backward, Ops, OpsKind},
     };
     use burn::backend::{Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
-    use burn::tensor::{DType, Device, Tensor};
+    use burn::tensor::{DType, Tensor};
     use std::sync::Arc;
 
     pub(super) fn takes(scores: &Tensor<2>) -> bool {
-        scores.dtype() == DType::F32 && scores.device().inner() == Device::flex()
+        scores.dtype() == DType::F32 && crate::device::on_host(&scores.device())
     }
 
     pub(super) fn cross_entropy(scores: Tensor<2>, columns: &[i32]) -> Tensor<1> {

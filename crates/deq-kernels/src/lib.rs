@@ -4,7 +4,7 @@
 //! as they are. Where a backend's are slow it has a kernel beside them, which is taken for tensors
 //! of f32 that nothing differentiates, as those of a solve are; `convolve` has one for its
 //! derivatives too. The kernels for the CPU ([`Flex`](https://docs.rs/burn-flex)) come with the
-//! feature `flex`.
+//! feature `flex`; on a GPU the steps of solvers have one, with its features.
 //!
 //! ```
 //! use burn::tensor::{Device, Distribution, Tensor};
@@ -25,7 +25,8 @@
 //! - `autodiff`: the operations with derivatives of their own, `convolve`, `Convolution` and
 //!   `cross_entropy`.
 //! - `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` pass through to Burn and say which
-//!   backends are known here; none by default.
+//!   backends are known here; none by default. `flex` brings SIMD and threads, the others fusion,
+//!   tuning and a place on disk for compiled kernels, see [`keep_kernels`].
 
 mod attention;
 #[cfg(feature = "autodiff")]
@@ -34,8 +35,11 @@ mod convolution;
 mod cpu;
 #[cfg(feature = "autodiff")]
 mod cross_entropy;
+mod device;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "_gpu")]
+mod gpu;
 mod group_norm;
 mod layer_norm;
 mod linear;
@@ -48,12 +52,15 @@ pub use attention::{AttentionPoint, RelativeAttention};
 pub use convolution::{Convolution, convolve};
 #[cfg(feature = "autodiff")]
 pub use cross_entropy::cross_entropy;
+pub use device::{keep_kernels, on_host};
 pub use group_norm::{GroupNorm, NormJacobian};
 pub use layer_norm::{LayerNormJacobian, layer_norm};
 pub use linear::Linear;
 pub use pointwise::tanh;
 pub use pool::in_pool;
-pub use solver::{AndersonStep, AndersonWindow, BroydenStep, combine, dots, row_squares};
+pub use solver::{
+    AndersonStep, AndersonWindow, BroydenStep, combine, dots, product, residual, row_squares,
+};
 
 /// Compiles the example of the README.
 #[cfg(doctest)]

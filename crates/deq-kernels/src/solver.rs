@@ -1,8 +1,13 @@
 //! The vector work of fixed-point solvers: inner products with a history, combinations of it, whole
 //! steps of Anderson's and Broyden's methods.
 
+use crate::device::on_host;
+#[cfg(feature = "_gpu")]
+use crate::gpu::solver::{self as gpu, SolverBackend};
 #[cfg(feature = "flex")]
 use crate::{cpu::solver, flex::Host};
+#[cfg(feature = "_gpu")]
+use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
 /// The inner products of the first `used` vectors of every sample with its row of `x`; 0 for the
@@ -22,7 +27,7 @@ pub fn dots(vectors: &Tensor<3>, used: usize, x: &Tensor<2>) -> Tensor<3> {
     }
     let _ = used;
     let x: Tensor<3> = x.clone().unsqueeze_dim(2);
-    vectors.clone().matmul(x)
+    product(vectors.clone(), x)
 }
 
 /// `sum_i weights_i vectors_i` over the first `used` vectors of every sample.
@@ -40,8 +45,29 @@ pub fn combine(vectors: &Tensor<3>, used: usize, weights: &Tensor<3>) -> Tensor<
         return crate::flex::tensor(out, [batch, dim]);
     }
     let _ = used;
+    if !on_host(&vectors.device()) {
+        let sum = (vectors.clone() * weights.clone()).sum_dim(1);
+        return sum.squeeze_dim::<2>(1);
+    }
     let sum = vectors.clone().swap_dims(1, 2).matmul(weights.clone());
     sum.squeeze_dim::<2>(2)
+}
+
+/// The products of matrices with a column of their own, in the type of the tensors on every device.
+///
+/// A product of matrices on a GPU may round what it multiplies to TF32, 11 bits, which is what
+/// models can bear and what a solver near its tolerance cannot.
+///
+/// # Shapes
+///
+/// - matrices: `[batch, n, k]`
+/// - columns: `[batch, k, 1]`
+/// - output: `[batch, n, 1]`
+pub fn product(matrices: Tensor<3>, columns: Tensor<3>) -> Tensor<3> {
+    if on_host(&matrices.device()) {
+        return matrices.matmul(columns);
+    }
+    (matrices * columns.swap_dims(1, 2)).sum_dim(2)
 }
 
 /// The sum of the squares of every row.
@@ -57,6 +83,32 @@ pub fn row_squares(x: &Tensor<2>) -> Tensor<2> {
         return crate::flex::tensor(solver::squares(values.values(), dim), [batch, 1]);
     }
     x.clone().square().sum_dim(1)
+}
+
+/// `fz - z`, and where the device takes them in the same pass the sums of the squares of its rows
+/// and of those of `fz`, `[batch, 1]` each.
+///
+/// # Shapes
+///
+/// - z, fz: `[batch, dim]`
+///
+/// # Panics
+///
+/// If they differ in shape.
+pub fn residual(z: &Tensor<2>, fz: &Tensor<2>) -> (Tensor<2>, Option<[Tensor<2>; 2]>) {
+    #[cfg(feature = "_gpu")]
+    if gpu::has_cubes_for(z) && gpu::has_cubes_for(fz) {
+        assert_eq!(
+            z.dims(),
+            fz.dims(),
+            "a point and its value are of one shape"
+        );
+        let [z, fz] = [z, fz].map(|x| x.clone().into_dispatch());
+        let (residual, of_residual, of_fz) = Dispatch::residual_and_squares(z, fz);
+        let squares = [of_residual, of_fz].map(Tensor::from_dispatch);
+        return (Tensor::from_dispatch(residual), Some(squares));
+    }
+    (fz.clone() - z.clone(), None)
 }
 
 /// A step of Broyden's method, for every sample at once.
@@ -77,10 +129,15 @@ pub struct BroydenStep<'a> {
 }
 
 impl BroydenStep<'_> {
-    /// Whether there is a kernel for tensors like this one: on the CPU backend, f32 that nothing
-    /// differentiates.
-    pub fn is_supported(like: &Tensor<2>) -> bool {
-        supported(like)
+    /// Whether there is a kernel for tensors like this one, and so many terms: on the CPU backend or
+    /// a GPU, f32 that nothing differentiates.
+    pub fn is_supported(like: &Tensor<2>, terms: usize) -> bool {
+        #[cfg(feature = "_gpu")]
+        if gpu::has_cubes_for(like) {
+            return terms <= gpu::MOST_TERMS;
+        }
+        let _ = terms;
+        on_flex(like)
     }
 
     /// Writes the new term behind those in use, in place where nobody else holds the memory, and
@@ -95,6 +152,17 @@ impl BroydenStep<'_> {
     ///
     /// If [`is_supported`](Self::is_supported) says no.
     pub fn run(self, terms: [Tensor<3>; 2]) -> ([Tensor<3>; 2], Tensor<2>) {
+        #[cfg(feature = "_gpu")]
+        if gpu::has_cubes_for(self.z[0]) {
+            let [u, v] = terms.map(Tensor::into_dispatch);
+            let [z0, z] = self.z.map(|x| x.clone().into_dispatch());
+            let [g0, g] = self.residual.map(|x| x.clone().into_dispatch());
+            let at = gpu::Move { z0, z, g0, g };
+            let terms = gpu::Terms { u, v };
+            let (terms, next) = Dispatch::broyden_step(terms, at, self.used, self.good);
+            let terms = [terms.u, terms.v].map(Tensor::from_dispatch);
+            return (terms, Tensor::from_dispatch(next));
+        }
         #[cfg(feature = "flex")]
         {
             let [batch, slots, dim] = terms[0].dims();
@@ -163,10 +231,15 @@ pub struct AndersonStep<'a> {
 }
 
 impl AndersonStep<'_> {
-    /// Whether there is a kernel for tensors like this one: on the CPU backend, f32 that nothing
-    /// differentiates.
-    pub fn is_supported(like: &Tensor<2>) -> bool {
-        supported(like)
+    /// Whether there is a kernel for tensors like this one, and a window of so many points: on the
+    /// CPU backend or a GPU, f32 that nothing differentiates.
+    pub fn is_supported(like: &Tensor<2>, points: usize) -> bool {
+        #[cfg(feature = "_gpu")]
+        if gpu::has_cubes_for(like) {
+            return points <= gpu::MOST_POINTS;
+        }
+        let _ = points;
+        on_flex(like)
     }
 
     /// Takes the point into the window, in place where nobody else holds the memory, and returns
@@ -176,6 +249,34 @@ impl AndersonStep<'_> {
     ///
     /// If [`is_supported`](Self::is_supported) says no.
     pub fn run(self, window: AndersonWindow) -> (AndersonWindow, Tensor<2>) {
+        #[cfg(feature = "_gpu")]
+        if gpu::has_cubes_for(self.z) {
+            let rules = AndersonRules {
+                slot: self.slot,
+                used: self.used,
+                mixing: self.mixing,
+                regularization: self.regularization,
+                relative: self.relative,
+                max_weight: self.max_weight,
+            };
+            let window = gpu::Window {
+                residuals: window.residuals.into_dispatch(),
+                points: window.points.into_dispatch(),
+                products: window.products.into_dispatch(),
+                sizes: window.sizes.into_dispatch(),
+                valid: window.valid.into_dispatch(),
+            };
+            let [fz, residual] = [self.fz, self.residual].map(|x| x.clone().into_dispatch());
+            let (window, next) = Dispatch::anderson_step(window, fz, residual, rules);
+            let window = AndersonWindow {
+                residuals: Tensor::from_dispatch(window.residuals),
+                points: Tensor::from_dispatch(window.points),
+                products: Tensor::from_dispatch(window.products),
+                sizes: Tensor::from_dispatch(window.sizes),
+                valid: Tensor::from_dispatch(window.valid),
+            };
+            return (window, Tensor::from_dispatch(next));
+        }
         #[cfg(feature = "flex")]
         {
             use crate::flex::HostMut;
@@ -226,7 +327,19 @@ impl AndersonStep<'_> {
     }
 }
 
-fn supported(like: &Tensor<2>) -> bool {
+/// What a kernel for a GPU goes by.
+#[cfg(feature = "_gpu")]
+#[derive(Clone, Debug)]
+pub(crate) struct AndersonRules {
+    pub(crate) slot: usize,
+    pub(crate) used: usize,
+    pub(crate) mixing: f64,
+    pub(crate) regularization: f64,
+    pub(crate) relative: bool,
+    pub(crate) max_weight: f64,
+}
+
+fn on_flex(like: &Tensor<2>) -> bool {
     #[cfg(feature = "flex")]
     return Host::of(like).is_some();
     #[cfg(not(feature = "flex"))]

@@ -9,7 +9,8 @@ use burn::tensor::module::{conv_transpose2d, conv2d};
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use deq_kernels::{
-    Convolution, GroupNorm, Linear, RelativeAttention, convolve, cross_entropy, layer_norm,
+    Convolution, GroupNorm, Linear, RelativeAttention, combine, convolve, cross_entropy, dots,
+    layer_norm, product, residual, row_squares,
 };
 
 const TOLERANCE: f32 = 1e-5;
@@ -391,4 +392,95 @@ fn cross_entropies_and_their_gradients() {
 #[should_panic(expected = "column 3 of 3")]
 fn a_column_that_is_none_is_named() {
     cross_entropy(random([1, 3]), &[3]);
+}
+
+/// The CPU, or what `DEQ_TEST_DEVICE` names.
+fn device() -> Device {
+    match std::env::var("DEQ_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("flex") => Device::flex(),
+        #[cfg(feature = "wgpu")]
+        Ok("wgpu") => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "vulkan")]
+        Ok("vulkan") => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "cuda")]
+        Ok("cuda") => Device::cuda(0),
+        Ok(other) => panic!("DEQ_TEST_DEVICE={other} is not among the enabled features"),
+    }
+}
+
+/// The largest distance of `dots`, `combine`, `product`, `row_squares` and `residual` from sums in
+/// f64, each beside the sum of the absolute products, of numbers that are rounded by `round` before.
+fn distance_of_products(round: fn(f32) -> f32) -> f64 {
+    const BATCH: usize = 3;
+    const SLOTS: usize = 8;
+    const DIM: usize = 64;
+    let device = device();
+    device.seed(11);
+    let normal = Distribution::Normal(0.0, 1.0);
+    let vectors = Tensor::<3>::random([BATCH, SLOTS, DIM], normal, &device);
+    let x = Tensor::<2>::random([BATCH, DIM], normal, &device);
+    let weights = Tensor::<3>::random([BATCH, SLOTS, 1], normal, &device);
+    let numbers = |data: TensorData| data.iter::<f64>().collect::<Vec<f64>>();
+    let exact = [
+        numbers(vectors.to_data()),
+        numbers(x.to_data()),
+        numbers(weights.to_data()),
+    ];
+    let rounded = |values: &[f64], shape: &[usize]| {
+        let values: Vec<f32> = values.iter().map(|&value| round(value as f32)).collect();
+        TensorData::new(values, shape.to_vec())
+    };
+    let vectors = Tensor::<3>::from_data(rounded(&exact[0], &[BATCH, SLOTS, DIM]), &device);
+    let x = Tensor::<2>::from_data(rounded(&exact[1], &[BATCH, DIM]), &device);
+    let weights = Tensor::<3>::from_data(rounded(&exact[2], &[BATCH, SLOTS, 1]), &device);
+    let [v, x_values, w] = exact;
+    let at = |b: usize, s: usize, d: usize| v[(b * SLOTS + s) * DIM + d];
+    let mut worst = 0.0_f64;
+    let mut check = |ours: Vec<f64>, products: &dyn Fn(usize) -> Vec<f64>| {
+        for (i, ours) in ours.into_iter().enumerate() {
+            let products = products(i);
+            let size: f64 = products.iter().map(|x| x.abs()).sum();
+            worst = worst.max((ours - products.iter().sum::<f64>()).abs() / size);
+        }
+    };
+    let with_x = |i: usize| {
+        let terms = (0..DIM).map(|d| at(i / SLOTS, i % SLOTS, d) * x_values[i / SLOTS * DIM + d]);
+        terms.collect::<Vec<f64>>()
+    };
+    check(numbers(dots(&vectors, SLOTS, &x).into_data()), &with_x);
+    let column = x.clone().unsqueeze_dim::<3>(2);
+    check(
+        numbers(product(vectors.clone(), column).into_data()),
+        &with_x,
+    );
+    check(
+        numbers(combine(&vectors, SLOTS, &weights).into_data()),
+        &|i| {
+            let (b, d) = (i / DIM, i % DIM);
+            (0..SLOTS).map(|s| w[b * SLOTS + s] * at(b, s, d)).collect()
+        },
+    );
+    let square = |i: usize| {
+        let row = &x_values[i * DIM..(i + 1) * DIM];
+        row.iter().map(|x| x * x).collect::<Vec<f64>>()
+    };
+    check(numbers(row_squares(&x).into_data()), &square);
+    let zeros = x.zeros_like();
+    let (of_zeros, squares) = residual(&zeros, &x);
+    check(numbers(of_zeros.into_data()), &|i| vec![x_values[i]]);
+    for squares in squares.into_iter().flatten() {
+        check(numbers(squares.into_data()), &square);
+    }
+    worst
+}
+
+/// A sum of 64 products in f32 is off by at most 64 roundings of 6e-8 beside the absolute products,
+/// and by some ten of them in practice.
+#[test]
+fn products_of_solvers_are_f32_on_every_device() {
+    let exact = distance_of_products(|x| x);
+    assert!(exact < 2e-6, "{exact:e}");
+    // What they would be if the device rounded to TF32 first, to 11 bits.
+    let rounded = distance_of_products(|x| f32::from_bits((x.to_bits() + 0x0fff) & !0x1fff));
+    assert!(rounded > 1e-5, "{rounded:e}");
 }

@@ -228,7 +228,7 @@ impl Anderson {
         let m = self.config.history;
         let slot = state.next;
         state.next = (slot + 1) % m;
-        if AndersonStep::is_supported(at.z()) {
+        if AndersonStep::is_supported(at.z(), m) {
             return self.step_at_once(at, state, slot);
         }
         // Squares of residuals that are kept by their direction stay within the range of the type.

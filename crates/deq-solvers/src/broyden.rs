@@ -301,7 +301,9 @@ impl FixedPointSolver for Broyden {
         let Some(previous) = state.previous.replace(at.clone()) else {
             return at.z().clone() - state.inverse.apply(at.residual());
         };
-        if BroydenStep::is_supported(at.z()) && self.config.when_full == FullHistory::Restart {
+        let terms = self.config.history;
+        if self.config.when_full == FullHistory::Restart && BroydenStep::is_supported(at.z(), terms)
+        {
             return state.inverse.step(&previous, at, &self.config);
         }
         state.inverse.update(&previous, at, &self.config);

@@ -1,6 +1,7 @@
 //! Small dense systems, one per sample, solved on the device.
 
 use burn::tensor::{Int, Tensor};
+use deq_kernels::product;
 
 /// Solves `A X = B` by Gauss-Jordan elimination without pivoting, for matrices whose symmetric part
 /// is positive definite.
@@ -65,7 +66,7 @@ pub(crate) fn solve_general(matrix: Tensor<3>, rhs: Tensor<3>) -> Tensor<3> {
     }
     let solution = augmented.narrow(2, n, 1);
     // Column i of `served` points at the row that holds unknown i.
-    Tensor::cat(served, 2).swap_dims(1, 2).matmul(solution)
+    product(Tensor::cat(served, 2).swap_dims(1, 2), solution)
 }
 
 /// The identity as `[1, n, n]`, in the type and on the device of `like`.

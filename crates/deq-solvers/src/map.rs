@@ -1,6 +1,7 @@
 //! The map being solved, and a point with its value `f(z)`.
 
 use burn::tensor::{Int, Tensor};
+use deq_kernels::{residual, row_squares};
 
 /// A map `f` on a batch of states whose fixed points are wanted.
 ///
@@ -96,19 +97,31 @@ pub struct Iterate {
     z: Tensor<2>,
     fz: Tensor<2>,
     residual: Tensor<2>,
+    /// The squares of the rows of residual and `fz`, where they cost nothing more.
+    squares: Option<[Tensor<2>; 2]>,
 }
 
 impl Iterate {
     /// A point `z` with `fz = f(z)`.
     pub fn new(z: Tensor<2>, fz: Tensor<2>) -> Self {
-        let residual = fz.clone() - z.clone();
-        Self { z, fz, residual }
+        let (residual, squares) = residual(&z, &fz);
+        Self {
+            z,
+            fz,
+            residual,
+            squares,
+        }
     }
 
     /// A point `z` whose residual `f(z) - z` is known by other means than an evaluation.
     pub fn with_residual(z: Tensor<2>, residual: Tensor<2>) -> Self {
         let fz = z.clone() + residual.clone();
-        Self { z, fz, residual }
+        Self {
+            z,
+            fz,
+            residual,
+            squares: None,
+        }
     }
 
     /// The point.
@@ -124,5 +137,11 @@ impl Iterate {
     /// The residual `f(z) - z`.
     pub fn residual(&self) -> &Tensor<2> {
         &self.residual
+    }
+
+    /// The sums of the squares of the rows of the residual and of `f(z)`, `[batch, 1]` each.
+    pub(crate) fn squares(&self) -> [Tensor<2>; 2] {
+        let take = || [&self.residual, &self.fz].map(row_squares);
+        self.squares.clone().unwrap_or_else(take)
     }
 }

@@ -10,6 +10,7 @@ use crate::solution::{KeptState, Solution, SolveStats, StepReport, Trace};
 use crate::status::SolveStatus;
 use crate::stop::{Scope, StopConfig, StopRule, TraceLevel};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use deq_kernels::on_host;
 
 /// A step that has not been judged yet.
 struct Pending {
@@ -61,6 +62,7 @@ pub struct Monitor {
     nfe: usize,
     /// The evaluations after which no sample has steps left.
     budget: usize,
+    check_every: usize,
     checked: Option<Checked>,
     evaluated_rows: usize,
     reads: usize,
@@ -74,8 +76,10 @@ impl Monitor {
     pub fn new(stop: &StopRule, z0: &Tensor<2>) -> Self {
         let [batch, _] = z0.dims();
         let stop = stop.config();
+        let by_device = if on_host(&z0.device()) { 1 } else { 4 };
         Self {
             budget: stop.max_steps,
+            check_every: stop.check_every.unwrap_or(by_device),
             stop: stop.clone(),
             samples: vec![Sample::new(); batch],
             window: Vec::new(),
@@ -101,7 +105,7 @@ impl Monitor {
     pub fn observe(&mut self, at: &Iterate, rows: usize) -> bool {
         self.take_in(at, rows);
         let last = self.nfe >= self.budget;
-        if last || self.nfe.is_multiple_of(self.stop.check_every) {
+        if last || self.nfe.is_multiple_of(self.check_every) {
             self.read();
             return !last && self.running();
         }
@@ -125,7 +129,7 @@ impl Monitor {
         self.window.push(Pending {
             step,
             at: at.clone(),
-            squares: [at.residual(), at.fz()].map(squares),
+            squares: at.squares(),
         });
     }
 

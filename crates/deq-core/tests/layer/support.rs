@@ -103,12 +103,16 @@ pub(crate) fn loss_weight(device: &Device) -> Tensor<2> {
     numbers([BATCH, DIM], 5, 1.0, device)
 }
 
-/// Where the tests run: in f64 on the CPU or, with `DEQ_TEST_DEVICE=wgpu`, in f32 through WebGPU.
+/// Where the tests run: in f64 on the CPU, or in f32 on what `DEQ_TEST_DEVICE` names.
 pub(crate) fn plain_device() -> Device {
     match std::env::var("DEQ_TEST_DEVICE").as_deref() {
         Err(_) | Ok("flex") => f64_device(),
         #[cfg(feature = "wgpu")]
         Ok("wgpu") => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "vulkan")]
+        Ok("vulkan") => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "cuda")]
+        Ok("cuda") => Device::cuda(0),
         Ok(other) => panic!("DEQ_TEST_DEVICE={other} is not among the enabled features"),
     }
 }

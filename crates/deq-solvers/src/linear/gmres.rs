@@ -8,6 +8,7 @@ use crate::solution::Solution;
 use crate::stop::StopRule;
 use burn::config::Config;
 use burn::tensor::{DType, Tensor};
+use deq_kernels::product;
 
 /// Configuration of [`Gmres`].
 #[derive(Config, Debug, PartialEq)]
@@ -126,7 +127,7 @@ impl Cycle {
         let below = below.mask_fill(exhausted, 0.0);
         let next = w * ratio(below.ones_like(), &below);
 
-        let rotated = self.rotations.clone().matmul(coefficients); // [batch, k, 1]
+        let rotated = product(self.rotations.clone(), coefficients); // [batch, k, 1]
         let diagonal: Tensor<2> = rotated.clone().narrow(1, k - 1, 1).squeeze_dim(2);
         let radius = (diagonal.clone().square() + below.clone().square()).sqrt();
         let cos = ratio(diagonal, &radius);

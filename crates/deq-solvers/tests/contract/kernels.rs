@@ -1,16 +1,30 @@
-//! Steps that have a kernel on the CPU take the same iterates as Burn's operations.
+//! Steps that have a kernel, on the CPU or a GPU, take the same iterates as Burn's operations.
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use deq_solvers::{
     AndersonConfig, BroydenConfig, BroydenUpdate, Ridge, SolverConfig, StopConfig, TraceLevel,
 };
 
+/// The CPU, or what `DEQ_TEST_DEVICE` names.
+fn device() -> Device {
+    match std::env::var("DEQ_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("flex") => Device::flex(),
+        #[cfg(feature = "wgpu")]
+        Ok("wgpu") => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "vulkan")]
+        Ok("vulkan") => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "cuda")]
+        Ok("cuda") => Device::cuda(0),
+        Ok(other) => panic!("DEQ_TEST_DEVICE={other} is not among the enabled features"),
+    }
+}
+
 /// A kernel is taken for plain tensors only; on an autodiff device the same solve goes by Burn's
 /// operations. Both are f32 and sum in different orders, which the history amplifies by its
 /// condition: 1e-3 of the size of the iterate within ten steps of a contraction by 0.7.
 #[test]
 fn kernels_take_the_steps_of_the_generic_code() {
-    let device = Device::flex();
+    let device = device();
     device.seed(3);
     let f32_on = || (&device, DType::F32);
     let anderson = AndersonConfig::new().with_history(4);
@@ -43,20 +57,25 @@ fn kernels_take_the_steps_of_the_generic_code() {
                 let solution = solver.solve(&mut map, z0, &stop);
                 let trace = solution.trace.expect("asked for");
                 let points = trace.iterates.into_iter();
-                points
-                    .map(|(z, _)| z.into_data().iter::<f32>().collect::<Vec<f32>>())
-                    .collect::<Vec<_>>()
+                let points = points.map(|(z, _)| z.into_data().iter::<f32>().collect());
+                // With the norms of every step in front.
+                let norms = trace.steps.into_iter().map(|step| step.abs);
+                let norms = norms.map(|norms| norms.into_iter().map(|x| x as f32).collect());
+                norms.zip(points).collect::<Vec<(Vec<f32>, Vec<f32>)>>()
             };
             let ours = solve(x.clone(), scale.clone());
             let theirs = solve(x.clone().autodiff(), scale.clone().autodiff());
             assert_eq!(ours.len(), theirs.len());
-            for (step, (a, b)) in ours.iter().zip(&theirs).enumerate() {
-                let largest = b.iter().fold(1.0_f32, |most, x| most.max(x.abs()));
-                for (a, b) in a.iter().zip(b) {
-                    assert!(
-                        (a - b).abs() < 1e-3 * largest,
-                        "{config:?}, {batch} x {dim}, step {step}: {a} instead of {b}"
-                    );
+            for (step, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+                for (a, b) in [(&ours.0, &theirs.0), (&ours.1, &theirs.1)] {
+                    let largest = b.iter().fold(1.0_f32, |most, x| most.max(x.abs()));
+                    assert_eq!(a.len(), b.len());
+                    for (a, b) in a.iter().zip(b) {
+                        assert!(
+                            (a - b).abs() < 1e-3 * largest,
+                            "{config:?}, {batch} x {dim}, step {step}: {a} instead of {b}"
+                        );
+                    }
                 }
             }
         }
