@@ -13,9 +13,11 @@ mod reproduce;
 mod signals;
 mod train;
 
+use anyhow::anyhow;
 use clap::{Parser, Subcommand};
-use deq_train::Stopped;
+use deq_train::{Stopped, is_out_of_memory};
 use peak_alloc::PeakAlloc;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 
 /// Counts the heap, so that commands can report the memory of a training step.
@@ -66,8 +68,15 @@ enum Command {
 fn main() -> ExitCode {
     end_when_nobody_reads();
     let command = Cli::parse().command;
+    deq_kernels::keep_kernels();
     // Training and evaluation are one parallel operation after the other.
-    let result = deq_kernels::in_pool(|| run(command));
+    let work = AssertUnwindSafe(|| deq_kernels::in_pool(|| run(command)));
+    let result = catch_unwind(work).unwrap_or_else(|panic| match is_out_of_memory(&*panic) {
+        true => Err(anyhow!(
+            "the device has too little memory for this model and its batches"
+        )),
+        false => resume_unwind(panic),
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -105,7 +114,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 fn end_when_nobody_reads() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if deq_data::panic_is_caught() {
+        if deq_data::panic_is_caught() || is_out_of_memory(panic.payload()) {
             return;
         }
         let message = panic.payload_as_str().unwrap_or_default();

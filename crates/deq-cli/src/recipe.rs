@@ -42,7 +42,8 @@ pub(crate) struct RecipeArgs {
     /// --steps than it has made train it further.
     #[arg(long)]
     pub(crate) resume: bool,
-    /// Device to train on: flex (the CPU), or wgpu, vulkan, metal, cuda, rocm if compiled in.
+    /// Device to train on: flex (the CPU), wgpu, vulkan, metal, cuda or rocm if compiled in, or auto
+    /// for the best of them that works here.
     #[arg(long, default_value = "flex")]
     pub(crate) device: String,
     /// Training steps; pre-training, warm-up and the schedule of the penalty keep their share.

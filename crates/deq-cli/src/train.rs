@@ -32,6 +32,7 @@ fn run_task<T: Task>(
         progress: Some(crate::data::progress()),
         ..TrainOptions::new(&args.device, run.clone())
     };
+    say_what_runs(&args.device);
     if let Some(minutes) = args.minutes {
         if !args.resume {
             let text = format!("a few steps, to choose how many fit into {minutes} minutes:");
@@ -49,6 +50,23 @@ fn run_task<T: Task>(
     print::summary(&summary);
     print::row("curves:", RunFolder::new(run).report().display());
     Ok(())
+}
+
+/// Says which device was chosen, and why a card is slow at first.
+fn say_what_runs(name: &str) {
+    // Training says what is wrong with a device.
+    let Ok(device) = deq_train::device(name) else {
+        return;
+    };
+    if name == "auto" {
+        print::note(format_args!("device: {}", deq_train::best_device()));
+    }
+    if !deq_kernels::on_host(&device) {
+        print::note(
+            "the first steps compile and tune kernels, which takes minutes the first time and is \
+             kept for the next",
+        );
+    }
 }
 
 /// Says the command that goes on, where there is one.

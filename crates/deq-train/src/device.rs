@@ -1,7 +1,9 @@
 //! Devices by name.
 
 use crate::error::{DeviceError, TrainError};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
+use deq_data::catch_panic;
+use std::any::Any;
 
 /// Every device name with the cargo feature that brings it.
 const DEVICES: [(&str, bool); 6] = [
@@ -13,21 +15,24 @@ const DEVICES: [(&str, bool); 6] = [
     ("rocm", cfg!(feature = "rocm")),
 ];
 
+/// What [`best_device`] tries, in this order: the makers' own way to a card before one that serves
+/// all, and the CPU last.
+const BEST_FIRST: [&str; 6] = ["cuda", "rocm", "metal", "vulkan", "wgpu", "flex"];
+
 /// The device called `name`: `flex` (the CPU), or `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, the
-/// last two with an optional index as in `cuda:1`.
+/// last two with an optional index as in `cuda:1`, or `auto`, which is [`best_device`].
+///
+/// A small computation is made on it, unless it is the CPU.
 ///
 /// # Errors
 ///
 /// [`DeviceError::Unknown`] for a name that does not exist, [`DeviceError::NotCompiled`] for one
-/// whose cargo feature is off.
+/// whose cargo feature is off, [`DeviceError::NotWorking`] where hardware or driver is missing.
 pub fn device(name: &str) -> Result<Device, TrainError> {
+    if name == "auto" {
+        return device(best_device());
+    }
     let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
-    let list = |only_compiled: bool| {
-        let names = DEVICES
-            .iter()
-            .filter(|(_, compiled)| *compiled || !only_compiled);
-        names.map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
-    };
     let unknown = || {
         TrainError::from(DeviceError::Unknown {
             name: name.to_owned(),
@@ -50,7 +55,15 @@ pub fn device(name: &str) -> Result<Device, TrainError> {
         }
         .into());
     }
-    make(feature, index).ok_or_else(unknown)
+    let device = make(feature, index).ok_or_else(unknown)?;
+    if feature != "flex" {
+        try_out(&device, feature, index).map_err(|reason| DeviceError::NotWorking {
+            name: name.to_owned(),
+            reason,
+            compiled: list(true),
+        })?;
+    }
+    Ok(device)
 }
 
 /// The name of the first device that is compiled in, the CPU if it is, for weights that are only
@@ -58,6 +71,40 @@ pub fn device(name: &str) -> Result<Device, TrainError> {
 pub fn any_device() -> &'static str {
     let compiled = DEVICES.iter().find(|(_, compiled)| *compiled);
     compiled.map_or(DEVICES[0].0, |(name, _)| name)
+}
+
+/// The name of the best device that is compiled in and works on this machine: the first of `cuda`,
+/// `rocm`, `metal`, `vulkan`, `wgpu`, `flex`.
+///
+/// A Vulkan driver that computes on the CPU is passed over, since `flex` does that faster; it can
+/// be named. Where nothing works, the answer is [`any_device`], whose error then says so.
+pub fn best_device() -> &'static str {
+    let works = |name: &&str| {
+        let is_compiled = DEVICES.contains(&(*name, true));
+        is_compiled && (*name == "flex" || is_a_card(name) && device(name).is_ok())
+    };
+    BEST_FIRST.into_iter().find(works).unwrap_or(any_device())
+}
+
+/// Whether what a panic carries says, in the words of Burn's runtimes, that a device has no memory
+/// left. Operations on a device have no other way to say so.
+pub fn is_out_of_memory(panic: &(dyn Any + Send)) -> bool {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    let words = [
+        "out of device memory",
+        "out-of-memory",
+        "can't allocate buffer of size",
+    ];
+    text.is_some_and(|text| words.iter().any(|words| text.contains(words)))
+}
+
+/// The names there are, or those compiled in, separated by commas.
+fn list(only_compiled: bool) -> String {
+    let names = DEVICES
+        .iter()
+        .filter(|(_, compiled)| *compiled || !only_compiled);
+    names.map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
 }
 
 fn make(kind: &str, index: usize) -> Option<Device> {
@@ -77,5 +124,106 @@ fn make(kind: &str, index: usize) -> Option<Device> {
         #[cfg(feature = "rocm")]
         "rocm" => Some(Device::rocm(index)),
         _ => None,
+    }
+}
+
+/// What there is of a kind on this machine, without opening any of it.
+fn find(kind: &str) -> Vec<Device> {
+    match kind {
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec(),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Device::enumerate(burn::tensor::DeviceType::Vulkan).into_vec(),
+        #[cfg(feature = "metal")]
+        "metal" => Device::enumerate(burn::tensor::DeviceType::Metal).into_vec(),
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec(),
+        #[cfg(feature = "rocm")]
+        "rocm" => Device::enumerate(burn::tensor::DeviceType::Rocm).into_vec(),
+        _ => Vec::new(),
+    }
+}
+
+/// Computes `1 + 1` on the device, or says why that cannot be done.
+fn try_out(device: &Device, kind: &str, index: usize) -> Result<(), String> {
+    // Asked first: a runtime without its driver panics on threads of its own.
+    match catch_panic(|| find(kind).len())? {
+        0 => return Err("no such hardware was found, or no driver for it".to_owned()),
+        found if index >= found => return Err(format!("there are {found} of its kind")),
+        _ => {}
+    }
+    let two = catch_panic(|| {
+        Tensor::<1>::ones([1], device)
+            .add_scalar(1.0)
+            .try_into_data()
+    })?;
+    let two = two.map_err(|error| error.to_string())?;
+    match two.iter::<f32>().next() {
+        Some(two) if (two - 2.0).abs() < 1e-6 => Ok(()),
+        other => Err(format!("it computes 1 + 1 = {other:?}")),
+    }
+}
+
+/// Whether there is hardware of the kind, and not only a driver that computes on the CPU.
+fn is_a_card(kind: &str) -> bool {
+    let found = catch_panic(|| find(kind)).unwrap_or_default();
+    found.iter().any(|device| !computes_on_cpu(device))
+}
+
+#[cfg(any(feature = "metal", feature = "vulkan", feature = "wgpu"))]
+fn computes_on_cpu(device: &Device) -> bool {
+    use burn::backend::{CubeDevice, DispatchDevice, WgpuDeviceKind};
+    matches!(
+        device.as_dispatch(),
+        DispatchDevice::Cube(CubeDevice::Wgpu(wgpu)) if wgpu.kind == WgpuDeviceKind::Cpu
+    )
+}
+
+#[cfg(not(any(feature = "metal", feature = "vulkan", feature = "wgpu")))]
+fn computes_on_cpu(_: &Device) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_is_a_device_that_works() {
+        let best = best_device();
+        assert!(DEVICES.contains(&(best, true)));
+        let found = device("auto").expect("the tests have a device");
+        assert_eq!(Some(found), make(best, 0));
+    }
+
+    #[test]
+    fn a_device_that_does_not_work_is_named_with_its_reason() {
+        let error = DeviceError::NotWorking {
+            name: "cuda:1".to_owned(),
+            reason: "there are 1 of its kind".to_owned(),
+            compiled: list(true),
+        };
+        let start = "the device cuda:1 does not work here: there are 1 of its kind; install";
+        assert!(error.to_string().starts_with(start));
+    }
+
+    #[test]
+    fn memory_that_is_lacking_is_told_from_other_panics() {
+        // As CubeCL 0.11 words it, wrapped by what reads a tensor.
+        let said = "Error while reading data: WithContext { reason: \"out of device memory \
+                    allocating 4096 bytes\" }";
+        assert!(is_out_of_memory(&said.to_owned()));
+        assert!(is_out_of_memory(&"can't allocate buffer of size: 4096"));
+        assert!(!is_out_of_memory(&"index out of bounds"));
+        assert!(!is_out_of_memory(&7_u8));
+    }
+
+    #[test]
+    fn auto_tries_every_device() {
+        let mut names = DEVICES.map(|(name, _)| name);
+        let mut tried = BEST_FIRST;
+        names.sort_unstable();
+        tried.sort_unstable();
+        assert_eq!(names, tried);
     }
 }

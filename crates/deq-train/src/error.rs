@@ -335,6 +335,15 @@ pub enum Stopped {
         /// The step of the last checkpoint, 0 if there is none.
         checkpoint: usize,
     },
+    /// The device has too little memory.
+    #[error(
+        "the device has too little memory for a batch of {batch}: lower batch; \
+         a shorter history of the solver or a smaller model needs less, too"
+    )]
+    OutOfMemory {
+        /// Samples of a batch.
+        batch: usize,
+    },
     /// A batch could not be made.
     #[error("a batch of step {step} could not be made")]
     Batch {
@@ -373,6 +382,19 @@ pub enum DeviceError {
         name: String,
         /// The cargo feature that brings it.
         feature: &'static str,
+        /// The devices compiled in, separated by commas.
+        compiled: String,
+    },
+    /// The device is compiled in, but cannot compute on this machine.
+    #[error(
+        "the device {name} does not work here: {reason}; \
+         install its driver, or choose another of {compiled}"
+    )]
+    NotWorking {
+        /// The name given.
+        name: String,
+        /// What is missing, or what its runtime says.
+        reason: String,
         /// The devices compiled in, separated by commas.
         compiled: String,
     },

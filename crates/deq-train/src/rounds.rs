@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{CheckpointStore, Position, RunSums};
 use crate::dashboard::{self, Gauge, LineRenderer, StatusText};
+use crate::device::is_out_of_memory;
 use crate::error::{Stopped, TrainError};
 use crate::evaluate::{EvalPlan, batch_quality, evaluate};
 use crate::files::FileSum;
@@ -23,6 +24,7 @@ use burn::train::{
 };
 use deq_jacreg::{Observation, PenaltyPolicy};
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -336,7 +338,15 @@ pub(crate) fn launch<T: Task>(
         Some(renderer) => training.renderer(renderer),
         None => training.renderer(Box::new(LineRenderer::new())),
     };
-    let result = training.launch(learner);
+    let training = AssertUnwindSafe(|| training.launch(learner));
+    let result = catch_unwind(training).map_err(|panic| {
+        if !is_out_of_memory(&*panic) {
+            resume_unwind(panic);
+        }
+        Stopped::OutOfMemory {
+            batch: recipe.batch,
+        }
+    })?;
     let mut state = strategy.lock();
     if let Some(error) = state.error.take().or_else(|| store.take_error()) {
         return Err(error);
