@@ -59,10 +59,11 @@ pub struct StopConfig {
     pub scope: Scope,
     /// Steps between reads of the residual norms from the device. Between reads the loop keeps
     /// evaluating `f`, so a solve may spend up to `check_every - 1` evaluations more than it needs,
-    /// and keeps as many points with their `f(z)`; the answers are the same. Default 1, which is
-    /// right on a CPU; 3 to 5 suits a GPU, where a read stalls the queue.
-    #[config(default = 1)]
-    pub check_every: usize,
+    /// and keeps as many points with their `f(z)`; the answers are the same. Default none: 1 on the
+    /// CPU backend, where a read costs nothing, and 4 on other devices, where it waits for
+    /// everything that is queued and a step is short beside that.
+    #[config(default = "None")]
+    pub check_every: Option<usize>,
     /// A sample ends as stalled when its best residual has not improved for so many steps. Default
     /// none: the residual of a quasi-Newton solve may rise for many steps before it falls.
     #[config(default = "None")]
@@ -90,7 +91,7 @@ impl StopConfig {
     /// [`InvalidConfig`] naming the first field outside its range.
     pub fn validate(&self) -> Result<(), InvalidConfig> {
         require_count("stop.max_steps", self.max_steps)?;
-        require_count("stop.check_every", self.check_every)?;
+        require_count("stop.check_every", self.check_every.unwrap_or(1))?;
         let tolerance = "a finite number of at least 0";
         let valid = |tol: f64| tol.is_finite() && tol >= 0.0;
         require(valid(self.abs_tol), "stop.abs_tol", self.abs_tol, tolerance)?;

@@ -87,7 +87,7 @@ impl Adjoint {
         // The length alone ends the series, and one read at its end tells how far it got.
         let stop = StopConfig::new()
             .with_max_steps(terms)
-            .with_check_every(terms)
+            .with_check_every(Some(terms))
             .with_rel_tol(0.0)
             .with_abs_tol(f64::MIN_POSITIVE);
         Ok(Self::Series(AdjointSolve::build(&ImplicitConfig {

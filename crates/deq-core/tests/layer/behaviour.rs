@@ -21,7 +21,7 @@ fn misconfigured_layers_say_which_solve_is_wrong() {
         message(DeqConfig::new().with_stop(StopConfig::new().with_max_steps(0))),
         "the forward solve is misconfigured: stop.max_steps is 0, but must be at least 1"
     );
-    let stop = StopConfig::new().with_check_every(0);
+    let stop = StopConfig::new().with_check_every(Some(0));
     let gradient = GradientConfig::Implicit(ImplicitConfig::new().with_stop(stop));
     assert_eq!(
         message(DeqConfig::new().with_gradient(gradient)),

@@ -40,7 +40,9 @@ fn an_observer_sees_every_step_however_seldom_the_device_is_read() {
     let device = f64_device();
     let problem = &problems(&device)[3];
     for check_every in [1, 4] {
-        let stop = tight().with_abs_tol(1e-6).with_check_every(check_every);
+        let stop = tight()
+            .with_abs_tol(1e-6)
+            .with_check_every(Some(check_every));
         let stop = stop.build().unwrap();
         let solver = SolverConfig::anderson().build().unwrap();
         let mut seen = Vec::new();
@@ -66,7 +68,7 @@ fn kept_states_are_those_of_the_trace_and_the_answer_beyond_the_end() {
     for check_every in [1, 5] {
         let stop = tight()
             .with_abs_tol(1e-6)
-            .with_check_every(check_every)
+            .with_check_every(Some(check_every))
             .with_trace(TraceLevel::Iterates)
             .with_keep(vec![7, 0, 2000]);
         let solution = solve(&SolverConfig::anderson(), &problem.map, &z0, &stop);
@@ -87,7 +89,7 @@ fn kept_states_are_those_of_the_trace_and_the_answer_beyond_the_end() {
     let stop = tight()
         .with_abs_tol(1e-6)
         .with_keep(vec![3])
-        .with_check_every(4);
+        .with_check_every(Some(4));
     let solution = solve(&SolverConfig::picard(), &problem.map, &z0, &stop);
     assert_eq!(solution.stats.steps[0], 1);
     let kept = values(&solution.states[0].z.clone().narrow(0, 0, 1));

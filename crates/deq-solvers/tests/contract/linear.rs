@@ -232,7 +232,9 @@ fn a_check_is_one_product_and_only_for_claims() {
         assert_eq!(exact.nfe, last, "{config}");
         assert_eq!(exact.status, [SolveStatus::Converged; 3]);
         for check_every in [2, 5] {
-            let seldom = stop().with_abs_tol(1e-6).with_check_every(check_every);
+            let seldom = stop()
+                .with_abs_tol(1e-6)
+                .with_check_every(Some(check_every));
             let seldom = solve(seldom);
             assert_eq!(seldom.best_step.len(), 3);
             assert_eq!(seldom.status, [SolveStatus::Converged; 3]);

@@ -277,7 +277,7 @@ fn reading_the_device_less_often_changes_no_answer() {
                 &config,
                 &problem.map,
                 &problem.z0,
-                &stop.clone().with_check_every(7),
+                &stop.clone().with_check_every(Some(7)),
             );
             assert_eq!(values(&often.z), values(&seldom.z));
             assert_eq!(often.stats.steps, seldom.stats.steps);
