@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{
     Device, Distribution, IndexingUpdateOp, Int, Tensor, TensorData, activation::log_softmax,
 };
-use deq_kernels::cross_entropy;
+use deq_kernels::{cross_entropy, on_host};
 
 /// Log-probabilities of tokens from hidden states, with the embedding as its weight.
 ///
@@ -111,17 +111,41 @@ impl OutputLayer {
     ///
     /// If a target lies outside the vocabulary.
     fn nll(&self, hidden: Tensor<2>, embedding: &TokenEmbedding, targets: &[i32]) -> Tensor<1> {
+        let shapes = match on_host(&hidden.device()) {
+            true => Shapes::Exact,
+            false => Shapes::Few,
+        };
+        self.nll_in(shapes, hidden, embedding, targets)
+    }
+
+    fn nll_in(
+        &self,
+        shapes: Shapes,
+        hidden: Tensor<2>,
+        embedding: &TokenEmbedding,
+        targets: &[i32],
+    ) -> Tensor<1> {
         let device = hidden.device();
         let (columns, clusters) = self.assign(targets);
         let mut nll = cross_entropy(self.head(hidden.clone(), embedding), &columns);
-        for (cluster, members) in clusters.into_iter().enumerate() {
-            if members.rows.is_empty() {
+        for (cluster, mut members) in clusters.into_iter().enumerate() {
+            let count = members.rows.len();
+            if count == 0 {
                 continue;
             }
+            let size = shapes.rows_for(count, targets.len());
+            members.rows.resize(size, 0);
+            members.columns.resize(size, 0);
             let rows = indices(members.rows, &device);
             let seen = hidden.clone().select(0, rows.clone());
             let scores = self.scores(seen, embedding, cluster + 1);
-            let within = cross_entropy(scores, &members.columns);
+            let mut within = cross_entropy(scores, &members.columns);
+            if size > count {
+                let mut counts = vec![1.0_f32; count];
+                counts.resize(size, 0.0);
+                let counts = TensorData::new(counts, [size]);
+                within = within.clone() * Tensor::from_data(counts, (&device, within.dtype()));
+            }
             nll = nll.select_assign(0, rows, within, IndexingUpdateOp::Add);
         }
         nll
@@ -232,6 +256,26 @@ impl OutputLayer {
             })
             .collect();
         (columns, clusters)
+    }
+}
+
+/// How many rows a cluster is evaluated at.
+#[derive(Clone, Copy, Debug)]
+enum Shapes {
+    /// Those whose target lies in it, and no other.
+    Exact,
+    /// Up to twice as many, the others without weight, so that few shapes occur in a training: a
+    /// GPU tunes its kernels anew for shapes that it has not seen.
+    Few,
+}
+
+impl Shapes {
+    /// Rows to evaluate where `count` of `all` are needed.
+    fn rows_for(self, count: usize, all: usize) -> usize {
+        match self {
+            Self::Exact => count,
+            Self::Few => count.next_power_of_two().max(64).min(all),
+        }
     }
 }
 
@@ -401,6 +445,52 @@ mod tests {
                     "{clusters:?}, {ties:?}, token {target}: {nll} {expected}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn rows_that_only_fill_up_a_shape_change_no_likelihood_and_no_gradient() {
+        let device = Device::flex().autodiff();
+        let (vocab, width, count) = (11, 4, 150);
+        let clusters = &divisions(vocab, width, &[3, 6])[2];
+        let ties = Ties {
+            tables: true,
+            projections: true,
+        };
+        let layer = OutputLayer::new(clusters.clone(), ties, 1.0, &device);
+        let embedding = TokenEmbedding::new(clusters, 1.0, &device);
+        let hidden = Tensor::<2>::random([count, width], Distribution::Normal(0.0, 1.0), &device);
+        let hidden = hidden.require_grad();
+        // 60 targets in the second cluster and 30 in the third, of 150 rows.
+        let targets: Vec<i32> = (0..count as i32)
+            .map(|k| [0, 4, 1, 5, 10][k as usize % 5])
+            .collect();
+        let [exact, few] = [Shapes::Exact, Shapes::Few].map(|shapes| {
+            let nll = layer.nll_in(shapes, hidden.clone(), &embedding, &targets);
+            let grads = nll.clone().sum().backward();
+            let of_table = embedding.tables[1].val().grad(&grads);
+            let of_hidden = hidden.grad(&grads);
+            [
+                nll.inner().unsqueeze::<2>(),
+                of_hidden.expect("it is tracked"),
+                of_table.expect("the second cluster is read"),
+            ]
+            .map(|x| x.into_data())
+        });
+        assert_eq!(Shapes::Few.rows_for(60, count), 64);
+        assert_eq!(Shapes::Few.rows_for(100, count), 128);
+        assert_eq!(Shapes::Few.rows_for(140, count), count);
+        // Sums over other rows are taken in another order, of at most 150 products.
+        let numbers = |data: &TensorData| data.iter::<f64>().collect::<Vec<_>>();
+        for (a, b) in exact.iter().zip(&few) {
+            let (a, b) = (numbers(a), numbers(b));
+            let largest = a.iter().fold(1.0_f64, |most, x| most.max(x.abs()));
+            assert_eq!(a.len(), b.len());
+            assert!(
+                a.iter()
+                    .zip(&b)
+                    .all(|(a, b)| (a - b).abs() < 1e-5 * largest)
+            );
         }
     }
 
