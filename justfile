@@ -14,6 +14,10 @@ demo:
 compare *ARGS:
     ./benches/compare/run {{ARGS}}
 
+# The same on a graphics card, the most important figure first: `just bench-gpu solver --quick`.
+bench-gpu *ARGS:
+    ./benches/compare/run --device cuda --timeout 240 {{ARGS}}
+
 # Damages everything that is parsed at random, each kind of file for so many minutes.
 fuzz MINUTES='10':
     DEQ_FUZZ_MINUTES={{MINUTES}} cargo test -p deq-data -p deq-models -p deq-train mutations -- --nocapture

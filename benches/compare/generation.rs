@@ -1,7 +1,7 @@
 //! Text by the DEQ-Transformer, token by token.
 
 use crate::suite::{Failure, Outcome, Suite, device, int_tensor, integers, layer};
-use crate::transformer::{VOCABULARY, config};
+use crate::transformer::{SMALL, VOCABULARY};
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use deq_core::solvers::SolverConfig;
@@ -16,8 +16,8 @@ const STEPS: usize = 12;
 /// rounding does not part the two sides.
 pub(crate) fn suite() -> Result<Suite, Failure> {
     let device = device();
-    let mut suite = Suite::new(json!({ "steps": STEPS, "memory": config().mem_len }));
-    let model = config().init(&device)?.valid();
+    let mut suite = Suite::new(json!({ "steps": STEPS, "memory": SMALL.config().mem_len }));
+    let model = SMALL.config().init(&device)?.valid();
     let given = integers(TOKENS, VOCABULARY as u32, 7);
     suite.weights(&model)?;
     suite.integers("tokens", &given, &[TOKENS]);

@@ -1,9 +1,9 @@
 //! Our side of `just compare`: one process for one group of workloads.
 //!
-//! `compare GROUP FOLDER` writes weights, inputs and settings into the folder, says on standard
-//! output what it can do, and then does what standard input tells it, line by line: `check N`
-//! writes what operation `N` puts out, `time N TIMES` takes the time. `README.md` beside this file
-//! has the whole of it.
+//! `compare GROUP FOLDER DEVICE` writes weights, inputs and settings into the folder, says on
+//! standard output what it can do, and then does what standard input tells it, line by line:
+//! `check N` writes what operation `N` puts out, `time N TIMES` takes the time. `README.md` beside
+//! this file has the whole of it.
 
 mod generation;
 mod images;
@@ -12,6 +12,7 @@ mod suite;
 mod transformer;
 mod vision;
 
+use burn::tensor::Device;
 use serde_json::json;
 use std::io::{BufRead, Write};
 use std::path::Path;
@@ -20,24 +21,30 @@ use suite::{Failure, Suite};
 
 fn main() -> Result<(), Failure> {
     // As the command does.
+    deq_kernels::keep_kernels();
     deq_kernels::in_pool(|| run().map_err(|failure| failure.to_string()))?;
     Ok(())
 }
 
 fn run() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [group, folder] = arguments.as_slice() else {
+    let [group, folder, device] = arguments.as_slice() else {
         return Err("this is one half of a comparison, to be run by `just compare`".into());
     };
+    suite::choose(device)?;
     let suite = match group.as_str() {
         "solver" => solver::suite(),
-        "transformer" => transformer::suite(),
+        "transformer" => transformer::suite(transformer::SMALL),
+        "wikitext-103" => transformer::suite(transformer::WIKITEXT_103),
         "generation" => generation::suite(),
         "mdeq-tiny" => vision::cifar_tiny(),
-        "mdeq-large" => vision::cifar_large(),
-        "mdeq-imagenet" => vision::imagenet(),
+        "mdeq-large" => vision::cifar_large(8),
+        "mdeq-large-96" => vision::cifar_large(96),
+        "mdeq-imagenet" => vision::imagenet(1),
+        "mdeq-imagenet-32" => vision::imagenet(32),
         "resnet18" => vision::resnet18(),
-        "resnet101" => vision::resnet101(),
+        "resnet101" => vision::resnet101(1),
+        "resnet101-32" => vision::resnet101(32),
         "images" => images::suite(Path::new(folder)),
         other => Err(format!("there is no group {other}").into()),
     }?;
@@ -49,6 +56,7 @@ fn run() -> Result<(), Failure> {
 }
 
 fn serve(suite: &Suite, folder: &Path) -> Result<(), Failure> {
+    let device = suite::device();
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let mut words = line.split(' ');
@@ -62,8 +70,12 @@ fn serve(suite: &Suite, folder: &Path) -> Result<(), Failure> {
         match command {
             "check" => {
                 let path = folder.join(format!("out-{index}.safetensors"));
-                deq_models::checkpoint::write(&(operation.work)().read(), &path)?;
-                answer(&json!({ "file": path }))?;
+                let started = Instant::now();
+                let outcome = (operation.work)().read();
+                // On a card, of compiling and tuning most of all.
+                let seconds = started.elapsed().as_secs_f64();
+                deq_models::checkpoint::write(&outcome, &path)?;
+                answer(&json!({ "file": path, "seconds": seconds }))?;
             }
             "time" => {
                 let idle = memory("VmRSS");
@@ -73,6 +85,7 @@ fn serve(suite: &Suite, folder: &Path) -> Result<(), Failure> {
                 for _ in 0..number()? {
                     let started = Instant::now();
                     let outcome = (operation.work)();
+                    device.sync()?;
                     seconds.push(started.elapsed().as_secs_f64());
                     drop(outcome);
                 }
@@ -80,7 +93,7 @@ fn serve(suite: &Suite, folder: &Path) -> Result<(), Failure> {
                     "seconds": seconds,
                     "processor": processor_seconds() - processor,
                     "idle": idle,
-                    "peak": memory("VmHWM"),
+                    "peak": on_card(&device).unwrap_or_else(|| memory("VmHWM")),
                 }))?;
             }
             other => return Err(format!("{other} is neither check nor time").into()),
@@ -108,6 +121,12 @@ fn memory(entry: &str) -> u64 {
         .find_map(|line| line.strip_prefix(entry)?.strip_prefix(':'))
         .and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
+}
+
+/// What is reserved on a card in bytes, which never shrinks; `None` for the CPU.
+fn on_card(device: &Device) -> Option<u64> {
+    let pools = device.memory_pool_usage()?;
+    (!deq_kernels::on_host(device)).then_some(pools.bytes_reserved)
 }
 
 /// What all threads have used of the processors, or 0 where the system does not tell.

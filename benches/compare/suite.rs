@@ -8,6 +8,7 @@ use deq_models::checkpoint::{OriginalNames, Source, state_dict, write};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+use std::sync::OnceLock;
 
 pub(crate) type Failure = Box<dyn std::error::Error>;
 
@@ -92,9 +93,31 @@ impl Suite {
     }
 }
 
+static CHOSEN: OnceLock<Device> = OnceLock::new();
+
+/// Has everything done on the device of that name from here on.
+pub(crate) fn choose(name: &str) -> Result<(), Failure> {
+    let device = match name {
+        "flex" => Device::flex(),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::cuda(0),
+        #[cfg(feature = "rocm")]
+        "rocm" => Device::rocm(0),
+        other => return Err(format!("{other} is not compiled in").into()),
+    };
+    CHOSEN
+        .set(device)
+        .map_err(|_| "the device was chosen before".into())
+}
+
 /// The device of training; its `inner()` is that of evaluation.
 pub(crate) fn device() -> Device {
-    let device = Device::flex().autodiff();
+    let chosen = CHOSEN.get().expect("a device is chosen first");
+    let device = chosen.clone().autodiff();
     device.seed(1);
     device
 }

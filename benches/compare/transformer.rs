@@ -13,14 +13,60 @@ use serde_json::json;
 use std::rc::Rc;
 
 pub(crate) const VOCABULARY: usize = 10_000;
-const BATCH: usize = 4;
-const SEGMENT: usize = 64;
 const FORWARD: usize = 12;
-const BACKWARD: usize = 12;
 const PENALTY_WEIGHT: f64 = 1.0;
 
-pub(crate) fn config() -> DeqTransformerLmConfig {
-    DeqTransformerLmConfig::new(VOCABULARY, 128, 4, 512).with_mem_len(SEGMENT)
+/// A model and what it reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Size {
+    vocabulary: usize,
+    width: usize,
+    heads: usize,
+    inner: usize,
+    batch: usize,
+    segment: usize,
+    memory: usize,
+    cutoffs: &'static [usize],
+    div_val: usize,
+    backward: usize,
+}
+
+/// What a CPU can do.
+pub(crate) const SMALL: Size = Size {
+    vocabulary: VOCABULARY,
+    width: 128,
+    heads: 4,
+    inner: 512,
+    batch: 4,
+    segment: 64,
+    memory: 64,
+    cutoffs: &[],
+    div_val: 1,
+    backward: 12,
+};
+
+/// The original's model of WikiText-103, its batch on one of four cards, and the budget of the paper
+/// with the penalty.
+pub(crate) const WIKITEXT_103: Size = Size {
+    vocabulary: 267_735,
+    width: 700,
+    heads: 10,
+    inner: 48_000,
+    batch: 14,
+    segment: 150,
+    memory: 300,
+    cutoffs: &[20_000, 40_000, 200_000],
+    div_val: 4,
+    backward: 13,
+};
+
+impl Size {
+    pub(crate) fn config(&self) -> DeqTransformerLmConfig {
+        DeqTransformerLmConfig::new(self.vocabulary, self.width, self.heads, self.inner)
+            .with_mem_len(self.memory)
+            .with_cutoffs(self.cutoffs.to_vec())
+            .with_div_val(self.div_val)
+    }
 }
 
 /// A model with what a segment needs.
@@ -38,28 +84,45 @@ struct Bench {
     penalty: JacobianPenalty,
 }
 
-pub(crate) fn suite() -> Result<Suite, Failure> {
+pub(crate) fn suite(size: Size) -> Result<Suite, Failure> {
+    let Size {
+        batch,
+        segment,
+        width,
+        backward,
+        ..
+    } = size;
     let device = device();
     let mut suite = Suite::new(json!({
         "forward": FORWARD,
-        "backward": BACKWARD,
+        "backward": backward,
         "penalty_weight": PENALTY_WEIGHT,
+        "cutoffs": size.cutoffs,
     }));
-    let model = config().init(&device)?;
+    let model = size.config().init(&device)?;
     let plain = device.clone().inner();
-    let count = BATCH * SEGMENT;
-    let read = |salt| integers(count, VOCABULARY as u32, salt);
-    let (tokens, targets) = (read(1), read(2));
-    let before = int_tensor(&read(3), [BATCH, SEGMENT], &plain);
+    let count = batch * segment;
+    // Small numbers are frequent words.
+    let read = |count: usize, salt| {
+        let all = integers(count, size.vocabulary as u32, salt).into_iter();
+        let word = |(k, word): (usize, i32)| match (size.cutoffs.first(), k % 4) {
+            (Some(&first), 1..) => word % first as i32,
+            _ => word,
+        };
+        all.enumerate().map(word).collect::<Vec<i32>>()
+    };
+    let (tokens, targets) = (read(count, 1), read(count, 2));
+    let before = read(batch * size.memory, 3);
+    let before = int_tensor(&before, [batch, size.memory], &plain);
     let valid = model.valid();
     let memory = valid
         .forward(before, &LmMemory::empty(), Depth::Unrolled(4))
         .memory;
-    let z = normal([BATCH, SEGMENT, 128], 1.0, &plain);
-    let probe = normal([BATCH, SEGMENT, 128], 1.0, &plain);
+    let z = normal([batch, segment, width], 1.0, &plain);
+    let probe = normal([batch, segment, width], 1.0, &plain);
 
     suite.weights(&model)?;
-    suite.integers("tokens", &tokens, &[BATCH, SEGMENT]);
+    suite.integers("tokens", &tokens, &[batch, segment]);
     suite.integers("targets", &targets, &[count]);
     for (name, tensor) in ["memory_z", "memory_injection"]
         .iter()
@@ -71,14 +134,14 @@ pub(crate) fn suite() -> Result<Suite, Failure> {
     suite.input("probe", &probe);
 
     let bench = Rc::new(Bench {
-        tokens: int_tensor(&tokens, [BATCH, SEGMENT], &device),
+        tokens: int_tensor(&tokens, [batch, segment], &device),
         targets,
         valid,
         model,
         memory,
         z,
         probe,
-        deq: layer(SolverConfig::anderson(), FORWARD, BACKWARD)?,
+        deq: layer(SolverConfig::anderson(), FORWARD, backward)?,
         penalty: JacobianPenaltyConfig::new().build()?,
     });
     let context = bench.context(&bench.valid);
@@ -99,7 +162,7 @@ pub(crate) fn suite() -> Result<Suite, Failure> {
     let b = bench.clone();
     suite.operation(format!("forward {FORWARD}"), move || b.forward());
     let b = bench.clone();
-    let name = format!("training step {FORWARD}/{BACKWARD}");
+    let name = format!("training step {FORWARD}/{backward}");
     suite.operation(&name, move || b.step(false));
     suite.operation(format!("{name}, penalty"), move || bench.step(true));
     Ok(suite)

@@ -21,44 +21,46 @@ struct Pictures {
     classes: usize,
 }
 
-const CIFAR: Pictures = Pictures {
-    batch: 8,
-    side: 32,
-    classes: 10,
-};
+const fn cifar(batch: usize) -> Pictures {
+    Pictures {
+        batch,
+        side: 32,
+        classes: 10,
+    }
+}
 
-const IMAGENET: Pictures = Pictures {
-    batch: 1,
-    side: 224,
-    classes: 1000,
-};
+const fn imagenet_pictures(batch: usize) -> Pictures {
+    Pictures {
+        batch,
+        side: 224,
+        classes: 1000,
+    }
+}
 
 pub(crate) fn cifar_tiny() -> Result<Suite, Failure> {
-    mdeq(MdeqClassifierConfig::cifar10_tiny(), CIFAR, [8, 7])
+    mdeq(MdeqClassifierConfig::cifar10_tiny(), cifar(8), [8, 7])
 }
 
 /// The preset for the penalty, whose budget is 8/7.
-pub(crate) fn cifar_large() -> Result<Suite, Failure> {
-    mdeq(MdeqClassifierConfig::cifar10_large_jr(), CIFAR, [8, 7])
+pub(crate) fn cifar_large(batch: usize) -> Result<Suite, Failure> {
+    let config = MdeqClassifierConfig::cifar10_large_jr();
+    mdeq(config, cifar(batch), [8, 7])
 }
 
-pub(crate) fn imagenet() -> Result<Suite, Failure> {
-    mdeq(
-        MdeqClassifierConfig::imagenet_small_jr(),
-        IMAGENET,
-        [14, 14],
-    )
+pub(crate) fn imagenet(batch: usize) -> Result<Suite, Failure> {
+    let config = MdeqClassifierConfig::imagenet_small_jr();
+    mdeq(config, imagenet_pictures(batch), [14, 14])
 }
 
 pub(crate) fn resnet18() -> Result<Suite, Failure> {
-    resnet(
-        ResNetConfig::resnet18(CIFAR.classes).with_small_images(true),
-        CIFAR,
-    )
+    let pictures = cifar(8);
+    let config = ResNetConfig::resnet18(pictures.classes).with_small_images(true);
+    resnet(config, pictures)
 }
 
-pub(crate) fn resnet101() -> Result<Suite, Failure> {
-    resnet(ResNetConfig::resnet101(IMAGENET.classes), IMAGENET)
+pub(crate) fn resnet101(batch: usize) -> Result<Suite, Failure> {
+    let pictures = imagenet_pictures(batch);
+    resnet(ResNetConfig::resnet101(pictures.classes), pictures)
 }
 
 /// Images and their classes on the training device.

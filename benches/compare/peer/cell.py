@@ -89,18 +89,36 @@ def shifted(x):
 
 
 class Model:
-    """Embedding, injection and output layer around the cell."""
+    """Embedding, injection and output layer around the cell; both adaptive if there are cutoffs."""
 
-    def __init__(self, weights):
+    def __init__(self, weights, cutoffs=()):
         self.weights = weights
         self.table = weights["word_emb.emb_layers.0.weight"]
         self.bias = weights["crit.out_layers.0.bias"]
+        self.width = weights["inject_conv.weight"].shape[1]
+        ends = [*cutoffs, None]
+        self.clusters = list(zip([0, *cutoffs], ends)) if cutoffs else []
 
     def inject(self, tokens):
-        width = self.table.shape[1]
-        embedded = F.embedding(tokens, self.table) * math.sqrt(width)
+        embedded = self.embed(tokens) * math.sqrt(self.width)
         weight = self.weights["inject_conv.weight"].squeeze(2)
         return F.linear(embedded, weight, self.weights["inject_conv.bias"])
+
+    def embed(self, tokens):
+        if not self.clusters:
+            return F.embedding(tokens, self.table)
+        flat = tokens.flatten()
+        vectors = torch.zeros(len(flat), self.width)
+        for k, (start, end) in enumerate(self.clusters):
+            rows = self.members(flat, start, end)
+            own = F.embedding(flat[rows] - start, self.weights[f"word_emb.emb_layers.{k}.weight"])
+            own = F.linear(own, self.weights[f"word_emb.emb_projs.{k}.weight"])
+            vectors = vectors.index_copy(0, rows, own)
+        return vectors.view(*tokens.shape, self.width)
+
+    def members(self, tokens, start, end):
+        inside = tokens >= start
+        return (inside if end is None else inside & (tokens < end)).nonzero().flatten()
 
     def context(self, injection, memory_z=None, memory_injection=None):
         if memory_z is not None:
@@ -109,3 +127,27 @@ class Model:
 
     def scores(self, hidden):
         return F.linear(hidden.flatten(0, 1), self.table, self.bias)
+
+    def loss(self, hidden, targets):
+        if not self.clusters:
+            return F.cross_entropy(self.scores(hidden), targets)
+        w, hidden = self.weights, hidden.flatten(0, 1)
+        weight = torch.cat([self.table, w["crit.cluster_weight"]])
+        bias = torch.cat([self.bias, w["crit.cluster_bias"]])
+        seen = hidden @ w["crit.out_projs.0.weight"]
+        head = torch.log_softmax(F.linear(seen, weight, bias), dim=1)
+        total = 0.0
+        for k, (start, end) in enumerate(self.clusters):
+            rows = self.members(targets, start, end)
+            own = targets[rows, None] - start
+            if k == 0:
+                total = total - head[rows].gather(1, own).sum()
+                continue
+            # The clusters' columns stand last, in the reverse order.
+            seen = hidden[rows] @ w[f"word_emb.emb_projs.{k}.weight"]
+            within = F.linear(
+                seen, w[f"word_emb.emb_layers.{k}.weight"], w[f"crit.out_layers.{k}.bias"]
+            )
+            within = torch.log_softmax(within, dim=1).gather(1, own)
+            total = total - within.sum() - head[rows, -k].sum()
+        return total / len(targets)

@@ -1,8 +1,12 @@
 """Solvers on `tanh(z W + x)`: in our own words, and torchdeq's."""
 
 import torch
-from torchdeq.solver.anderson import anderson_solver
-from torchdeq.solver.broyden import broyden_solver
+
+try:
+    from torchdeq.solver.anderson import anderson_solver
+    from torchdeq.solver.broyden import broyden_solver
+except ModuleNotFoundError:  # Then our own words stand alone.
+    anderson_solver = broyden_solver = None
 
 from solvers import anderson, broyden
 
@@ -37,14 +41,14 @@ def operations(given):
             )[0]
 
         found.append({"torch": output(maps)})
-        found.append({
-            "torch": output(own(anderson)),
-            "torchdeq": output(library(anderson_solver, steps)),
-        })
-        found.append({
-            "torch": output(own(broyden)),
-            "torchdeq": output(library(broyden_solver, steps - 1)),
-        })
+        for solver, theirs, count in (
+            (anderson, anderson_solver, steps),
+            (broyden, broyden_solver, steps - 1),
+        ):
+            versions = {"torch": output(own(solver))}
+            if theirs:
+                versions["torchdeq"] = output(library(theirs, count))
+            found.append(versions)
     return found
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's side of the comparison: `serve.py GROUP FOLDER THREADS`.
+"""PyTorch's side of the comparison: `serve.py GROUP FOLDER THREADS DEVICE`.
 
 Speaks as our side does (README.md): says what it can do, then does what it is told. Every
 operation may have several versions, by name.
@@ -10,19 +10,22 @@ import sys
 import time
 
 import torch
-from safetensors.torch import load_file
 
-from tensors import Given, differences
+from tensors import Given, differences, load
 
 MODULES = {
     "solver": "maps",
     "transformer": "transformer",
+    "wikitext-103": "transformer",
     "generation": "generation",
     "mdeq-tiny": "mdeq",
     "mdeq-large": "mdeq",
+    "mdeq-large-96": "mdeq",
     "mdeq-imagenet": "mdeq",
+    "mdeq-imagenet-32": "mdeq",
     "resnet18": "resnet",
     "resnet101": "resnet",
+    "resnet101-32": "resnet",
     "images": "images",
 }
 
@@ -44,8 +47,12 @@ def reset_peak():
 
 
 def main():
-    group, folder, threads = sys.argv[1:]
+    group, folder, threads, device = sys.argv[1:]
     torch.set_num_threads(int(threads))
+    torch.set_default_device(device)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    on_card = device != "cpu"
     operations = importlib.import_module(MODULES[group]).operations(Given(folder))
     answers = sys.stdout
     # Libraries may print; answers are lines of their own.
@@ -63,21 +70,25 @@ def main():
         command, index, version, rest = line.rstrip("\n").split("\t")
         work = operations[int(index)][version]
         if command == "check":
-            answer({"errors": differences(load_file(rest), work())})
+            answer({"errors": differences(load(rest), work())})
         else:
             idle = memory("VmRSS")
             reset_peak()
+            if on_card:
+                torch.cuda.reset_peak_memory_stats()
             seconds, processor = [], time.process_time()
             for _ in range(int(rest)):
                 started = time.perf_counter()
                 outcome = work()
+                if on_card:
+                    torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - started)
                 del outcome
             answer({
                 "seconds": seconds,
                 "processor": time.process_time() - processor,
                 "idle": idle,
-                "peak": memory("VmHWM"),
+                "peak": torch.cuda.max_memory_allocated() if on_card else memory("VmHWM"),
             })
 
 

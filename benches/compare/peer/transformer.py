@@ -1,7 +1,6 @@
 """The DEQ-Transformer's cell, penalty and training step."""
 
 import torch
-import torch.nn.functional as F
 
 from cell import Model
 from layer import equilibrium, penalty, trained
@@ -16,9 +15,12 @@ def forward_solver(f, z, steps):
 def operations(given):
     settings, inputs = given.settings, given.inputs
     parameters = given.parameters()
-    # The output layer shares the table of the embedding.
-    parameters.pop("crit.out_layers.0.weight")
-    model = Model(given.weights)
+    # The output layer shares the tables of the embedding, and its projections but the first.
+    for name in list(parameters):
+        shared = name.startswith("crit.out_projs.") and name != "crit.out_projs.0.weight"
+        if shared or (name.startswith("crit.out_layers.") and name.endswith(".weight")):
+            parameters.pop(name)
+    model = Model(given.weights, settings["cutoffs"])
     tokens, targets = inputs["tokens"], inputs["targets"]
     z, probe = inputs["z"], inputs["probe"]
     memory = (inputs["memory_z"], inputs["memory_injection"])
@@ -58,7 +60,7 @@ def operations(given):
                 rows(context()), torch.zeros(shape).flatten(1),
                 forward_solver, settings["forward"], broyden, settings["backward"],
             )
-            loss = F.cross_entropy(model.scores(output.view(shape)), targets)
+            loss = model.loss(output.view(shape), targets)
             if with_penalty:
                 cost = penalty(fz, at, probe.flatten(1))
                 loss = loss + settings["penalty_weight"] * cost

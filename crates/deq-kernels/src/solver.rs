@@ -3,7 +3,10 @@
 
 use crate::device::on_host;
 #[cfg(feature = "_gpu")]
-use crate::gpu::solver::{self as gpu, SolverBackend};
+use crate::gpu::{
+    solver::{self as gpu, SolverBackend},
+    takes,
+};
 #[cfg(feature = "flex")]
 use crate::{cpu::solver, flex::Host};
 #[cfg(feature = "_gpu")]
@@ -97,7 +100,7 @@ pub fn row_squares(x: &Tensor<2>) -> Tensor<2> {
 /// If they differ in shape.
 pub fn residual(z: &Tensor<2>, fz: &Tensor<2>) -> (Tensor<2>, Option<[Tensor<2>; 2]>) {
     #[cfg(feature = "_gpu")]
-    if gpu::has_cubes_for(z) && gpu::has_cubes_for(fz) {
+    if takes(z) && takes(fz) && gpu::fits(z, 1) {
         assert_eq!(
             z.dims(),
             fz.dims(),
@@ -133,8 +136,8 @@ impl BroydenStep<'_> {
     /// a GPU, f32 that nothing differentiates.
     pub fn is_supported(like: &Tensor<2>, terms: usize) -> bool {
         #[cfg(feature = "_gpu")]
-        if gpu::has_cubes_for(like) {
-            return terms <= gpu::MOST_TERMS;
+        if takes(like) {
+            return terms <= gpu::MOST_TERMS && gpu::fits(like, terms);
         }
         let _ = terms;
         on_flex(like)
@@ -153,7 +156,7 @@ impl BroydenStep<'_> {
     /// If [`is_supported`](Self::is_supported) says no.
     pub fn run(self, terms: [Tensor<3>; 2]) -> ([Tensor<3>; 2], Tensor<2>) {
         #[cfg(feature = "_gpu")]
-        if gpu::has_cubes_for(self.z[0]) {
+        if takes(self.z[0]) {
             let [u, v] = terms.map(Tensor::into_dispatch);
             let [z0, z] = self.z.map(|x| x.clone().into_dispatch());
             let [g0, g] = self.residual.map(|x| x.clone().into_dispatch());
@@ -235,8 +238,8 @@ impl AndersonStep<'_> {
     /// CPU backend or a GPU, f32 that nothing differentiates.
     pub fn is_supported(like: &Tensor<2>, points: usize) -> bool {
         #[cfg(feature = "_gpu")]
-        if gpu::has_cubes_for(like) {
-            return points <= gpu::MOST_POINTS;
+        if takes(like) {
+            return points <= gpu::MOST_POINTS && gpu::fits(like, points);
         }
         let _ = points;
         on_flex(like)
@@ -250,7 +253,7 @@ impl AndersonStep<'_> {
     /// If [`is_supported`](Self::is_supported) says no.
     pub fn run(self, window: AndersonWindow) -> (AndersonWindow, Tensor<2>) {
         #[cfg(feature = "_gpu")]
-        if gpu::has_cubes_for(self.z) {
+        if takes(self.z) {
             let rules = AndersonRules {
                 slot: self.slot,
                 used: self.used,

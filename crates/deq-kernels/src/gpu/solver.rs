@@ -3,7 +3,7 @@
 //! Every unit works on the same entries of a vector from beginning to end, so that only sums and
 //! the small system pass between units. Sums are taken in an order that the shapes alone decide.
 
-use super::{own, takes};
+use super::own;
 use crate::solver::AndersonRules;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, ExtensionType, TensorMetadata, backend_extension};
@@ -82,9 +82,12 @@ pub(crate) trait SolverBackend: Backend {
     ) -> (Terms<Self>, FloatTensor<Self>);
 }
 
-/// Whether the kernels of this file are for tensors like this one.
-pub(crate) fn has_cubes_for(like: &Tensor<2>) -> bool {
-    takes(like) && like.dims()[0] <= MOST_SAMPLES
+/// Whether there is a cube for every sample of a batch like this one, and a number of 32 bits for
+/// every entry of so many vectors of each.
+pub(crate) fn fits(like: &Tensor<2>, vectors: usize) -> bool {
+    let [batch, dim] = like.dims();
+    let entries = batch.saturating_mul(dim).saturating_mul(vectors);
+    batch <= MOST_SAMPLES && entries <= u32::MAX as usize
 }
 
 type Spec = burn::backend::fusion::custom::TensorSpec;
