@@ -70,7 +70,8 @@ pub fn product(matrices: Tensor<3>, columns: Tensor<3>) -> Tensor<3> {
     if on_host(&matrices.device()) {
         return matrices.matmul(columns);
     }
-    (matrices * columns.swap_dims(1, 2)).sum_dim(2)
+    let [batch, k, _] = columns.dims();
+    (matrices * columns.reshape([batch, 1, k])).sum_dim(2)
 }
 
 /// The sum of the squares of every row.

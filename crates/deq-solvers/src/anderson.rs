@@ -1,6 +1,6 @@
 //! Anderson acceleration.
 
-use crate::dense::{identity, solve_general, solve_positive_definite};
+use crate::dense::{as_rows, identity, solve_general, solve_positive_definite};
 use crate::error::{InvalidConfig, require, require_count};
 use crate::history::{History, pad};
 use crate::map::Iterate;
@@ -249,7 +249,7 @@ impl Anderson {
         let squares = (state.products.clone() * eye.clone()).sum_dim(2);
         // The largest entry of a direction is 1.
         let inverse = squares.clamp_min(1.0).sqrt().recip() * state.valid.clone();
-        let matrix = state.products.clone() * inverse.clone() * inverse.clone().swap_dims(1, 2);
+        let matrix = state.products.clone() * inverse.clone() * as_rows(inverse.clone());
         let inverse = inverse / state.sizes.clone();
         let ridge = match self.config.ridge {
             Ridge::Relative => eye.mul_scalar(self.config.regularization),
@@ -335,7 +335,7 @@ impl Anderson {
         // -dZ^T dG has a positive definite symmetric part where f does not expand, so the ridge
         // goes with that sign.
         let eye = identity(m, &state.products);
-        let matrix = state.products.clone().neg() * left.clone() * right.clone().swap_dims(1, 2);
+        let matrix = state.products.clone().neg() * left.clone() * as_rows(right.clone());
         let unused = eye.clone() * (state.valid.clone().neg().add_scalar(1.0));
         let matrix = matrix + eye.mul_scalar(self.config.regularization) + unused;
         let rhs = pad(state.points.dot(at.residual()), m).neg() * left;
@@ -365,7 +365,7 @@ impl AndersonState {
         self.products = self
             .products
             .clone()
-            .slice_assign([0..batch, slot..slot + 1, 0..m], row.swap_dims(1, 2))
+            .slice_assign([0..batch, slot..slot + 1, 0..m], as_rows(row))
             .slice_assign([0..batch, 0..m, slot..slot + 1], column);
     }
 

@@ -69,6 +69,15 @@ pub(crate) fn solve_general(matrix: Tensor<3>, rhs: Tensor<3>) -> Tensor<3> {
     product(Tensor::cat(served, 2).swap_dims(1, 2), solution)
 }
 
+/// Columns `[batch, n, 1]` as rows `[batch, 1, n]`.
+///
+/// A reshape: where Burn 0.22 fuses operations, one kernel that reads a tensor and its transpose
+/// reads the tensor in the wrong order afterwards.
+pub(crate) fn as_rows(columns: Tensor<3>) -> Tensor<3> {
+    let [batch, n, _] = columns.dims();
+    columns.reshape([batch, 1, n])
+}
+
 /// The identity as `[1, n, n]`, in the type and on the device of `like`.
 pub(crate) fn identity(n: usize, like: &Tensor<3>) -> Tensor<3> {
     Tensor::<2>::eye(n, &like.device())

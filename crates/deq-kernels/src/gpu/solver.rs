@@ -124,7 +124,7 @@ impl SolverBackend for CubeBackend {
         rules: AndersonRules,
     ) -> (Window<Self>, CubeTensor) {
         let [fz, residual] = [fz, residual].map(into_contiguous);
-        let window = Window {
+        let window = Window::<Self> {
             residuals: own(window.residuals),
             points: own(window.points),
             products: own(window.products),
