@@ -8,7 +8,9 @@
         feature = "vulkan",
         feature = "metal",
         feature = "cuda",
-        feature = "rocm"
+        feature = "rocm",
+        feature = "cpu",
+        feature = "remote"
     )),
     allow(
         unused_variables,
@@ -175,7 +177,7 @@ fn beside(tensor: Tensor<4>, other: &Tensor<4>) -> Tensor<4> {
     }
 }
 
-// `Cube` stands for every CubeCL runtime: CUDA, ROCm, Metal, Vulkan, WebGPU.
+// `Cube` stands for every CubeCL runtime: CUDA, ROCm, Metal, Vulkan, WebGPU, CPU.
 #[backend_extension(
     Autodiff,
     Flex: cfg(feature = "flex"),
@@ -184,8 +186,10 @@ fn beside(tensor: Tensor<4>, other: &Tensor<4>) -> Tensor<4> {
         feature = "vulkan",
         feature = "metal",
         feature = "cuda",
-        feature = "rocm"
-    ))
+        feature = "rocm",
+        feature = "cpu"
+    )),
+    Remote: cfg(feature = "remote")
 )]
 pub(crate) trait ConvolutionBackend: Backend {
     fn convolution(
@@ -300,31 +304,49 @@ mod on_flex {
     }
 }
 
+/// Backends that have nothing better than Burn's convolution.
 #[cfg(any(
     feature = "wgpu",
     feature = "vulkan",
     feature = "metal",
     feature = "cuda",
-    feature = "rocm"
+    feature = "rocm",
+    feature = "cpu",
+    feature = "remote"
 ))]
-mod on_cube {
+mod plain {
     use super::{ConvolutionBackend, ConvolutionGradients, options};
-    use burn::backend::Cube;
     use burn::backend::ops::ModuleOps;
     use burn::backend::tensor::FloatTensor;
 
-    impl ConvolutionBackend for Cube {
-        fn convolution(
-            x: FloatTensor<Self>,
-            weight: FloatTensor<Self>,
-            stride: usize,
-        ) -> FloatTensor<Self> {
-            let options = options(&weight, stride);
-            Self::conv2d(x, weight, None, options)
-        }
+    macro_rules! plain {
+        ($backend:ty) => {
+            impl ConvolutionBackend for $backend {
+                fn convolution(
+                    x: FloatTensor<Self>,
+                    weight: FloatTensor<Self>,
+                    stride: usize,
+                ) -> FloatTensor<Self> {
+                    let options = options(&weight, stride);
+                    Self::conv2d(x, weight, None, options)
+                }
+            }
+
+            impl ConvolutionGradients for $backend {}
+        };
     }
 
-    impl ConvolutionGradients for Cube {}
+    #[cfg(any(
+        feature = "wgpu",
+        feature = "vulkan",
+        feature = "metal",
+        feature = "cuda",
+        feature = "rocm",
+        feature = "cpu"
+    ))]
+    plain!(burn::backend::Cube);
+    #[cfg(feature = "remote")]
+    plain!(burn::backend::Remote);
 }
 
 impl<B: ConvolutionBackend + ConvolutionGradients, C: CheckpointStrategy> ConvolutionBackend

@@ -38,8 +38,9 @@
 //!
 //! # Feature flags
 //!
-//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass
-//! through to Burn, and [`device`] knows which are there. Defaults: `charts` draws the curves of
+//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` and `cpu`
+//! pass through to Burn, and [`device`] knows which are there. `remote` adds devices of other
+//! processes and machines, and hosting them. Defaults: `charts` draws the curves of
 //! reports, `dashboard` shows training in the terminal (plain lines without it), `tokenizers` reads
 //! text by a `tokenizer.json`.
 
@@ -48,15 +49,19 @@ mod checkpoint;
 mod clip;
 mod dashboard;
 mod device;
+mod devices;
 mod error;
 mod evaluate;
 mod exchange;
 pub mod files;
 mod loader;
 mod measure;
+mod parallel;
 mod presets;
 mod recipe;
 pub mod records;
+#[cfg(feature = "remote")]
+mod remote;
 pub mod report;
 mod rounds;
 mod run;
@@ -72,6 +77,7 @@ pub use budget_table::{BudgetRow, BudgetTable, Variant, evaluate_budgets};
 pub use dashboard::restore_terminal;
 pub use dashboard::{clock, number, status_text};
 pub use device::{any_device, device};
+pub use devices::{Devices, DevicesError};
 pub use error::{
     BoxError, DeviceError, ExchangeError, RecipeError, RunError, Stopped, TrainError, require,
     with_causes,
@@ -79,6 +85,8 @@ pub use error::{
 pub use exchange::{ImportOptions, Imported, export, import};
 pub use measure::{Detail, Measure, Quality};
 pub use presets::Preset;
+#[cfg(feature = "remote")]
+pub use remote::{WorkerOptions, serve};
 pub use recipe::{FORMAT, Network, Optimizer, Recipe};
 pub use run::{
     EvalOptions, OnProgress, Start, Summary, TrainOptions, Trained, evaluate, evaluate_with, train,

@@ -1,0 +1,673 @@
+//! One batch on several devices.
+//!
+//! Every device has a copy of the model for its part of the batch. Since each sample is solved by
+//! itself, and what is drawn for the batch is drawn at one place, the parts together are the step
+//! that one device would have made, up to the order in which sums are taken. Only batch statistics
+//! are those of a part, as in the original.
+
+use crate::clip::clip_global_norm;
+use crate::devices::{Devices, DevicesError, Found, Ping};
+use crate::error::{TrainError, require};
+use crate::recipe::Recipe;
+use crate::records::{PenaltyRecord, SolveRecord, StepRecord};
+use crate::step::{Learner, LearnerOf, Share, StepInput, StepOutput, step_seed};
+use crate::task::{BatchOf, Batches, Memory, Tally, Task, TaskModel};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::{Device, Tensor};
+use burn::train::{InferenceStep, TrainOutput, TrainStep};
+use deq_core::random::DividedDraws;
+use deq_core::solvers::StatusCounts;
+use deq_data::catch_panic;
+use std::ops::Range;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// As the main thread of a program, which unoptimised code may need.
+const STACK: usize = 8 << 20;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The devices that divide every batch among them.
+pub(crate) struct Team {
+    members: Vec<Found>,
+    /// One for each distinct device. What is done on a device is done by one thread, whose memory
+    /// the device keeps; parts on the same device follow each other.
+    lanes: Vec<Lane>,
+}
+
+/// The parts on one device.
+struct Lane {
+    members: Vec<usize>,
+    /// None for the thread that asks.
+    thread: Option<mpsc::Sender<Job>>,
+}
+
+impl Team {
+    /// # Errors
+    ///
+    /// See [`Devices::find`].
+    pub(crate) fn open(devices: &Devices) -> Result<Self, TrainError> {
+        Ok(Self::of(devices.find()?))
+    }
+
+    fn of(members: Vec<Found>) -> Self {
+        let mut lanes: Vec<Lane> = Vec::new();
+        for (index, member) in members.iter().enumerate() {
+            let of_device = |lane: &&mut Lane| members[lane.members[0]].device == member.device;
+            match lanes.iter_mut().find(of_device) {
+                Some(lane) => lane.members.push(index),
+                None => lanes.push(Lane {
+                    members: vec![index],
+                    thread: None,
+                }),
+            }
+        }
+        // The thread that asks does the work of one local device.
+        let is_remote = |lane: &Lane| members[lane.members[0]].ping.is_some();
+        let own = lanes.iter().position(|lane| !is_remote(lane));
+        for (index, lane) in lanes.iter_mut().enumerate() {
+            if own != Some(index) {
+                lane.thread = Some(lane_thread());
+            }
+        }
+        Self { members, lanes }
+    }
+
+    /// The number of parts, at most.
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// The device of the model, of its optimizer, and of whole batches; without autodiff.
+    pub(crate) fn main(&self) -> &Device {
+        &self.members[0].device
+    }
+
+    /// Requires that several devices can divide the batches of a recipe.
+    ///
+    /// # Errors
+    ///
+    /// [`DevicesError::Indivisible`], or [`RecipeError`](crate::RecipeError) if there are more
+    /// devices than samples in a batch.
+    pub(crate) fn require_divisible<T: Task>(
+        &self,
+        recipe: &Recipe<T>,
+        learner: &LearnerOf<T>,
+        held_out: &dyn Batches<BatchOf<T>>,
+    ) -> Result<(), TrainError> {
+        if self.len() == 1 {
+            return Ok(());
+        }
+        let batch = recipe.batch;
+        let enough = "at least the number of devices";
+        require(batch >= self.len(), "batch", batch as f64, enough)?;
+        let first = held_out.batches(0..1, self.main()).next();
+        match first {
+            Some(Ok(first)) if learner.model.samples(&first).is_none() => {
+                Err(DevicesError::Indivisible { task: T::NAME }.into())
+            }
+            // What cannot be read is told where it is needed.
+            _ => Ok(()),
+        }
+    }
+
+    /// The parts of a batch, if it has several.
+    ///
+    /// # Panics
+    ///
+    /// If several devices divide what cannot be divided, which is ruled out before training.
+    fn parts<M: TaskModel>(&self, model: &M, batch: &M::Batch) -> Option<Vec<Range<usize>>> {
+        if self.len() == 1 {
+            return None;
+        }
+        let samples = model.samples(batch).expect("the batch can be divided");
+        let parts = divide(samples, self.len());
+        (parts.len() > 1).then_some(parts)
+    }
+
+    /// The memory of a batch that has so many parts.
+    fn memories<M: Memory>(&self, memory: Vec<M>, parts: usize) -> Memories<M> {
+        match memory.len() == parts {
+            true => Memories::Parts(memory),
+            false => Memories::Whole(joined(memory, self.main())),
+        }
+    }
+
+    /// One training step. `memory` is that of the parts of the step before, or the whole as one.
+    ///
+    /// # Errors
+    ///
+    /// [`DevicesError::Lost`] naming a worker that is gone.
+    pub(crate) fn train<M: TaskModel>(
+        &self,
+        learner: &Learner<M>,
+        mut input: StepInput<M>,
+        memory: &mut Vec<M::Memory>,
+    ) -> Result<TrainOutput<StepOutput<M>>, TrainError> {
+        let Some(parts) = self.parts(&learner.model, &input.batch) else {
+            input.memory = joined(std::mem::take(memory), self.main());
+            let mut out = TrainStep::step(learner, input);
+            *memory = vec![std::mem::take(&mut out.item.memory)];
+            return Ok(out);
+        };
+        let started = Instant::now();
+        let main = self.main().clone();
+        main.seed(step_seed(learner.plan.seed, input.step));
+        let samples = parts.last().map_or(0, |rows| rows.end);
+        let draws = DividedDraws::new(samples, parts.len(), &main);
+        let memories = self.memories(std::mem::take(memory), parts.len());
+        let all_weight = learner.model.loss_weight(&input.batch);
+        let work = {
+            let (learner, parts) = (learner.clone(), parts.clone());
+            move |part: usize, device: &Device| {
+                let rows = parts[part].clone();
+                // A copy whose running statistics are its own.
+                let replica = learner.valid().to_device(device).train();
+                let batch = replica.model.part(
+                    &input.batch,
+                    rows.clone(),
+                    &device.clone().autodiff(),
+                );
+                let by_samples = rows.len() as f64 / samples as f64;
+                let share = Share {
+                    of_loss: match all_weight > 0.0 {
+                        true => replica.model.loss_weight(&batch) / all_weight,
+                        // Nothing to predict: the loss is 0.
+                        false => by_samples,
+                    },
+                    of_samples: by_samples,
+                };
+                let input = StepInput {
+                    batch,
+                    step: input.step,
+                    memory: memories.of(part, rows.clone(), device),
+                    penalty: input.penalty,
+                };
+                let before = Buffers::of(&replica);
+                let out = draws.within(rows, || replica.part_of_step(input, Some(share)));
+                PartOutput {
+                    moved: before.moved(&replica, by_samples).to_device(&main, &replica),
+                    grads: out.grads.to_device(&main, &replica),
+                    item: out.item,
+                    share,
+                }
+            }
+        };
+        let outputs = self.run(parts.len(), work)?;
+        let (mut grads, mut moved) = (GradientsAccumulator::new(), GradientsAccumulator::new());
+        let mut items = Vec::with_capacity(outputs.len());
+        for part in outputs {
+            grads.accumulate(learner, part.grads);
+            moved.accumulate(learner, part.moved);
+            items.push((part.item, part.share));
+        }
+        move_buffers(learner, moved.grads());
+        let grads = grads.grads();
+        let grads = match learner.plan.clip {
+            Some(limit) => clip_global_norm(learner, grads, limit),
+            None => grads,
+        };
+        let (mut item, memories) = whole(items);
+        *memory = memories;
+        item.record.seconds = started.elapsed().as_secs_f64();
+        Ok(TrainOutput { grads, item })
+    }
+
+    /// A copy of a model in evaluation mode for each device.
+    pub(crate) fn replicas<M: TaskModel>(&self, learner: &Learner<M>) -> Vec<Learner<M>> {
+        let members = self.members.iter();
+        members
+            .map(|member| learner.valid().to_device(&member.device))
+            .collect()
+    }
+
+    /// One step of evaluation, by [`replicas`](Self::replicas). `memory` as in training.
+    ///
+    /// # Errors
+    ///
+    /// [`DevicesError::Lost`] naming a worker that is gone.
+    pub(crate) fn infer<M: TaskModel>(
+        &self,
+        replicas: &[Learner<M>],
+        mut input: StepInput<M>,
+        memory: &mut Vec<M::Memory>,
+    ) -> Result<StepOutput<M>, TrainError> {
+        let model = &replicas[0].model;
+        let Some(parts) = self.parts(model, &input.batch) else {
+            input.memory = joined(std::mem::take(memory), self.main());
+            let mut out = InferenceStep::step(&replicas[0], input);
+            *memory = vec![std::mem::take(&mut out.memory)];
+            return Ok(out);
+        };
+        let started = Instant::now();
+        let samples = parts.last().map_or(0, |rows| rows.end);
+        let targets = model.targets(&input.batch).max(1) as f64;
+        let memories = self.memories(std::mem::take(memory), parts.len());
+        let work = {
+            let (replicas, parts) = (replicas.to_vec(), parts.clone());
+            move |part: usize, device: &Device| {
+                let rows = parts[part].clone();
+                let model = &replicas[part].model;
+                let batch = model.part(&input.batch, rows.clone(), device);
+                let share = Share {
+                    of_loss: model.targets(&batch) as f64 / targets,
+                    of_samples: rows.len() as f64 / samples as f64,
+                };
+                let input = StepInput {
+                    batch,
+                    step: input.step,
+                    memory: memories.of(part, rows.clone(), device),
+                    penalty: None,
+                };
+                (InferenceStep::step(&replicas[part], input), share)
+            }
+        };
+        let items = self.run(parts.len(), work)?;
+        let (mut item, memories) = whole(items);
+        *memory = memories;
+        item.record.seconds = started.elapsed().as_secs_f64();
+        Ok(item)
+    }
+
+    /// Does the work for every part on its device, and returns the results in order.
+    ///
+    /// # Errors
+    ///
+    /// [`DevicesError::Lost`] if the work fails on a worker.
+    ///
+    /// # Panics
+    ///
+    /// If the work does on a local device.
+    fn run<R: Send + 'static>(
+        &self,
+        parts: usize,
+        work: impl Fn(usize, &Device) -> R + Send + Sync + 'static,
+    ) -> Result<Vec<R>, TrainError> {
+        let work = Arc::new(work);
+        let (sender, receiver) = mpsc::channel();
+        for lane in &self.lanes {
+            let Some(thread) = &lane.thread else { continue };
+            let (work, sender) = (work.clone(), sender.clone());
+            let own: Vec<(usize, Device)> = lane
+                .parts_below(parts)
+                .map(|part| (part, self.members[part].device.clone()))
+                .collect();
+            let job = move || {
+                for (part, device) in own {
+                    let result = catch_panic(|| work(part, &device));
+                    // Nobody may listen any more.
+                    if result.is_err() | sender.send((part, result)).is_err() {
+                        return;
+                    }
+                }
+            };
+            thread
+                .send(Box::new(job))
+                .expect("a lane outlives its work");
+        }
+        let mut results: Vec<Option<R>> = (0..parts).map(|_| None).collect();
+        for lane in self.lanes.iter().filter(|lane| lane.thread.is_none()) {
+            for part in lane.parts_below(parts) {
+                results[part] = Some(work(part, &self.members[part].device));
+            }
+        }
+        drop(sender);
+        for (part, result) in receiver {
+            let member = &self.members[part];
+            match (result, &member.ping) {
+                (Ok(result), _) => results[part] = Some(result),
+                (Err(reason), Some(_)) => {
+                    let name = member.name.clone();
+                    return Err(DevicesError::Lost { name, reason }.into());
+                }
+                (Err(reason), None) => panic!("{}: {reason}", member.name),
+            }
+        }
+        let results = results.into_iter();
+        Ok(results
+            .map(|result| result.expect("every part was done"))
+            .collect())
+    }
+}
+
+impl Lane {
+    /// Its parts of a batch that has so many.
+    fn parts_below(&self, parts: usize) -> impl Iterator<Item = usize> {
+        self.members.iter().copied().filter(move |part| *part < parts)
+    }
+}
+
+/// A thread that does jobs until nobody can send it any.
+fn lane_thread() -> mpsc::Sender<Job> {
+    let (sender, receiver) = mpsc::channel::<Job>();
+    let lane = thread::Builder::new().stack_size(STACK);
+    let lane = lane.spawn(move || receiver.into_iter().for_each(|job| job()));
+    lane.expect("the system has threads for a few devices");
+    sender
+}
+
+/// So many samples in at most so many parts, none of them empty, whose sizes differ by at most one.
+fn divide(samples: usize, parts: usize) -> Vec<Range<usize>> {
+    let parts = parts.min(samples);
+    (0..parts)
+        .map(|part| samples * part / parts..samples * (part + 1) / parts)
+        .collect()
+}
+
+/// The memory of a batch, as one or in the parts that its devices hold.
+enum Memories<M> {
+    Whole(M),
+    Parts(Vec<M>),
+}
+
+impl<M: Memory> Memories<M> {
+    fn of(&self, part: usize, rows: Range<usize>, device: &Device) -> M {
+        match self {
+            Memories::Whole(memory) => memory.part(rows, device),
+            Memories::Parts(parts) => parts[part].clone(),
+        }
+    }
+}
+
+/// The memory of a whole batch, on `device`.
+pub(crate) fn joined<M: Memory>(mut parts: Vec<M>, device: &Device) -> M {
+    match parts.len() {
+        0 => M::default(),
+        1 => parts.remove(0),
+        _ => M::joined(&parts, device),
+    }
+}
+
+/// What a device made of its part.
+struct PartOutput<M: TaskModel> {
+    /// Added up over the parts they are the gradients of the batch.
+    grads: GradientsParams,
+    /// How running statistics have changed, times the share of the part.
+    moved: GradientsParams,
+    item: StepOutput<M>,
+    share: Share,
+}
+
+/// What the parts of a batch measured together; their memories in order.
+fn whole<M: TaskModel>(
+    parts: Vec<(StepOutput<M>, Share)>,
+) -> (StepOutput<M>, Vec<M::Memory>) {
+    let mut tally = M::Tally::default();
+    let mut memories = Vec::with_capacity(parts.len());
+    let mut records = Vec::with_capacity(parts.len());
+    for (part, share) in parts {
+        tally.add(&part.tally);
+        memories.push(part.memory);
+        records.push((part.record, share));
+    }
+    let item = StepOutput {
+        record: whole_record(&records),
+        memory: M::Memory::default(),
+        tally,
+    };
+    (item, memories)
+}
+
+/// The record of a batch from those of its parts, at least one; its time is not known here.
+fn whole_record(parts: &[(StepRecord, Share)]) -> StepRecord {
+    let records = || parts.iter().map(|(record, _)| record);
+    let (first, _) = &parts[0];
+    let penalties = || records().filter_map(|record| record.penalty.as_ref());
+    StepRecord {
+        loss: parts
+            .iter()
+            .map(|(record, share)| record.loss * share.of_loss)
+            .sum(),
+        targets: records().map(|record| record.targets).sum(),
+        // The slowest part is as long as the whole batch.
+        forward_nfe: most(records().map(|record| record.forward_nfe)),
+        forward: whole_solve(records().filter_map(|record| record.forward.as_ref())),
+        backward: whole_solve(records().filter_map(|record| record.backward.as_ref())),
+        penalty: first.penalty.as_ref().map(|penalty| PenaltyRecord {
+            value: parts
+                .iter()
+                .filter_map(|(record, share)| Some((record.penalty.as_ref()?, share)))
+                .map(|(penalty, share)| penalty.value * share.of_samples)
+                .sum(),
+            weight: penalty.weight,
+            nfe: most(penalties().map(|penalty| penalty.nfe)),
+            products: most(penalties().map(|penalty| penalty.products)),
+        }),
+        ..first.clone()
+    }
+}
+
+/// A solve of a batch from those of its parts.
+fn whole_solve<'a>(
+    parts: impl Iterator<Item = &'a SolveRecord> + Clone,
+) -> Option<SolveRecord> {
+    let mut status = StatusCounts::default();
+    parts.clone().for_each(|part| status.merge(&part.status));
+    let samples = status.total().max(1) as f64;
+    let mean = |value: fn(&SolveRecord) -> f64| {
+        let sums = parts.clone().map(|part| value(part) * part.status.total() as f64);
+        sums.sum::<f64>() / samples
+    };
+    parts.clone().next()?;
+    Some(SolveRecord {
+        nfe: most(parts.clone().map(|part| part.nfe)),
+        steps: mean(|part| part.steps),
+        residual: mean(|part| part.residual),
+        status,
+    })
+}
+
+fn most(values: impl Iterator<Item = usize>) -> usize {
+    values.max().unwrap_or(0)
+}
+
+/// The numbers of a model that no gradient moves, such as running statistics.
+struct Buffers(GradientsParams);
+
+impl Buffers {
+    fn of<M: Module>(model: &M) -> Self {
+        struct Find(GradientsParams);
+        impl ModuleVisitor for Find {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let value = param.val();
+                if !value.is_require_grad() {
+                    self.0.register(param.id, value.inner());
+                }
+            }
+        }
+        let mut find = Find(GradientsParams::new());
+        model.visit(&mut find);
+        Self(find.0)
+    }
+
+    /// By how much they have changed in the model, times `share`.
+    fn moved<M: Module>(self, model: &M, share: f64) -> GradientsParams {
+        struct Compare(GradientsParams, f64);
+        impl ModuleVisitor for Compare {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if let Some(before) = self.0.remove::<D>(param.id) {
+                    let moved = (param.val() - before) * self.1;
+                    self.0.register(param.id, moved);
+                }
+            }
+        }
+        let mut compare = Compare(self.0, share);
+        // Running statistics take in their last update now.
+        model.valid().visit(&mut compare);
+        compare.0
+    }
+}
+
+/// Moves running statistics, which all copies of a model on the same device share.
+fn move_buffers<M: Module>(model: &M, by: GradientsParams) {
+    struct Move(GradientsParams);
+    impl ModuleMapper for Move {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            match self.0.remove::<D>(param.id) {
+                Some(by) => param.map(|value| match value.is_autodiff() {
+                    true => value + Tensor::from_inner(by),
+                    false => value + by,
+                }),
+                None => param,
+            }
+        }
+    }
+    if !by.is_empty() {
+        drop(model.clone().map(&mut Move(by)));
+    }
+}
+
+/// How long work on workers goes on without asking whether they are there, and how long they may
+/// take to answer. Longer than a worker is tried to be reached.
+const PAUSE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Team {
+    /// Does work with these devices. Where workers are among them it has a thread of its own, so
+    /// that it ends when a worker hangs: what waits for an answer cannot be woken.
+    ///
+    /// # Errors
+    ///
+    /// Those of the work; [`DevicesError::Lost`] naming a worker that is gone or does not answer.
+    pub(crate) fn watch<R: Send + 'static>(
+        self,
+        work: impl FnOnce(&Arc<Team>) -> Result<R, TrainError> + Send + 'static,
+    ) -> Result<R, TrainError> {
+        let watched: Vec<(String, Ping)> = self
+            .members
+            .iter()
+            .filter_map(|member| Some((member.name.clone(), member.ping.clone()?)))
+            .collect();
+        let team = Arc::new(self);
+        match watched.is_empty() {
+            true => work(&team),
+            false => watch(&watched, [PAUSE, PATIENCE], move || work(&team)),
+        }
+    }
+}
+
+fn watch<R: Send + 'static>(
+    workers: &[(String, Ping)],
+    [pause, patience]: [Duration; 2],
+    work: impl FnOnce() -> Result<R, TrainError> + Send + 'static,
+) -> Result<R, TrainError> {
+    let (sender, receiver) = mpsc::channel();
+    let thread = thread::Builder::new().stack_size(STACK);
+    let started = thread.spawn(move || {
+        // Nobody listens any more once a worker was lost.
+        let _ = sender.send(catch_panic(work));
+    });
+    started.map_err(|source| TrainError::io("start", "a thread".as_ref(), source))?;
+    loop {
+        match receiver.recv_timeout(pause) {
+            Ok(Ok(result)) => return result,
+            Ok(Err(reason)) => {
+                let names: Vec<&str> = workers.iter().map(|(name, _)| name.as_str()).collect();
+                let name = names.join(" or ");
+                return Err(DevicesError::Lost { name, reason }.into());
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => unreachable!("the work answers"),
+            Err(mpsc::RecvTimeoutError::Timeout) => ask_all(workers, patience)?,
+        }
+    }
+}
+
+/// Asks every worker whether it is there.
+fn ask_all(workers: &[(String, Ping)], patience: Duration) -> Result<(), DevicesError> {
+    let (sender, receiver) = mpsc::channel();
+    for (name, ping) in workers {
+        let (name, ping, sender) = (name.clone(), ping.clone(), sender.clone());
+        thread::spawn(move || {
+            let answer = ping();
+            let _ = sender.send((name, answer));
+        });
+    }
+    drop(sender);
+    let mut silent: Vec<&str> = workers.iter().map(|(name, _)| name.as_str()).collect();
+    let end = Instant::now() + patience;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        match receiver.recv_timeout(left) {
+            Ok((name, Ok(()))) => silent.retain(|other| *other != name),
+            Ok((name, Err(reason))) => return Err(DevicesError::Lost { name, reason }),
+            // All have answered.
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                return Err(DevicesError::Lost {
+                    name: silent.join(" and "),
+                    reason: format!("no answer within {} seconds", patience.as_secs()),
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cover_a_batch_and_none_is_empty() {
+        assert_eq!(divide(7, 3), [0..2, 2..4, 4..7]);
+        assert_eq!(divide(2, 3), [0..1, 1..2]);
+        assert!(divide(0, 3).is_empty());
+    }
+
+    fn found(name: &str, ping: Option<Ping>) -> Found {
+        Found {
+            name: name.to_owned(),
+            device: Device::flex(),
+            ping,
+        }
+    }
+
+    #[test]
+    fn results_are_in_order_and_what_fails_elsewhere_is_named() {
+        let here = Team::of(vec![found("a", None), found("b", None)]);
+        let doubled = here.run(2, |part, _| 2 * part).unwrap();
+        assert_eq!(doubled, [0, 2]);
+
+        let ping: Ping = Arc::new(|| Ok(()));
+        let there = Team::of(vec![found("far", Some(ping))]);
+        assert_eq!(there.run(1, |part, _| part).unwrap(), [0]);
+        let lost = there.run(1, |_, _| -> usize { panic!("it is gone") });
+        let message = lost.unwrap_err().to_string();
+        assert!(message.contains("the worker at far was lost (it is gone)"), "{message}");
+        // Its thread is there for the next work.
+        assert_eq!(there.run(1, |part, _| part).unwrap(), [0]);
+    }
+
+    #[test]
+    fn work_ends_when_a_worker_does_not_answer() {
+        let times = [Duration::from_millis(1), Duration::from_millis(200)];
+        let worker = |ping: Ping| vec![("far".to_owned(), ping)];
+        let there: Ping = Arc::new(|| Ok(()));
+        // It lives through some questions.
+        let done = watch(&worker(there.clone()), times, || {
+            thread::sleep(Duration::from_millis(20));
+            Ok(3)
+        });
+        assert_eq!(done.unwrap(), 3);
+        let never = || -> Result<(), TrainError> {
+            thread::park();
+            Ok(())
+        };
+        let silent: Ping = Arc::new(|| {
+            thread::park();
+            Ok(())
+        });
+        for (ping, reason) in [
+            (silent, "no answer within 0 seconds"),
+            (Arc::new(|| Err("it hung up".to_owned())) as Ping, "it hung up"),
+        ] {
+            let message = watch(&worker(ping), times, never).unwrap_err().to_string();
+            let expected = format!("the worker at far was lost ({reason})");
+            assert!(message.starts_with(&expected), "{message}");
+        }
+        let panicking = || -> Result<(), TrainError> { panic!("channel closed") };
+        let message = watch(&worker(there), times, panicking).unwrap_err().to_string();
+        assert!(message.contains("far was lost (channel closed)"), "{message}");
+    }
+}
