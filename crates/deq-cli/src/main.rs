@@ -12,6 +12,8 @@ mod report;
 mod reproduce;
 mod signals;
 mod train;
+#[cfg(feature = "remote")]
+mod worker;
 
 use clap::{Parser, Subcommand};
 use deq_train::Stopped;
@@ -61,6 +63,9 @@ enum Command {
     Import(exchange::ImportArgs),
     /// Write the model of a run as safetensors with the original's names, for PyTorch.
     Export(exchange::ExportArgs),
+    /// Host devices of this machine for trainings elsewhere.
+    #[cfg(feature = "remote")]
+    Worker(worker::WorkerArgs),
 }
 
 fn main() -> ExitCode {
@@ -96,6 +101,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Info(args) => exchange::info(&args),
         Command::Import(args) => exchange::import_run(&args),
         Command::Export(args) => exchange::export_run(&args),
+        #[cfg(feature = "remote")]
+        Command::Worker(args) => worker::run(&args),
     }
 }
 

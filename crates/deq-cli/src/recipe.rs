@@ -42,9 +42,14 @@ pub(crate) struct RecipeArgs {
     /// --steps than it has made train it further.
     #[arg(long)]
     pub(crate) resume: bool,
-    /// Device to train on: flex (the CPU), or wgpu, vulkan, metal, cuda, rocm if compiled in.
+    /// Device to train on: flex (the CPU), or wgpu, vulkan, metal, cuda, rocm if compiled in;
+    /// several, separated by commas, divide every batch: cuda:0,cuda:1, cuda:all, or
+    /// remote:ws://HOST:PORT for a device of `deq worker`.
     #[arg(long, default_value = "flex")]
     pub(crate) device: String,
+    /// File of the token that remote devices ask for.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
     /// Training steps; pre-training, warm-up and the schedule of the penalty keep their share.
     #[arg(long)]
     pub(crate) steps: Option<usize>,

@@ -607,12 +607,105 @@ fn ask_all(workers: &[(String, Ping)], patience: Duration) -> Result<(), Devices
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::step::input;
+    use crate::task::{BatchPlan, Opening};
+    use crate::tasks::images::{ImagesBatch, ImagesTask};
 
     #[test]
     fn parts_cover_a_batch_and_none_is_empty() {
         assert_eq!(divide(7, 3), [0..2, 2..4, 4..7]);
         assert_eq!(divide(2, 3), [0..1, 1..2]);
         assert!(divide(0, 3).is_empty());
+    }
+
+    /// The numbers of a model in order, running statistics included.
+    fn numbers(model: &impl Module) -> Vec<f64> {
+        struct Numbers(Vec<f64>);
+        impl ModuleVisitor for Numbers {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                self.0.extend(param.val().into_data().iter::<f64>());
+            }
+        }
+        let mut numbers = Numbers(Vec::new());
+        model.valid().visit(&mut numbers);
+        numbers.0
+    }
+
+    /// The gradients of a model in order.
+    fn gradients(model: &impl Module, grads: &GradientsParams) -> Vec<f64> {
+        struct Numbers<'a>(&'a GradientsParams, Vec<f64>);
+        impl ModuleVisitor for Numbers<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if let Some(grad) = self.0.get::<D>(param.id) {
+                    self.1.extend(grad.into_data().iter::<f64>());
+                }
+            }
+        }
+        let mut numbers = Numbers(grads, Vec::new());
+        model.visit(&mut numbers);
+        numbers.1
+    }
+
+    fn assert_near(found: &[f64], expected: &[f64], tolerance: f64) {
+        assert!(!found.is_empty() && found.len() == expected.len());
+        let size = expected.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+        for (found, expected) in found.iter().zip(expected) {
+            let error = (found - expected).abs();
+            assert!(error <= tolerance * size, "{found} for {expected}");
+        }
+    }
+
+    fn mean(a: &[f64], b: &[f64]) -> Vec<f64> {
+        a.iter().zip(b).map(|(a, b)| 0.5 * (a + b)).collect()
+    }
+
+    /// A step on two devices is the mean of a step with each half, running statistics included; and
+    /// where the halves are equal, it is the step with the whole.
+    #[test]
+    fn batch_statistics_are_those_of_a_part_and_running_ones_their_mean() {
+        let mut recipe = Recipe::<ImagesTask>::preset("mini").unwrap();
+        recipe.penalty = None;
+        recipe.set("task.model.classifier.backbone.dropout", "0").unwrap();
+        let data = recipe.task.open(&Opening::default()).unwrap();
+        let tracked = Device::flex().autodiff();
+        let fresh = Learner::fresh(&recipe, &tracked).unwrap();
+        let plan = BatchPlan {
+            batch: 4,
+            seed: 1,
+            workers: 0,
+        };
+        let batches = recipe.task.training(&data, &plan).unwrap();
+        let halves: Vec<ImagesBatch> = batches.batches(0..2, &tracked).map(Result::unwrap).collect();
+        let together = |first: &ImagesBatch, second: &ImagesBatch| ImagesBatch {
+            images: Tensor::cat(vec![first.images.clone(), second.images.clone()], 0),
+            targets: [first.targets.clone(), second.targets.clone()].concat(),
+        };
+        let step = |devices: usize, batch: ImagesBatch| {
+            let members = (0..devices).map(|_| found("flex", None));
+            let learner = fresh.valid().train();
+            let input = input::<ImagesTask>(batch, 0);
+            let team = Team::of(members.collect());
+            let out = team.train(&learner, input, &mut Vec::new()).unwrap();
+            let grads = gradients(&learner, &out.grads);
+            (out.item.record.loss, grads, numbers(&learner))
+        };
+        let parts = [0, 1].map(|half| step(1, halves[half].clone()));
+        let both = step(2, together(&halves[0], &halves[1]));
+        assert!((both.0 - 0.5 * (parts[0].0 + parts[1].0)).abs() < 1e-5);
+        assert_near(&both.1, &mean(&parts[0].1, &parts[1].1), 1e-4);
+        assert_near(&both.2, &mean(&parts[0].2, &parts[1].2), 1e-5);
+        let statistics = |numbers: &[f64]| {
+            let before = numbers.iter().zip(self::numbers(&fresh));
+            before.filter(|(now, before)| *now != before).count()
+        };
+        assert!(statistics(&both.2) > 100, "no statistics have moved");
+
+        let equal = together(&halves[0], &halves[0]);
+        let (one, two) = (step(1, equal.clone()), step(2, equal));
+        assert!((two.0 - one.0).abs() < 1e-5);
+        assert_near(&two.1, &one.1, 1e-4);
+        // PyTorch's running variance divides by one less, here of hundreds of pixels.
+        assert_near(&two.2, &one.2, 1e-3);
     }
 
     fn found(name: &str, ping: Option<Ping>) -> Found {

@@ -24,8 +24,8 @@ pub(crate) struct StepPlan {
     pretrain_steps: usize,
     pretrain_depth: usize,
     /// The largest norm of the whole gradient, if it is bounded.
-    clip: Option<f64>,
-    seed: u64,
+    pub(crate) clip: Option<f64>,
+    pub(crate) seed: u64,
 }
 
 impl StepPlan {
