@@ -10,6 +10,7 @@ mod print;
 mod recipe;
 mod report;
 mod reproduce;
+mod scaling;
 mod signals;
 mod train;
 #[cfg(feature = "remote")]

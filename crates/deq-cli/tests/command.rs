@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+#[cfg(feature = "remote")]
+mod remote;
 mod support;
 
 use std::path::{Path, PathBuf};

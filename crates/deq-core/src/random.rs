@@ -229,8 +229,7 @@ mod tests {
             let mut parts: [Option<[Tensor<2>; 3]>; 3] = Default::default();
             for part in order {
                 let rows = rows[part].clone();
-                parts[part] =
-                    Some(draws.within(rows.clone(), || three(rows.len(), &device)));
+                parts[part] = Some(draws.within(rows.clone(), || three(rows.len(), &device)));
             }
             let parts = parts.map(Option::unwrap);
             for (draw, whole) in whole.iter().enumerate() {

@@ -24,8 +24,8 @@
 //!
 //! - `autodiff`: the operations with derivatives of their own, `convolve`, `Convolution` and
 //!   `cross_entropy`.
-//! - `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` pass through to Burn and say which
-//!   backends are known here; none by default.
+//! - `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, `cpu`, `remote` pass through to Burn and
+//!   say which backends are known here; none by default.
 
 mod attention;
 #[cfg(feature = "autodiff")]

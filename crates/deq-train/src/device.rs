@@ -4,17 +4,18 @@ use crate::error::{DeviceError, TrainError};
 use burn::tensor::Device;
 
 /// Every device name with the cargo feature that brings it.
-const DEVICES: [(&str, bool); 6] = [
+const DEVICES: [(&str, bool); 7] = [
     ("flex", cfg!(feature = "flex")),
     ("wgpu", cfg!(feature = "wgpu")),
     ("vulkan", cfg!(feature = "vulkan")),
     ("metal", cfg!(feature = "metal")),
     ("cuda", cfg!(feature = "cuda")),
     ("rocm", cfg!(feature = "rocm")),
+    ("cpu", cfg!(feature = "cpu")),
 ];
 
-/// The device called `name`: `flex` (the CPU), or `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, the
-/// last two with an optional index as in `cuda:1`.
+/// The device called `name`: `flex` (the CPU), or `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, these
+/// two with an optional index as in `cuda:1`, or `cpu` (the CPU by CubeCL).
 ///
 /// # Errors
 ///
@@ -76,6 +77,8 @@ fn make(kind: &str, index: usize) -> Option<Device> {
         "cuda" => Some(Device::cuda(index)),
         #[cfg(feature = "rocm")]
         "rocm" => Some(Device::rocm(index)),
+        #[cfg(feature = "cpu")]
+        "cpu" => Some(Device::cpu()),
         _ => None,
     }
 }

@@ -30,7 +30,8 @@
 //! - [`Recipe`], [`Preset`]: what determines a run, and where to start from.
 //! - [`train`], [`evaluate`], [`evaluate_budgets`], [`import`], [`export`], [`Trained`].
 //! - [`Task`], [`TaskModel`], [`Batches`]: what a task of your own implements.
-//! - [`affordable_steps`], [`step_memory`]: what a run costs.
+//! - [`Devices`]: several devices, here and elsewhere.
+//! - [`affordable_steps`], [`step_memory`], [`Workload`]: what a run costs.
 //! - [`records`], [`report`]: what a run writes.
 //!
 //! The book's page on this crate is
@@ -66,6 +67,7 @@ pub mod report;
 mod rounds;
 mod run;
 mod run_folder;
+mod scaling;
 mod step;
 mod step_memory;
 mod task;
@@ -85,14 +87,15 @@ pub use error::{
 pub use exchange::{ImportOptions, Imported, export, import};
 pub use measure::{Detail, Measure, Quality};
 pub use presets::Preset;
+pub use recipe::{FORMAT, Network, Optimizer, Recipe};
 #[cfg(feature = "remote")]
 pub use remote::{WorkerOptions, serve};
-pub use recipe::{FORMAT, Network, Optimizer, Recipe};
 pub use run::{
     EvalOptions, OnProgress, Start, Summary, TrainOptions, Trained, evaluate, evaluate_with, train,
     train_only,
 };
 pub use run_folder::RunFolder;
+pub use scaling::{LINKS, Link, ScalingRow, WORKLOADS, Workload};
 pub use step_memory::{StepMemory, step_memory};
 pub use task::{
     BatchOf, BatchPlan, Batches, BatchesFn, Memory, MemoryOf, Opening, Reading, Solved, Split,

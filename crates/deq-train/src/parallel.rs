@@ -165,11 +165,10 @@ impl Team {
                 let rows = parts[part].clone();
                 // A copy whose running statistics are its own.
                 let replica = learner.valid().to_device(device).train();
-                let batch = replica.model.part(
-                    &input.batch,
-                    rows.clone(),
-                    &device.clone().autodiff(),
-                );
+                let batch =
+                    replica
+                        .model
+                        .part(&input.batch, rows.clone(), &device.clone().autodiff());
                 let by_samples = rows.len() as f64 / samples as f64;
                 let share = Share {
                     of_loss: match all_weight > 0.0 {
@@ -188,7 +187,9 @@ impl Team {
                 let before = Buffers::of(&replica);
                 let out = draws.within(rows, || replica.part_of_step(input, Some(share)));
                 PartOutput {
-                    moved: before.moved(&replica, by_samples).to_device(&main, &replica),
+                    moved: before
+                        .moved(&replica, by_samples)
+                        .to_device(&main, &replica),
                     grads: out.grads.to_device(&main, &replica),
                     item: out.item,
                     share,
@@ -335,7 +336,10 @@ impl Team {
 impl Lane {
     /// Its parts of a batch that has so many.
     fn parts_below(&self, parts: usize) -> impl Iterator<Item = usize> {
-        self.members.iter().copied().filter(move |part| *part < parts)
+        self.members
+            .iter()
+            .copied()
+            .filter(move |part| *part < parts)
     }
 }
 
@@ -391,9 +395,7 @@ struct PartOutput<M: TaskModel> {
 }
 
 /// What the parts of a batch measured together; their memories in order.
-fn whole<M: TaskModel>(
-    parts: Vec<(StepOutput<M>, Share)>,
-) -> (StepOutput<M>, Vec<M::Memory>) {
+fn whole<M: TaskModel>(parts: Vec<(StepOutput<M>, Share)>) -> (StepOutput<M>, Vec<M::Memory>) {
     let mut tally = M::Tally::default();
     let mut memories = Vec::with_capacity(parts.len());
     let mut records = Vec::with_capacity(parts.len());
@@ -440,14 +442,14 @@ fn whole_record(parts: &[(StepRecord, Share)]) -> StepRecord {
 }
 
 /// A solve of a batch from those of its parts.
-fn whole_solve<'a>(
-    parts: impl Iterator<Item = &'a SolveRecord> + Clone,
-) -> Option<SolveRecord> {
+fn whole_solve<'a>(parts: impl Iterator<Item = &'a SolveRecord> + Clone) -> Option<SolveRecord> {
     let mut status = StatusCounts::default();
     parts.clone().for_each(|part| status.merge(&part.status));
     let samples = status.total().max(1) as f64;
     let mean = |value: fn(&SolveRecord) -> f64| {
-        let sums = parts.clone().map(|part| value(part) * part.status.total() as f64);
+        let sums = parts
+            .clone()
+            .map(|part| value(part) * part.status.total() as f64);
         sums.sum::<f64>() / samples
     };
     parts.clone().next()?;
@@ -665,7 +667,9 @@ mod tests {
     fn batch_statistics_are_those_of_a_part_and_running_ones_their_mean() {
         let mut recipe = Recipe::<ImagesTask>::preset("mini").unwrap();
         recipe.penalty = None;
-        recipe.set("task.model.classifier.backbone.dropout", "0").unwrap();
+        recipe
+            .set("task.model.classifier.backbone.dropout", "0")
+            .unwrap();
         let data = recipe.task.open(&Opening::default()).unwrap();
         let tracked = Device::flex().autodiff();
         let fresh = Learner::fresh(&recipe, &tracked).unwrap();
@@ -675,7 +679,10 @@ mod tests {
             workers: 0,
         };
         let batches = recipe.task.training(&data, &plan).unwrap();
-        let halves: Vec<ImagesBatch> = batches.batches(0..2, &tracked).map(Result::unwrap).collect();
+        let halves: Vec<ImagesBatch> = batches
+            .batches(0..2, &tracked)
+            .map(Result::unwrap)
+            .collect();
         let together = |first: &ImagesBatch, second: &ImagesBatch| ImagesBatch {
             images: Tensor::cat(vec![first.images.clone(), second.images.clone()], 0),
             targets: [first.targets.clone(), second.targets.clone()].concat(),
@@ -727,7 +734,10 @@ mod tests {
         assert_eq!(there.run(1, |part, _| part).unwrap(), [0]);
         let lost = there.run(1, |_, _| -> usize { panic!("it is gone") });
         let message = lost.unwrap_err().to_string();
-        assert!(message.contains("the worker at far was lost (it is gone)"), "{message}");
+        assert!(
+            message.contains("the worker at far was lost (it is gone)"),
+            "{message}"
+        );
         // Its thread is there for the next work.
         assert_eq!(there.run(1, |part, _| part).unwrap(), [0]);
     }
@@ -753,14 +763,22 @@ mod tests {
         });
         for (ping, reason) in [
             (silent, "no answer within 0 seconds"),
-            (Arc::new(|| Err("it hung up".to_owned())) as Ping, "it hung up"),
+            (
+                Arc::new(|| Err("it hung up".to_owned())) as Ping,
+                "it hung up",
+            ),
         ] {
             let message = watch(&worker(ping), times, never).unwrap_err().to_string();
             let expected = format!("the worker at far was lost ({reason})");
             assert!(message.starts_with(&expected), "{message}");
         }
         let panicking = || -> Result<(), TrainError> { panic!("channel closed") };
-        let message = watch(&worker(there), times, panicking).unwrap_err().to_string();
-        assert!(message.contains("far was lost (channel closed)"), "{message}");
+        let message = watch(&worker(there), times, panicking)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("far was lost (channel closed)"),
+            "{message}"
+        );
     }
 }

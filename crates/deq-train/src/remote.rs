@@ -32,12 +32,13 @@ pub(crate) fn connect(name: &str, token: Option<&str>) -> Result<Found, TrainErr
             reason: error.to_string(),
         },
     })?;
-    let ping: Ping = Arc::new(move || {
-        match Device::remote_options(&host).device_index(ABSENT).init() {
-            Ok(_) | Err(ConnectError::NoSuchDevice { .. }) => Ok(()),
-            Err(error) => Err(error.to_string()),
-        }
-    });
+    let ping: Ping =
+        Arc::new(
+            move || match Device::remote_options(&host).device_index(ABSENT).init() {
+                Ok(_) | Err(ConnectError::NoSuchDevice { .. }) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            },
+        );
     Ok(Found {
         name: name.to_owned(),
         device,
@@ -113,7 +114,10 @@ mod tests {
         let parsed = |name| parse(name).map(|(url, index)| format!("{url} {index}"));
         let found = |url: &str| Some(url.to_owned());
         assert_eq!(parsed("remote:ws://gpu1:4000"), found("ws://gpu1:4000 0"));
-        assert_eq!(parsed("remote:ws://10.0.0.2:80:3"), found("ws://10.0.0.2:80 3"));
+        assert_eq!(
+            parsed("remote:ws://10.0.0.2:80:3"),
+            found("ws://10.0.0.2:80 3")
+        );
         assert_eq!(parsed("remote:ws://[::1]:80:1"), found("ws://[::1]:80 1"));
         for wrong in [
             "remote:gpu1:4000",

@@ -86,7 +86,10 @@ fn text_on_several_devices_is_text_on_one_and_resumes_on_any() {
     let folder = tempfile::tempdir().unwrap();
     let [one, two, mixed] = ["one", "two", "mixed"].map(|name| folder.path().join(name));
     train_only(recipe.clone(), &on("flex", &one, Start::New, None)).unwrap();
-    let penalties = records(&one).iter().filter(|r| r["penalty"].is_object()).count();
+    let penalties = records(&one)
+        .iter()
+        .filter(|r| r["penalty"].is_object())
+        .count();
     assert!(penalties > 1, "{penalties} steps with the penalty");
 
     train_only(recipe.clone(), &on("flex,flex", &two, Start::New, None)).unwrap();
@@ -126,7 +129,11 @@ fn images_on_several_devices_are_all_counted_and_resume_on_any() {
     train_only(recipe.clone(), &on("flex", &one, Start::New, None)).unwrap();
     let stopped = train_only(recipe.clone(), &on("flex,flex", &two, Start::New, Some(2)));
     assert!(stopped.is_err(), "it was to be interrupted");
-    train_only(recipe.clone(), &on("flex,flex,flex", &two, Start::Resume, None)).unwrap();
+    train_only(
+        recipe.clone(),
+        &on("flex,flex,flex", &two, Start::Resume, None),
+    )
+    .unwrap();
     let [found, expected] = [&two, &one].map(|run| records(run));
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(&expected) {
