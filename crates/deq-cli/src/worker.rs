@@ -16,6 +16,10 @@ pub(crate) struct WorkerArgs {
     /// File of a token that trainings must know.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Serve over Iroh, which encrypts, under the identity in this file, which is made if it is
+    /// missing. Default: a WebSocket, which does not encrypt.
+    #[arg(long, value_name = "FILE", requires = "token_file")]
+    key_file: Option<PathBuf>,
     /// Devices to host, separated by commas; all of one kind.
     #[arg(long, default_value = "flex")]
     device: String,
@@ -26,8 +30,9 @@ pub(crate) fn run(args: &WorkerArgs) -> Result<()> {
         devices: Devices::from(&args.device),
         listen: args.listen,
         token_file: args.token_file.clone(),
+        key_file: args.key_file.clone(),
     };
-    Ok(serve(&options, &|address| {
-        print::note(format_args!("hosting {} at ws://{address}", args.device));
+    Ok(serve(&options, &|name| {
+        print::note(format_args!("hosting {} as {name}", args.device));
     })?)
 }

@@ -25,8 +25,9 @@ pub struct Devices {
     ///
     /// - those that [`device`] knows;
     /// - `cuda:all` and `rocm:all`, all that the machine has;
-    /// - `remote:ws://HOST:PORT` or `remote:ws://HOST:PORT:INDEX`, a device that a worker hosts
-    ///   elsewhere (cargo feature `remote`), the first one by default.
+    /// - `remote:ws://HOST:PORT`, a device that a worker hosts elsewhere (cargo feature `remote`), or
+    ///   `remote:ID@HOST:PORT` or `remote:ID` over Iroh; its first one, or another one with `:INDEX`
+    ///   behind it.
     ///
     /// A device that is named several times does several parts, one after the other: a batch then
     /// takes the memory of a part.
@@ -76,8 +77,8 @@ pub enum DevicesError {
     },
     /// The address of a worker is malformed.
     #[error(
-        "{name:?} is no address of a worker: write remote:ws://HOST:PORT, or \
-         remote:ws://HOST:PORT:INDEX for one of several devices"
+        "{name:?} is no address of a worker: write remote:ws://HOST:PORT, or remote:ID@HOST:PORT \
+         over Iroh, and :INDEX behind it for one of several devices"
     )]
     Address {
         /// The name given.

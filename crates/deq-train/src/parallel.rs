@@ -20,6 +20,7 @@ use deq_core::random::DividedDraws;
 use deq_core::solvers::StatusCounts;
 use deq_data::catch_panic;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,6 +36,8 @@ pub(crate) struct Team {
     /// One for each distinct device. What is done on a device is done by one thread, whose memory
     /// the device keeps; parts on the same device follow each other.
     lanes: Vec<Lane>,
+    /// Batches read so far.
+    done: AtomicUsize,
 }
 
 /// The parts on one device.
@@ -72,7 +75,11 @@ impl Team {
                 lane.thread = Some(lane_thread());
             }
         }
-        Self { members, lanes }
+        Self {
+            members,
+            lanes,
+            done: AtomicUsize::new(0),
+        }
     }
 
     /// The number of parts, at most.
@@ -150,6 +157,7 @@ impl Team {
             input.memory = joined(std::mem::take(memory), self.main());
             let mut out = TrainStep::step(learner, input);
             *memory = vec![std::mem::take(&mut out.item.memory)];
+            self.count();
             return Ok(out);
         };
         let started = Instant::now();
@@ -240,6 +248,7 @@ impl Team {
             input.memory = joined(std::mem::take(memory), self.main());
             let mut out = InferenceStep::step(&replicas[0], input);
             *memory = vec![std::mem::take(&mut out.memory)];
+            self.count();
             return Ok(out);
         };
         let started = Instant::now();
@@ -270,6 +279,10 @@ impl Team {
         *memory = memories;
         item.record.seconds = started.elapsed().as_secs_f64();
         Ok(item)
+    }
+
+    fn count(&self) {
+        self.done.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Does the work for every part on its device, and returns the results in order.
@@ -326,6 +339,7 @@ impl Team {
                 (Err(reason), None) => panic!("{}: {reason}", member.name),
             }
         }
+        self.count();
         let results = results.into_iter();
         Ok(results
             .map(|result| result.expect("every part was done"))
@@ -521,8 +535,8 @@ fn move_buffers<M: Module>(model: &M, by: GradientsParams) {
     }
 }
 
-/// How long work on workers goes on without asking whether they are there, and how long they may
-/// take to answer. Longer than a worker is tried to be reached.
+/// How long work on workers goes on without reading a batch until they are asked whether they are
+/// there, and how long they may take to answer. Longer than a worker is tried to be reached.
 const PAUSE: Duration = Duration::from_secs(15);
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -545,7 +559,11 @@ impl Team {
         let team = Arc::new(self);
         match watched.is_empty() {
             true => work(&team),
-            false => watch(&watched, [PAUSE, PATIENCE], move || work(&team)),
+            false => {
+                let progress = team.clone();
+                let done = move || progress.done.load(Ordering::Relaxed);
+                watch(&watched, [PAUSE, PATIENCE], done, move || work(&team))
+            }
         }
     }
 }
@@ -553,6 +571,7 @@ impl Team {
 fn watch<R: Send + 'static>(
     workers: &[(String, Ping)],
     [pause, patience]: [Duration; 2],
+    done: impl Fn() -> usize,
     work: impl FnOnce() -> Result<R, TrainError> + Send + 'static,
 ) -> Result<R, TrainError> {
     let (sender, receiver) = mpsc::channel();
@@ -562,6 +581,7 @@ fn watch<R: Send + 'static>(
         let _ = sender.send(catch_panic(work));
     });
     started.map_err(|source| TrainError::io("start", "a thread".as_ref(), source))?;
+    let mut before = done();
     loop {
         match receiver.recv_timeout(pause) {
             Ok(Ok(result)) => return result,
@@ -571,7 +591,13 @@ fn watch<R: Send + 'static>(
                 return Err(DevicesError::Lost { name, reason }.into());
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => unreachable!("the work answers"),
-            Err(mpsc::RecvTimeoutError::Timeout) => ask_all(workers, patience)?,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let now = done();
+                if now == before {
+                    ask_all(workers, patience)?;
+                }
+                before = now;
+            }
         }
     }
 }
@@ -748,19 +774,29 @@ mod tests {
         let worker = |ping: Ping| vec![("far".to_owned(), ping)];
         let there: Ping = Arc::new(|| Ok(()));
         // It lives through some questions.
-        let done = watch(&worker(there.clone()), times, || {
+        let still = || 0;
+        let done = watch(&worker(there.clone()), times, still, || {
             thread::sleep(Duration::from_millis(20));
             Ok(3)
         });
         assert_eq!(done.unwrap(), 3);
         let never = || -> Result<(), TrainError> {
-            thread::park();
-            Ok(())
+            loop {
+                thread::park();
+            }
         };
         let silent: Ping = Arc::new(|| {
             thread::park();
             Ok(())
         });
+        // As long as batches are read nobody is asked.
+        let count = AtomicUsize::new(0);
+        let read = || count.fetch_add(1, Ordering::Relaxed);
+        let done = watch(&worker(silent.clone()), times, read, || {
+            thread::sleep(Duration::from_millis(20));
+            Ok(3)
+        });
+        assert_eq!(done.unwrap(), 3);
         for (ping, reason) in [
             (silent, "no answer within 0 seconds"),
             (
@@ -768,12 +804,14 @@ mod tests {
                 "it hung up",
             ),
         ] {
-            let message = watch(&worker(ping), times, never).unwrap_err().to_string();
+            let message = watch(&worker(ping), times, still, never)
+                .unwrap_err()
+                .to_string();
             let expected = format!("the worker at far was lost ({reason})");
             assert!(message.starts_with(&expected), "{message}");
         }
         let panicking = || -> Result<(), TrainError> { panic!("channel closed") };
-        let message = watch(&worker(there), times, panicking)
+        let message = watch(&worker(there), times, still, panicking)
             .unwrap_err()
             .to_string();
         assert!(

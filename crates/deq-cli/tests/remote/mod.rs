@@ -15,8 +15,12 @@ struct Worker {
 impl Worker {
     /// On a free port, with the token in `token`.
     fn start(folder: &Path) -> Self {
-        let listen = ["worker", "--listen", "127.0.0.1:0", "--token-file", "token"];
-        let mut child = deq(folder, &listen)
+        Self::listening(folder, &["--listen", "127.0.0.1:0"])
+    }
+
+    fn listening(folder: &Path, arguments: &[&str]) -> Self {
+        let mut child = deq(folder, &["worker", "--token-file", "token"])
+            .args(arguments)
             .env("RUST_LOG", "off")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -24,8 +28,8 @@ impl Worker {
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let line = lines.next().unwrap().unwrap();
-        let (_, address) = line.split_once("hosting flex at ").expect("it says where");
-        let name = format!("remote:{address}");
+        let (_, name) = line.split_once("hosting flex as ").expect("it says where");
+        let name = name.to_owned();
         // What else it says must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, name }
@@ -124,9 +128,19 @@ fn workers_train_as_one_device_does_and_know_their_token() {
     let workers = [Worker::start(folder), Worker::start(folder)];
     let both = format!("{},{}", workers[0].name, workers[1].name);
     let mixed = format!("flex,{}", workers[0].name);
+    // A port that was free a moment ago.
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = port.local_addr().unwrap().to_string();
+    drop(port);
+    let encrypted = Worker::listening(folder, &["--listen", &address, "--key-file", "key"]);
+    let encrypted = format!("flex,{}", encrypted.name);
     success(&train(folder, "one", "flex", &[]));
     let expected = losses(&folder.join("one"));
-    for (run, devices) in [("both", both.as_str()), ("mixed", mixed.as_str())] {
+    for (run, devices) in [
+        ("both", &both),
+        ("mixed", &mixed),
+        ("encrypted", &encrypted),
+    ] {
         success(&train(folder, run, devices, &[]));
         let found = losses(&folder.join(run));
         assert_eq!(found.len(), expected.len());
