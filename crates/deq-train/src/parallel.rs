@@ -5,25 +5,30 @@
 //! that one device would have made, up to the order in which sums are taken. Only batch statistics
 //! are those of a part, as in the original.
 
+mod buffers;
+mod watch;
+mod whole;
+
 use crate::clip::clip_global_norm;
 use crate::devices::{Devices, DevicesError, Found, Ping};
 use crate::error::{TrainError, require};
 use crate::recipe::Recipe;
-use crate::records::{PenaltyRecord, SolveRecord, StepRecord};
 use crate::step::{Learner, LearnerOf, Share, StepInput, StepOutput, step_seed};
-use crate::task::{BatchOf, Batches, Memory, Tally, Task, TaskModel};
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use crate::task::{BatchOf, Batches, Memory, Task, TaskModel};
+use buffers::{Buffers, move_buffers};
+use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use deq_core::random::DividedDraws;
-use deq_core::solvers::StatusCounts;
 use deq_data::catch_panic;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+use watch::{PATIENCE, PAUSE, watch};
+use whole::whole;
 
 /// As the main thread of a program, which unoptimised code may need.
 const STACK: usize = 8 << 20;
@@ -281,6 +286,32 @@ impl Team {
         Ok(item)
     }
 
+    /// Does work with these devices. Where workers are among them it has a thread of its own, so
+    /// that it ends when a worker hangs: what waits for an answer cannot be woken.
+    ///
+    /// # Errors
+    ///
+    /// Those of the work; [`DevicesError::Lost`] naming a worker that is gone or does not answer.
+    pub(crate) fn watch<R: Send + 'static>(
+        self,
+        work: impl FnOnce(&Arc<Team>) -> Result<R, TrainError> + Send + 'static,
+    ) -> Result<R, TrainError> {
+        let watched: Vec<(String, Ping)> = self
+            .members
+            .iter()
+            .filter_map(|member| Some((member.name.clone(), member.ping.clone()?)))
+            .collect();
+        let team = Arc::new(self);
+        match watched.is_empty() {
+            true => work(&team),
+            false => {
+                let progress = team.clone();
+                let done = move || progress.done.load(Ordering::Relaxed);
+                watch(&watched, [PAUSE, PATIENCE], done, move || work(&team))
+            }
+        }
+    }
+
     fn count(&self) {
         self.done.fetch_add(1, Ordering::Relaxed);
     }
@@ -311,8 +342,9 @@ impl Team {
             let job = move || {
                 for (part, device) in own {
                     let result = catch_panic(|| work(part, &device));
-                    // Nobody may listen any more.
-                    if result.is_err() | sender.send((part, result)).is_err() {
+                    let failed = result.is_err();
+                    // Nobody listens where another part has failed.
+                    if sender.send((part, result)).is_err() || failed {
                         return;
                     }
                 }
@@ -408,236 +440,14 @@ struct PartOutput<M: TaskModel> {
     share: Share,
 }
 
-/// What the parts of a batch measured together; their memories in order.
-fn whole<M: TaskModel>(parts: Vec<(StepOutput<M>, Share)>) -> (StepOutput<M>, Vec<M::Memory>) {
-    let mut tally = M::Tally::default();
-    let mut memories = Vec::with_capacity(parts.len());
-    let mut records = Vec::with_capacity(parts.len());
-    for (part, share) in parts {
-        tally.add(&part.tally);
-        memories.push(part.memory);
-        records.push((part.record, share));
-    }
-    let item = StepOutput {
-        record: whole_record(&records),
-        memory: M::Memory::default(),
-        tally,
-    };
-    (item, memories)
-}
-
-/// The record of a batch from those of its parts, at least one; its time is not known here.
-fn whole_record(parts: &[(StepRecord, Share)]) -> StepRecord {
-    let records = || parts.iter().map(|(record, _)| record);
-    let (first, _) = &parts[0];
-    let penalties = || records().filter_map(|record| record.penalty.as_ref());
-    StepRecord {
-        loss: parts
-            .iter()
-            .map(|(record, share)| record.loss * share.of_loss)
-            .sum(),
-        targets: records().map(|record| record.targets).sum(),
-        // The slowest part is as long as the whole batch.
-        forward_nfe: most(records().map(|record| record.forward_nfe)),
-        forward: whole_solve(records().filter_map(|record| record.forward.as_ref())),
-        backward: whole_solve(records().filter_map(|record| record.backward.as_ref())),
-        penalty: first.penalty.as_ref().map(|penalty| PenaltyRecord {
-            value: parts
-                .iter()
-                .filter_map(|(record, share)| Some((record.penalty.as_ref()?, share)))
-                .map(|(penalty, share)| penalty.value * share.of_samples)
-                .sum(),
-            weight: penalty.weight,
-            nfe: most(penalties().map(|penalty| penalty.nfe)),
-            products: most(penalties().map(|penalty| penalty.products)),
-        }),
-        ..first.clone()
-    }
-}
-
-/// A solve of a batch from those of its parts.
-fn whole_solve<'a>(parts: impl Iterator<Item = &'a SolveRecord> + Clone) -> Option<SolveRecord> {
-    let mut status = StatusCounts::default();
-    parts.clone().for_each(|part| status.merge(&part.status));
-    let samples = status.total().max(1) as f64;
-    let mean = |value: fn(&SolveRecord) -> f64| {
-        let sums = parts
-            .clone()
-            .map(|part| value(part) * part.status.total() as f64);
-        sums.sum::<f64>() / samples
-    };
-    parts.clone().next()?;
-    Some(SolveRecord {
-        nfe: most(parts.clone().map(|part| part.nfe)),
-        steps: mean(|part| part.steps),
-        residual: mean(|part| part.residual),
-        status,
-    })
-}
-
-fn most(values: impl Iterator<Item = usize>) -> usize {
-    values.max().unwrap_or(0)
-}
-
-/// The numbers of a model that no gradient moves, such as running statistics.
-struct Buffers(GradientsParams);
-
-impl Buffers {
-    fn of<M: Module>(model: &M) -> Self {
-        struct Find(GradientsParams);
-        impl ModuleVisitor for Find {
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                let value = param.val();
-                if !value.is_require_grad() {
-                    self.0.register(param.id, value.inner());
-                }
-            }
-        }
-        let mut find = Find(GradientsParams::new());
-        model.visit(&mut find);
-        Self(find.0)
-    }
-
-    /// By how much they have changed in the model, times `share`.
-    fn moved<M: Module>(self, model: &M, share: f64) -> GradientsParams {
-        struct Compare(GradientsParams, f64);
-        impl ModuleVisitor for Compare {
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                if let Some(before) = self.0.remove::<D>(param.id) {
-                    let moved = (param.val() - before) * self.1;
-                    self.0.register(param.id, moved);
-                }
-            }
-        }
-        let mut compare = Compare(self.0, share);
-        // Running statistics take in their last update now.
-        model.valid().visit(&mut compare);
-        compare.0
-    }
-}
-
-/// Moves running statistics, which all copies of a model on the same device share.
-fn move_buffers<M: Module>(model: &M, by: GradientsParams) {
-    struct Move(GradientsParams);
-    impl ModuleMapper for Move {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            match self.0.remove::<D>(param.id) {
-                Some(by) => param.map(|value| match value.is_autodiff() {
-                    true => value + Tensor::from_inner(by),
-                    false => value + by,
-                }),
-                None => param,
-            }
-        }
-    }
-    if !by.is_empty() {
-        drop(model.clone().map(&mut Move(by)));
-    }
-}
-
-/// How long work on workers goes on without reading a batch until they are asked whether they are
-/// there, and how long they may take to answer. Longer than a worker is tried to be reached.
-const PAUSE: Duration = Duration::from_secs(15);
-const PATIENCE: Duration = Duration::from_secs(30);
-
-impl Team {
-    /// Does work with these devices. Where workers are among them it has a thread of its own, so
-    /// that it ends when a worker hangs: what waits for an answer cannot be woken.
-    ///
-    /// # Errors
-    ///
-    /// Those of the work; [`DevicesError::Lost`] naming a worker that is gone or does not answer.
-    pub(crate) fn watch<R: Send + 'static>(
-        self,
-        work: impl FnOnce(&Arc<Team>) -> Result<R, TrainError> + Send + 'static,
-    ) -> Result<R, TrainError> {
-        let watched: Vec<(String, Ping)> = self
-            .members
-            .iter()
-            .filter_map(|member| Some((member.name.clone(), member.ping.clone()?)))
-            .collect();
-        let team = Arc::new(self);
-        match watched.is_empty() {
-            true => work(&team),
-            false => {
-                let progress = team.clone();
-                let done = move || progress.done.load(Ordering::Relaxed);
-                watch(&watched, [PAUSE, PATIENCE], done, move || work(&team))
-            }
-        }
-    }
-}
-
-fn watch<R: Send + 'static>(
-    workers: &[(String, Ping)],
-    [pause, patience]: [Duration; 2],
-    done: impl Fn() -> usize,
-    work: impl FnOnce() -> Result<R, TrainError> + Send + 'static,
-) -> Result<R, TrainError> {
-    let (sender, receiver) = mpsc::channel();
-    let thread = thread::Builder::new().stack_size(STACK);
-    let started = thread.spawn(move || {
-        // Nobody listens any more once a worker was lost.
-        let _ = sender.send(catch_panic(work));
-    });
-    started.map_err(|source| TrainError::io("start", "a thread".as_ref(), source))?;
-    let mut before = done();
-    loop {
-        match receiver.recv_timeout(pause) {
-            Ok(Ok(result)) => return result,
-            Ok(Err(reason)) => {
-                let names: Vec<&str> = workers.iter().map(|(name, _)| name.as_str()).collect();
-                let name = names.join(" or ");
-                return Err(DevicesError::Lost { name, reason }.into());
-            }
-            Err(mpsc::RecvTimeoutError::Disconnected) => unreachable!("the work answers"),
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                let now = done();
-                if now == before {
-                    ask_all(workers, patience)?;
-                }
-                before = now;
-            }
-        }
-    }
-}
-
-/// Asks every worker whether it is there.
-fn ask_all(workers: &[(String, Ping)], patience: Duration) -> Result<(), DevicesError> {
-    let (sender, receiver) = mpsc::channel();
-    for (name, ping) in workers {
-        let (name, ping, sender) = (name.clone(), ping.clone(), sender.clone());
-        thread::spawn(move || {
-            let answer = ping();
-            let _ = sender.send((name, answer));
-        });
-    }
-    drop(sender);
-    let mut silent: Vec<&str> = workers.iter().map(|(name, _)| name.as_str()).collect();
-    let end = Instant::now() + patience;
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        match receiver.recv_timeout(left) {
-            Ok((name, Ok(()))) => silent.retain(|other| *other != name),
-            Ok((name, Err(reason))) => return Err(DevicesError::Lost { name, reason }),
-            // All have answered.
-            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                return Err(DevicesError::Lost {
-                    name: silent.join(" and "),
-                    reason: format!("no answer within {} seconds", patience.as_secs()),
-                });
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::step::input;
     use crate::task::{BatchPlan, Opening};
     use crate::tasks::images::{ImagesBatch, ImagesTask};
+    use burn::module::{ModuleVisitor, Param};
+    use burn::tensor::Tensor;
 
     #[test]
     fn parts_cover_a_batch_and_none_is_empty() {
@@ -766,57 +576,5 @@ mod tests {
         );
         // Its thread is there for the next work.
         assert_eq!(there.run(1, |part, _| part).unwrap(), [0]);
-    }
-
-    #[test]
-    fn work_ends_when_a_worker_does_not_answer() {
-        let times = [Duration::from_millis(1), Duration::from_millis(200)];
-        let worker = |ping: Ping| vec![("far".to_owned(), ping)];
-        let there: Ping = Arc::new(|| Ok(()));
-        // It lives through some questions.
-        let still = || 0;
-        let done = watch(&worker(there.clone()), times, still, || {
-            thread::sleep(Duration::from_millis(20));
-            Ok(3)
-        });
-        assert_eq!(done.unwrap(), 3);
-        let never = || -> Result<(), TrainError> {
-            loop {
-                thread::park();
-            }
-        };
-        let silent: Ping = Arc::new(|| {
-            thread::park();
-            Ok(())
-        });
-        // As long as batches are read nobody is asked.
-        let count = AtomicUsize::new(0);
-        let read = || count.fetch_add(1, Ordering::Relaxed);
-        let done = watch(&worker(silent.clone()), times, read, || {
-            thread::sleep(Duration::from_millis(20));
-            Ok(3)
-        });
-        assert_eq!(done.unwrap(), 3);
-        for (ping, reason) in [
-            (silent, "no answer within 0 seconds"),
-            (
-                Arc::new(|| Err("it hung up".to_owned())) as Ping,
-                "it hung up",
-            ),
-        ] {
-            let message = watch(&worker(ping), times, still, never)
-                .unwrap_err()
-                .to_string();
-            let expected = format!("the worker at far was lost ({reason})");
-            assert!(message.starts_with(&expected), "{message}");
-        }
-        let panicking = || -> Result<(), TrainError> { panic!("channel closed") };
-        let message = watch(&worker(there), times, still, panicking)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("far was lost (channel closed)"),
-            "{message}"
-        );
     }
 }
