@@ -134,6 +134,19 @@ pub enum DevicesError {
     },
 }
 
+impl DevicesError {
+    /// The worker of that name was lost, as a panic of Burn says.
+    pub(crate) fn lost(name: String, panic: &str) -> Self {
+        // What became of a request whose answer can no longer come.
+        let reason = match panic.contains("RecvError") {
+            true => "its connection broke",
+            false => panic,
+        };
+        let reason = reason.to_owned();
+        Self::Lost { name, reason }
+    }
+}
+
 /// Asks a worker whether it is there; says why not.
 pub(crate) type Ping = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 

@@ -365,8 +365,7 @@ impl Team {
             match (result, &member.ping) {
                 (Ok(result), _) => results[part] = Some(result),
                 (Err(reason), Some(_)) => {
-                    let name = member.name.clone();
-                    return Err(DevicesError::Lost { name, reason }.into());
+                    return Err(DevicesError::lost(member.name.clone(), &reason).into());
                 }
                 (Err(reason), None) => panic!("{}: {reason}", member.name),
             }
@@ -539,7 +538,9 @@ mod tests {
         assert_near(&both.2, &mean(&parts[0].2, &parts[1].2), 1e-5);
         let statistics = |numbers: &[f64]| {
             let before = numbers.iter().zip(self::numbers(&fresh));
-            before.filter(|(now, before)| *now != before).count()
+            before
+                .filter(|(now, before)| (*now - before).abs() > 0.0)
+                .count()
         };
         assert!(statistics(&both.2) > 100, "no statistics have moved");
 

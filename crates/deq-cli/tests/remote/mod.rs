@@ -67,10 +67,6 @@ fn training(folder: &Path, run: &str, devices: &str, more: &[&str]) -> Command {
         "text.txt",
         "--batch",
         "8",
-        "--steps",
-        "6",
-        "--rounds",
-        "3",
         "--pretrain",
         "1",
         "--penalty-frequency",
@@ -101,6 +97,10 @@ fn training(folder: &Path, run: &str, devices: &str, more: &[&str]) -> Command {
     command.args(more);
     command
 }
+
+const SHORT: [&str; 4] = ["--steps", "6", "--rounds", "3"];
+/// Longer than any test waits, with a checkpoint after every other step.
+const LONG: [&str; 4] = ["--steps", "3000", "--rounds", "1500"];
 
 fn train(folder: &Path, run: &str, devices: &str, more: &[&str]) -> Output {
     training(folder, run, devices, more).output().unwrap()
@@ -134,14 +134,14 @@ fn workers_train_as_one_device_does_and_know_their_token() {
     drop(port);
     let encrypted = Worker::listening(folder, &["--listen", &address, "--key-file", "key"]);
     let encrypted = format!("flex,{}", encrypted.name);
-    success(&train(folder, "one", "flex", &[]));
+    success(&train(folder, "one", "flex", &SHORT));
     let expected = losses(&folder.join("one"));
     for (run, devices) in [
         ("both", &both),
         ("mixed", &mixed),
         ("encrypted", &encrypted),
     ] {
-        success(&train(folder, run, devices, &[]));
+        success(&train(folder, run, devices, &SHORT));
         let found = losses(&folder.join(run));
         assert_eq!(found.len(), expected.len());
         for (found, expected) in found.iter().zip(&expected) {
@@ -163,16 +163,11 @@ fn workers_train_as_one_device_does_and_know_their_token() {
 
 /// Begins a training and waits for its first checkpoint.
 fn begun(folder: &Path, run: &str, devices: &str) -> Child {
-    let child = training(
-        folder,
-        run,
-        devices,
-        &["--steps", "3000", "--rounds", "1500"],
-    )
-    .stdout(Stdio::null())
-    .stderr(Stdio::piped())
-    .spawn()
-    .unwrap();
+    let mut child = training(folder, run, devices, &LONG)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let checkpoint = folder.join(run).join("checkpoints/step-0000002");
     for _ in 0..600 {
         if checkpoint.is_dir() {
@@ -180,6 +175,7 @@ fn begun(folder: &Path, run: &str, devices: &str) -> Child {
         }
         std::thread::sleep(Duration::from_millis(200));
     }
+    child.kill().unwrap();
     panic!("no checkpoint was written within two minutes");
 }
 
@@ -214,7 +210,7 @@ fn a_worker_survives_a_training_that_vanishes() {
     let mut child = begun(folder, "vanished", &worker.name);
     child.kill().unwrap();
     child.wait().unwrap();
-    success(&train(folder, "next", &worker.name, &[]));
+    success(&train(folder, "next", &worker.name, &SHORT));
 }
 
 #[test]

@@ -38,8 +38,7 @@ pub(super) fn watch<R: Send + 'static>(
             Ok(Ok(result)) => return result,
             Ok(Err(reason)) => {
                 let names: Vec<&str> = workers.iter().map(|(name, _)| name.as_str()).collect();
-                let name = names.join(" or ");
-                return Err(DevicesError::Lost { name, reason }.into());
+                return Err(DevicesError::lost(names.join(" or "), &reason).into());
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => unreachable!("the work answers"),
             Err(mpsc::RecvTimeoutError::Timeout) => {
