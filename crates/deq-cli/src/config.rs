@@ -11,6 +11,9 @@ use serde::Serialize;
 
 #[derive(Args)]
 pub(crate) struct PresetsArgs {
+    /// Print instead what a step of the papers' trainings takes on 1 to 64 devices, on paper.
+    #[arg(long)]
+    scaling: bool,
     /// Print the list as JSON on standard output.
     #[arg(long)]
     json: bool,
@@ -31,6 +34,9 @@ struct Entry {
 }
 
 pub(crate) fn presets(args: &PresetsArgs) -> Result<()> {
+    if args.scaling {
+        return crate::scaling::run(args.json);
+    }
     let mut all = list::<TextTask>("deq train lm")?;
     all.extend(list::<ImagesTask>("deq train mdeq")?);
     if args.json {

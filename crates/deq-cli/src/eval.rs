@@ -7,7 +7,7 @@ use deq_data::ImageSource;
 use deq_train::tasks::images::ImagesTask;
 use deq_train::tasks::text::{DataSource, TextTask};
 use deq_train::{
-    EvalOptions, Recipe, RunFolder, Split, Task, Variant, evaluate_budgets, evaluate_with,
+    Devices, EvalOptions, Recipe, RunFolder, Split, Task, Variant, evaluate_budgets, evaluate_with,
 };
 use std::path::PathBuf;
 
@@ -29,9 +29,12 @@ pub(crate) struct EvalArgs {
     /// Default: the run's.
     #[arg(long, value_name = "LENGTHS", value_delimiter = ',')]
     memory: Vec<usize>,
-    /// Device to run on.
+    /// Device to run on; several, separated by commas, divide every batch, as in training.
     #[arg(long, default_value = "flex")]
     device: String,
+    /// File of the token that remote devices ask for.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Print the result as JSON on standard output.
     #[arg(long)]
     json: bool,
@@ -76,7 +79,10 @@ fn eval<T: Task>(
     memory: &[Option<usize>],
     remember: &dyn Fn(&mut Recipe<T>, usize),
 ) -> Result<()> {
-    let mut options = EvalOptions::new(&args.device);
+    let mut options = EvalOptions::new(Devices {
+        token_file: args.token_file.clone(),
+        ..Devices::from(&args.device)
+    });
     if args.test {
         options.split = Split::Test;
     }

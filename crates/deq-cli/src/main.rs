@@ -10,8 +10,11 @@ mod print;
 mod recipe;
 mod report;
 mod reproduce;
+mod scaling;
 mod signals;
 mod train;
+#[cfg(feature = "remote")]
+mod worker;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
@@ -63,6 +66,9 @@ enum Command {
     Import(exchange::ImportArgs),
     /// Write the model of a run as safetensors with the original's names, for PyTorch.
     Export(exchange::ExportArgs),
+    /// Host devices of this machine for trainings elsewhere.
+    #[cfg(feature = "remote")]
+    Worker(worker::WorkerArgs),
 }
 
 fn main() -> ExitCode {
@@ -105,6 +111,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Info(args) => exchange::info(&args),
         Command::Import(args) => exchange::import_run(&args),
         Command::Export(args) => exchange::export_run(&args),
+        #[cfg(feature = "remote")]
+        Command::Worker(args) => worker::run(&args),
     }
 }
 

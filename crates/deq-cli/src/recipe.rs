@@ -43,9 +43,13 @@ pub(crate) struct RecipeArgs {
     #[arg(long)]
     pub(crate) resume: bool,
     /// Device to train on: flex (the CPU), wgpu, vulkan, metal, cuda or rocm if compiled in, or auto
-    /// for the best of them that works here.
+    /// for the best of them that works here. Several, separated by commas, divide every batch:
+    /// cuda:0,cuda:1, cuda:all, or remote:ws://HOST:PORT for a device of `deq worker`.
     #[arg(long, default_value = "flex")]
     pub(crate) device: String,
+    /// File of the token that remote devices ask for.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
     /// Training steps; pre-training, warm-up and the schedule of the penalty keep their share.
     #[arg(long)]
     pub(crate) steps: Option<usize>,

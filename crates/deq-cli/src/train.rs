@@ -4,7 +4,8 @@ use crate::print;
 use crate::recipe::{RecipeArgs, TaskArgs};
 use anyhow::Result;
 use deq_train::{
-    Recipe, RunFolder, Start, Stopped, Task, TrainError, TrainOptions, train, train_for,
+    Devices, DevicesError, Recipe, RunFolder, Start, Stopped, Task, TrainError, TrainOptions,
+    train, train_for,
 };
 use std::path::{Path, PathBuf};
 
@@ -24,13 +25,17 @@ fn run_task<T: Task>(
         true => Start::Resume,
         false => Start::New,
     };
+    let devices = Devices {
+        token_file: args.token_file.clone(),
+        ..Devices::from(&args.device)
+    };
     let options = TrainOptions {
         start,
         plain: args.plain || args.json,
         workers: args.workers,
         stop: Some(crate::signals::stop_flag()?),
         progress: Some(crate::data::progress()),
-        ..TrainOptions::new(&args.device, run.clone())
+        ..TrainOptions::new(devices.clone(), run.clone())
     };
     say_what_runs(&args.device);
     if let Some(minutes) = args.minutes {
@@ -39,7 +44,7 @@ fn run_task<T: Task>(
             print::note(text);
         }
         let resumed = args.resume.then_some(&*run);
-        train_for(&mut recipe, minutes, &args.device, resumed)?;
+        train_for(&mut recipe, minutes, devices, resumed)?;
         print::note(format_args!("training for {} steps", recipe.steps));
     }
     let summary =
@@ -74,6 +79,7 @@ fn say_how_to_go_on(error: &TrainError, command: &str, run: &Path) {
     let run = run.display();
     let more = match error {
         TrainError::Stopped(Stopped::Interrupted { .. }) => "",
+        TrainError::Devices(DevicesError::Lost { .. }) => " --device DEVICES",
         TrainError::Stopped(Stopped::NonFiniteLoss {
             checkpoint: 1.., ..
         }) => " --lr RATE --penalty WEIGHT",

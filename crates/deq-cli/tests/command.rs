@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+#[cfg(feature = "remote")]
+mod remote;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -119,7 +121,11 @@ fn a_run_leaves_everything_a_user_needs_and_can_be_evaluated() {
             .all(|step| step["backward"]["nfe"].as_u64() > Some(0))
     );
 
-    let output = run(folder.path(), &["eval", "run", "--test", "--json"]);
+    let divided = ["--device", "flex,flex"];
+    let output = deq(folder.path(), &["eval", "run", "--test", "--json"])
+        .args(divided)
+        .output()
+        .unwrap();
     success(&output);
     let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(result["eval"]["split"], "test");

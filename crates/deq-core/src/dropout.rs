@@ -5,6 +5,7 @@
 //! forward solve, the backward solve and the Jacobian penalty all see the same function.
 
 use crate::context::{CellContext, TensorMap};
+use crate::random;
 use burn::tensor::{Device, Distribution, Tensor};
 
 /// A dropout mask held through one solve.
@@ -27,13 +28,40 @@ impl<const D: usize> DropoutMask<D> {
     ///
     /// # Shapes
     ///
+    /// - shape: that of the tensors it multiplies, samples first; size 1 on other axes along which
+    ///   the decision is shared
+    ///
+    /// # Panics
+    ///
+    /// If `rate` is not in `[0, 1)`, or in a [divided](random::DividedDraws) batch the first axis
+    /// is not that of the samples.
+    pub fn draw(shape: [usize; D], rate: f64, device: &Device) -> Self {
+        Self::drawn(rate, device, |kept, device| {
+            random::for_samples(shape, kept, device)
+        })
+    }
+
+    /// [`draw`](Self::draw) with decisions that all samples share.
+    ///
+    /// # Shapes
+    ///
     /// - shape: that of the tensors it multiplies; size 1 on axes along which the decision is
     ///   shared
     ///
     /// # Panics
     ///
     /// If `rate` is not in `[0, 1)`.
-    pub fn draw(shape: [usize; D], rate: f64, device: &Device) -> Self {
+    pub fn draw_for_all(shape: [usize; D], rate: f64, device: &Device) -> Self {
+        Self::drawn(rate, device, |kept, device| {
+            random::for_all(shape, kept, device)
+        })
+    }
+
+    fn drawn(
+        rate: f64,
+        device: &Device,
+        draw: impl FnOnce(Distribution, &Device) -> Tensor<D>,
+    ) -> Self {
         assert!(
             (0.0..1.0).contains(&rate),
             "the dropout rate is {rate}, but must be at least 0 and below 1"
@@ -43,7 +71,7 @@ impl<const D: usize> DropoutMask<D> {
         }
         // A constant of the graph, hence on the plain device.
         let device = device.clone().inner();
-        let kept = Tensor::random(shape, Distribution::Bernoulli(1.0 - rate), &device);
+        let kept = draw(Distribution::Bernoulli(1.0 - rate), &device);
         Self(Some(kept.mul_scalar(1.0 / (1.0 - rate))))
     }
 

@@ -8,7 +8,9 @@
         feature = "vulkan",
         feature = "metal",
         feature = "cuda",
-        feature = "rocm"
+        feature = "rocm",
+        feature = "cpu",
+        feature = "remote"
     )),
     allow(
         unused_variables,
@@ -60,7 +62,7 @@ impl std::fmt::Debug for CotangentMap {
     }
 }
 
-// `Cube` stands for every CubeCL runtime: CUDA, ROCm, Metal, Vulkan, WebGPU.
+// `Cube` stands for every CubeCL runtime: CUDA, ROCm, Metal, Vulkan, WebGPU, CPU.
 #[backend_extension(
     Autodiff,
     Flex: cfg(feature = "flex"),
@@ -69,8 +71,10 @@ impl std::fmt::Debug for CotangentMap {
         feature = "vulkan",
         feature = "metal",
         feature = "cuda",
-        feature = "rocm"
-    ))
+        feature = "rocm",
+        feature = "cpu"
+    )),
+    Remote: cfg(feature = "remote")
 )]
 pub(crate) trait HookBackend: Backend {
     /// `carrier` forward; backward, the cotangent goes on to the carrier, and `map(cotangent)` to
@@ -98,9 +102,22 @@ impl HookBackend for burn::backend::Flex {
     feature = "vulkan",
     feature = "metal",
     feature = "cuda",
-    feature = "rocm"
+    feature = "rocm",
+    feature = "cpu"
 ))]
 impl HookBackend for burn::backend::Cube {
+    fn cotangent_tie(
+        carrier: FloatTensor<Self>,
+        _tensor: FloatTensor<Self>,
+        _map: CotangentMap,
+    ) -> FloatTensor<Self> {
+        carrier
+    }
+}
+
+// The tape is the client's: a worker only sees what the steps compute.
+#[cfg(feature = "remote")]
+impl HookBackend for burn::backend::Remote {
     fn cotangent_tie(
         carrier: FloatTensor<Self>,
         _tensor: FloatTensor<Self>,

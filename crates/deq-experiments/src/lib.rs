@@ -10,7 +10,8 @@
 //!
 //! # Feature flags
 //!
-//! `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass through to Burn.
+//! `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, `cpu` and `remote` pass through
+//! to Burn.
 
 mod comparison;
 pub mod networks;

@@ -4,7 +4,7 @@ use crate::config::{DenoisingConfig, Estimator, JacobianPenaltyConfig, Probe};
 use crate::difference::{CentralDifference, finite_rows, keep_rows, relative_step};
 use crate::error::InvalidPenalty;
 use burn::tensor::{Bool, Distribution, Tensor, assert_shape};
-use deq_core::{CellContext, EquilibriumCell, FrozenCell, StateLayout, recomputed};
+use deq_core::{CellContext, EquilibriumCell, FrozenCell, StateLayout, random, recomputed};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -443,12 +443,14 @@ fn lengthened(rows: Tensor<2>) -> Tensor<2> {
 impl Probe {
     /// Draws one probe in the shape, type and on the device of `z`.
     fn draw(self, z: &Tensor<2>) -> Tensor<2> {
+        let numbers = |distribution| {
+            let options = (&z.device(), z.dtype());
+            random::for_samples(z.dims(), distribution, options)
+        };
         match self {
-            Self::Gaussian => z.random_like(Distribution::Normal(0.0, 1.0)),
+            Self::Gaussian => numbers(Distribution::Normal(0.0, 1.0)),
             Self::Rademacher => {
-                let heads = z
-                    .random_like(Distribution::Uniform(0.0, 1.0))
-                    .lower_elem(0.5);
+                let heads = numbers(Distribution::Uniform(0.0, 1.0)).lower_elem(0.5);
                 z.full_like(-1.0).mask_fill(heads, 1.0)
             }
         }

@@ -2,7 +2,7 @@
 //! stride.
 
 #![cfg_attr(
-    not(any(feature = "flex", feature = "_gpu")),
+    not(any(feature = "flex", feature = "_gpu", feature = "remote")),
     allow(
         unused_variables,
         reason = "without a backend the generated dispatcher has nothing to pass on"
@@ -168,11 +168,12 @@ fn beside(tensor: Tensor<4>, other: &Tensor<4>) -> Tensor<4> {
     }
 }
 
-// `Cube` stands for every CubeCL runtime: CUDA, ROCm, Metal, Vulkan, WebGPU.
+// `Cube` stands for every CubeCL runtime: CUDA, ROCm, Metal, Vulkan, WebGPU, CPU.
 #[backend_extension(
     Autodiff,
     Flex: cfg(feature = "flex"),
-    Cube: cfg(feature = "_gpu")
+    Cube: cfg(feature = "_gpu"),
+    Remote: cfg(feature = "remote")
 )]
 pub(crate) trait ConvolutionBackend: Backend {
     fn convolution(
@@ -287,25 +288,34 @@ mod on_flex {
     }
 }
 
-#[cfg(feature = "_gpu")]
-mod on_cube {
+/// Backends that have nothing better than Burn's convolution.
+#[cfg(any(feature = "_gpu", feature = "remote"))]
+mod plain {
     use super::{ConvolutionBackend, ConvolutionGradients, options};
-    use burn::backend::Cube;
     use burn::backend::ops::ModuleOps;
     use burn::backend::tensor::FloatTensor;
 
-    impl ConvolutionBackend for Cube {
-        fn convolution(
-            x: FloatTensor<Self>,
-            weight: FloatTensor<Self>,
-            stride: usize,
-        ) -> FloatTensor<Self> {
-            let options = options(&weight, stride);
-            Self::conv2d(x, weight, None, options)
-        }
+    macro_rules! plain {
+        ($backend:ty) => {
+            impl ConvolutionBackend for $backend {
+                fn convolution(
+                    x: FloatTensor<Self>,
+                    weight: FloatTensor<Self>,
+                    stride: usize,
+                ) -> FloatTensor<Self> {
+                    let options = options(&weight, stride);
+                    Self::conv2d(x, weight, None, options)
+                }
+            }
+
+            impl ConvolutionGradients for $backend {}
+        };
     }
 
-    impl ConvolutionGradients for Cube {}
+    #[cfg(feature = "_gpu")]
+    plain!(burn::backend::Cube);
+    #[cfg(feature = "remote")]
+    plain!(burn::backend::Remote);
 }
 
 impl<B: ConvolutionBackend + ConvolutionGradients, C: CheckpointStrategy> ConvolutionBackend

@@ -24,9 +24,9 @@
 //!
 //! - `autodiff`: the operations with derivatives of their own, `convolve`, `Convolution` and
 //!   `cross_entropy`.
-//! - `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` pass through to Burn and say which
-//!   backends are known here; none by default. `flex` brings SIMD and threads, the others fusion,
-//!   tuning and a place on disk for compiled kernels, see [`keep_kernels`].
+//! - `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, `cpu`, `remote` pass through to Burn and
+//!   say which backends are known here; none by default. `flex` brings SIMD and threads, those of
+//!   GPUs and `cpu` fusion, tuning and a place on disk for compiled kernels, see [`keep_kernels`].
 
 mod attention;
 #[cfg(feature = "autodiff")]

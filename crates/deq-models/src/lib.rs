@@ -38,8 +38,8 @@
 //!
 //! # Feature flags
 //!
-//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass
-//! through to Burn.
+//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, `cpu` and
+//! `remote` pass through to Burn.
 
 pub mod checkpoint;
 mod error;

@@ -6,21 +6,23 @@ use deq_data::catch_panic;
 use std::any::Any;
 
 /// Every device name with the cargo feature that brings it.
-const DEVICES: [(&str, bool); 6] = [
+const DEVICES: [(&str, bool); 7] = [
     ("flex", cfg!(feature = "flex")),
     ("wgpu", cfg!(feature = "wgpu")),
     ("vulkan", cfg!(feature = "vulkan")),
     ("metal", cfg!(feature = "metal")),
     ("cuda", cfg!(feature = "cuda")),
     ("rocm", cfg!(feature = "rocm")),
+    ("cpu", cfg!(feature = "cpu")),
 ];
 
 /// What [`best_device`] tries, in this order: the makers' own way to a card before one that serves
 /// all, and the CPU last.
 const BEST_FIRST: [&str; 6] = ["cuda", "rocm", "metal", "vulkan", "wgpu", "flex"];
 
-/// The device called `name`: `flex` (the CPU), or `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, the
-/// last two with an optional index as in `cuda:1`, or `auto`, which is [`best_device`].
+/// The device called `name`: `flex` (the CPU), or `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, these
+/// two with an optional index as in `cuda:1`, `cpu` (the CPU by CubeCL), or `auto`, which is
+/// [`best_device`].
 ///
 /// A small computation is made on it, unless it is the CPU.
 ///
@@ -123,6 +125,8 @@ fn make(kind: &str, index: usize) -> Option<Device> {
         "cuda" => Some(Device::cuda(index)),
         #[cfg(feature = "rocm")]
         "rocm" => Some(Device::rocm(index)),
+        #[cfg(feature = "cpu")]
+        "cpu" => Some(Device::cpu()),
         _ => None,
     }
 }

@@ -1,5 +1,6 @@
 //! What can go wrong in a run, by concern, each in one sentence that says what to do.
 
+use crate::devices::DevicesError;
 use crate::tasks::images::ImagesError;
 use crate::tasks::text::TextError;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,9 @@ pub enum TrainError {
     /// There is no such device.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// Several devices, or one elsewhere, are not as they should be.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
     /// A checkpoint of another program does not fit.
     #[error(transparent)]
     Exchange(#[from] ExchangeError),

@@ -2,13 +2,13 @@
 
 use crate::error::{RunError, Stopped, TrainError};
 use crate::measure::Measure;
+use crate::parallel::Team;
 use crate::recipe::Recipe;
 use crate::records::{EvalRecord, StepRecord};
 use crate::step::{InputOf, LearnerOf, OutputOf};
 use crate::task::{MemoryOf, Solved, Tally, TallyOf, Task, TaskModel};
 use burn::data::dataloader::{DataLoader, Progress};
 use burn::tensor::Tensor;
-use burn::train::InferenceStep;
 use deq_core::solvers::{SolverConfig, StatusCounts, StopConfig, TraceLevel};
 use deq_core::{EquilibriumCell, FrozenCell};
 use deq_jacreg::{SpectralRadiusConfig, spectral_radius};
@@ -19,9 +19,9 @@ use std::time::Instant;
 /// spend.
 const TRACE_STEPS: usize = 60;
 
-/// What an evaluation measures, and after which step.
-#[derive(Clone, Debug)]
-pub(crate) struct EvalPlan {
+/// What an evaluation measures, after which step, and on which devices.
+#[derive(Clone)]
+pub(crate) struct EvalPlan<'a> {
     /// The name of the split.
     pub(crate) split: &'static str,
     /// Training steps made so far.
@@ -29,15 +29,22 @@ pub(crate) struct EvalPlan {
     /// The solver whose residuals are traced on the first batch, where the spectral radius is
     /// estimated too; `None` leaves both out.
     pub(crate) probe: Option<SolverConfig>,
+    pub(crate) team: &'a Team,
 }
 
-impl EvalPlan {
+impl<'a> EvalPlan<'a> {
     /// Everything is measured.
-    pub(crate) fn new<T: Task>(recipe: &Recipe<T>, split: &'static str, step: usize) -> Self {
+    pub(crate) fn new<T: Task>(
+        recipe: &Recipe<T>,
+        split: &'static str,
+        step: usize,
+        team: &'a Team,
+    ) -> Self {
         Self {
             split,
             step,
             probe: Some(recipe.deq.solver.clone()),
+            team,
         }
     }
 }
@@ -47,25 +54,26 @@ impl EvalPlan {
 ///
 /// # Errors
 ///
-/// [`RunError::NothingToRead`] if there is nothing to read.
+/// [`RunError::NothingToRead`] if there is nothing to read;
+/// [`DevicesError::Lost`](crate::DevicesError::Lost) naming a worker that is gone.
 pub(crate) fn evaluate<T: Task>(
     task: &T,
     learner: &LearnerOf<T>,
     loader: &dyn DataLoader<InputOf<T>>,
-    plan: &EvalPlan,
+    plan: &EvalPlan<'_>,
     on_item: &mut dyn FnMut(OutputOf<T>, Progress) -> ControlFlow<()>,
 ) -> Result<Option<EvalRecord>, TrainError> {
     let mut totals = Totals::new();
     let mut tally = TallyOf::<T>::default();
-    let mut memory = MemoryOf::<T>::default();
+    let mut memory = Vec::<MemoryOf<T>>::new();
     let mut probes = Probes::default();
+    let replicas = plan.team.replicas(learner);
     let mut iterator = loader.iter();
     while let Some(input) = iterator.next() {
-        let mut input = input.map_err(|error| Stopped::Batch {
+        let input = input.map_err(|error| Stopped::Batch {
             step: plan.step,
             source: error.into(),
         })?;
-        input.memory = memory;
         if let (Some(solver), 0) = (&plan.probe, totals.batches) {
             let batch = learner.model.probed(&input.batch);
             let solved = learner.read(&batch, &input.memory).solved;
@@ -73,8 +81,7 @@ pub(crate) fn evaluate<T: Task>(
                 probes = probe(cell, &solved, solver)?;
             }
         }
-        let mut out = InferenceStep::step(learner, input);
-        memory = std::mem::take(&mut out.memory);
+        let mut out = plan.team.infer(&replicas, input, &mut memory)?;
         totals.add(&out.record);
         tally.add(&out.tally);
         out.record.quality = batch_quality(task, out.record.loss, &out.tally);

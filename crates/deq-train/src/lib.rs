@@ -30,7 +30,8 @@
 //! - [`Recipe`], [`Preset`]: what determines a run, and where to start from.
 //! - [`train`], [`evaluate`], [`evaluate_budgets`], [`import`], [`export`], [`Trained`].
 //! - [`Task`], [`TaskModel`], [`Batches`]: what a task of your own implements.
-//! - [`affordable_steps`], [`step_memory`]: what a run costs.
+//! - [`Devices`]: several devices, here and elsewhere.
+//! - [`affordable_steps`], [`step_memory`], [`Workload`]: what a run costs.
 //! - [`records`], [`report`]: what a run writes.
 //!
 //! The book's page on this crate is
@@ -38,8 +39,9 @@
 //!
 //! # Feature flags
 //!
-//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda` and `rocm` pass
-//! through to Burn, and [`device`] knows which are there. Defaults: `charts` draws the curves of
+//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` and `cpu`
+//! pass through to Burn, and [`device`] knows which are there. `remote` adds devices of other
+//! processes and machines, and hosting them. Defaults: `charts` draws the curves of
 //! reports, `dashboard` shows training in the terminal (plain lines without it), `tokenizers` reads
 //! text by a `tokenizer.json`.
 
@@ -48,19 +50,24 @@ mod checkpoint;
 mod clip;
 mod dashboard;
 mod device;
+mod devices;
 mod error;
 mod evaluate;
 mod exchange;
 pub mod files;
 mod loader;
 mod measure;
+mod parallel;
 mod presets;
 mod recipe;
 pub mod records;
+#[cfg(feature = "remote")]
+mod remote;
 pub mod report;
 mod rounds;
 mod run;
 mod run_folder;
+mod scaling;
 mod step;
 mod step_memory;
 mod task;
@@ -72,6 +79,7 @@ pub use budget_table::{BudgetRow, BudgetTable, Variant, evaluate_budgets};
 pub use dashboard::restore_terminal;
 pub use dashboard::{clock, number, status_text};
 pub use device::{any_device, best_device, device, is_out_of_memory};
+pub use devices::{Devices, DevicesError};
 pub use error::{
     BoxError, DeviceError, ExchangeError, RecipeError, RunError, Stopped, TrainError, require,
     with_causes,
@@ -80,11 +88,14 @@ pub use exchange::{ImportOptions, Imported, export, import};
 pub use measure::{Detail, Measure, Quality};
 pub use presets::Preset;
 pub use recipe::{FORMAT, Network, Optimizer, Recipe};
+#[cfg(feature = "remote")]
+pub use remote::{WorkerOptions, serve};
 pub use run::{
     EvalOptions, OnProgress, Start, Summary, TrainOptions, Trained, evaluate, evaluate_with, train,
     train_only,
 };
 pub use run_folder::RunFolder;
+pub use scaling::{LINKS, Link, ScalingRow, WORKLOADS, Workload};
 pub use step_memory::{StepMemory, step_memory};
 pub use task::{
     BatchOf, BatchPlan, Batches, BatchesFn, Memory, MemoryOf, Opening, Reading, Solved, Split,

@@ -6,6 +6,7 @@ use crate::device::is_out_of_memory;
 use crate::error::{Stopped, TrainError};
 use crate::evaluate::{EvalPlan, batch_quality, evaluate};
 use crate::files::FileSum;
+use crate::parallel::{Team, joined};
 use crate::recipe::Recipe;
 use crate::records::{Record, RunLog};
 use crate::run_folder::RunFolder;
@@ -13,7 +14,6 @@ use crate::step::{InputOf, LearnerOf, OutputOf};
 use crate::task::{Memory, MemoryOf, Task};
 use burn::data::dataloader::DataLoader;
 use burn::module::Module;
-use burn::tensor::Device;
 use burn::train::checkpoint::{CheckpointingAction, CheckpointingStrategy};
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::metric::store::EventStoreClient;
@@ -36,7 +36,7 @@ use std::time::Instant;
 /// step, and a run must resume in the middle of a pass; hence a strategy of its own.
 pub(crate) struct RoundStrategy<T: Task> {
     pub(crate) recipe: Recipe<T>,
-    pub(crate) device: Device,
+    pub(crate) team: Arc<Team>,
     pub(crate) store: CheckpointStore,
     /// Where training begins, and the memory there.
     pub(crate) start: (Position, MemoryOf<T>),
@@ -64,7 +64,8 @@ type Events<T> = SupervisedTrainingEventProcessor<LearnerOf<T>>;
 /// What changes while training.
 struct Session<T: Task> {
     learner: Learner<LearnerOf<T>>,
-    memory: MemoryOf<T>,
+    /// Of every part of a batch.
+    memory: Vec<MemoryOf<T>>,
     policy: Option<PenaltyPolicy>,
     /// Steps made.
     step: usize,
@@ -94,18 +95,20 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
         valid: ValidLoader<LearnerOf<T>>,
         _starting_epoch: usize,
     ) -> (LearnerOf<T>, Events<T>) {
-        let train = train.to_device(&self.device);
-        let valid = valid.to_device(&self.device.clone().inner());
+        let plain = self.team.main();
+        let tracked = plain.clone().autodiff();
+        let train = train.to_device(&tracked);
+        let valid = valid.to_device(plain);
         let (position, memory) = self.start.clone();
         let mut session = Session::<T> {
             learner,
-            memory,
+            memory: vec![memory],
             policy: self.policy(&position),
             step: position.step,
             events: components.event_processor,
             interrupter: components.interrupter,
         };
-        session.learner.fork(&self.device);
+        session.learner.fork(&tracked);
         let mut checkpointer = components.checkpointer;
         let started = Instant::now();
         let mut save = |session: &Session<T>, evaluated: bool| {
@@ -126,7 +129,8 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
             // Running statistics take in their last update when a model turns to evaluation, and
             // not when it is recorded.
             drop(session.learner.model().valid());
-            self.store.begin(position, session.memory.to_bytes(), run);
+            let memory = joined(session.memory.clone(), plain);
+            self.store.begin(position, memory.to_bytes(), run);
             if let Some(checkpointer) = &mut checkpointer {
                 checkpointer.checkpoint(&session.learner, session.step, &components.event_store);
             }
@@ -200,14 +204,14 @@ impl<T: Task> RoundStrategy<T> {
                 source: error.into(),
             })?;
             input.step = step;
-            input.memory = std::mem::take(&mut session.memory);
             let seed = self.recipe.seed;
             input.penalty = match (&mut session.policy, self.recipe.penalty_phase(step)) {
                 (Some(policy), Some(phase)) => policy.decide(seed, step, phase),
                 _ => None,
             };
-            let mut out = session.learner.train_step(input);
-            session.memory = std::mem::take(&mut out.item.memory);
+            let model = session.learner.model();
+            let mut out = self.team.train(&model, input, &mut session.memory)?;
+            drop(model);
             session.learner.lr_step();
             let rate = session.learner.lr_current();
             let record = &mut out.item.record;
@@ -261,7 +265,7 @@ impl<T: Task> RoundStrategy<T> {
             total_items: loader.num_items(),
         });
         let model = session.learner.model().valid();
-        let plan = EvalPlan::new(&self.recipe, "valid", session.step);
+        let plan = EvalPlan::new(&self.recipe, "valid", session.step, &self.team);
         let task = &self.recipe.task;
         let record = evaluate(
             task,

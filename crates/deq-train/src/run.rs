@@ -2,11 +2,13 @@
 
 use crate::checkpoint::{CheckpointStore, Position, is_trainable, memory_bytes};
 use crate::device::device;
+use crate::devices::Devices;
 use crate::error::{RunError, TrainError, require};
 use crate::evaluate::{EvalPlan, evaluate as pass};
 use crate::exchange::with_weights_of;
 use crate::files::{self, FileSum};
 use crate::loader::BatchLoader;
+use crate::parallel::Team;
 use crate::recipe::{Network, Recipe};
 use crate::records::{ChangeRecord, EvalRecord, Record, RunLog, read_records};
 use crate::report::{ReportHeader, totals, write_report};
@@ -41,8 +43,8 @@ pub type OnProgress = Arc<dyn Fn(&str) + Send + Sync>;
 /// Where and how to train.
 #[derive(Clone)]
 pub struct TrainOptions {
-    /// The device's name, see [`device`].
-    pub device: String,
+    /// The devices, one or several that divide every batch. A run goes on with other ones.
+    pub devices: Devices,
     /// The folder of the run.
     pub run: PathBuf,
     /// Whether to begin or to go on.
@@ -64,9 +66,9 @@ pub struct TrainOptions {
 
 impl TrainOptions {
     /// A new run in `run`, with a dashboard if standard output is a terminal.
-    pub fn new(device: &str, run: PathBuf) -> Self {
+    pub fn new(devices: impl Into<Devices>, run: PathBuf) -> Self {
         Self {
-            device: device.to_owned(),
+            devices: devices.into(),
             run,
             start: Start::New,
             plain: false,
@@ -81,7 +83,7 @@ impl TrainOptions {
 impl std::fmt::Debug for TrainOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TrainOptions")
-            .field("device", &self.device)
+            .field("devices", &self.devices)
             .field("run", &self.run)
             .field("start", &self.start)
             .field("plain", &self.plain)
@@ -94,8 +96,8 @@ impl std::fmt::Debug for TrainOptions {
 /// What to evaluate.
 #[derive(Clone, Debug)]
 pub struct EvalOptions {
-    /// The device's name, see [`device`].
-    pub device: String,
+    /// The devices, one or several that divide every batch.
+    pub devices: Devices,
     /// The split. Default: valid.
     pub split: Split,
     /// The most steps of a solve. Default: the recipe's.
@@ -106,9 +108,9 @@ pub struct EvalOptions {
 
 impl EvalOptions {
     /// The valid split as the recipe says, with everything measured.
-    pub fn new(device: &str) -> Self {
+    pub fn new(devices: impl Into<Devices>) -> Self {
         Self {
-            device: device.to_owned(),
+            devices: devices.into(),
             split: Split::Valid,
             max_steps: None,
             probe: true,
@@ -178,15 +180,15 @@ impl<T: Task> Trained<T> {
     /// [`RunError`] if there is no run or no checkpoint, it is damaged or of another task, or
     /// `max_steps` is given for an explicit network.
     pub fn open(run: &Path, device: &str, max_steps: Option<usize>) -> Result<Self, TrainError> {
-        Self::open_as(limited(run, max_steps)?, run, device)
+        Self::open_as(limited(run, max_steps)?, run, &self::device(device)?)
     }
 
     /// The newest checkpoint of a run, used as another recipe says.
-    fn open_as(recipe: Recipe<T>, run: &Path, device_name: &str) -> Result<Self, TrainError> {
-        let device = device(device_name)?;
+    fn open_as(recipe: Recipe<T>, run: &Path, device: &Device) -> Result<Self, TrainError> {
         recipe.validate()?;
         let newest = RunFolder::new(run.to_owned()).newest()?;
-        let learner = load_model(Learner::fresh(&recipe, &device)?, &newest.folder)?;
+        let learner = load_model(Learner::fresh(&recipe, device)?, &newest.folder)?;
+        let device = device.clone();
         Ok(Self::new((recipe, learner), run, newest.position, device))
     }
 
@@ -205,10 +207,10 @@ impl<T: Task> Trained<T> {
     fn measure(
         &self,
         batches: Arc<dyn Batches<BatchOf<T>>>,
-        split: Split,
-        probe: bool,
+        (split, probe): (Split, bool),
+        team: &Team,
     ) -> Result<EvalRecord, TrainError> {
-        let mut plan = EvalPlan::new(&self.recipe, split.name(), self.step);
+        let mut plan = EvalPlan::new(&self.recipe, split.name(), self.step, team);
         plan.probe = plan.probe.filter(|_| probe);
         let loader = BatchLoader::<T>::held_out(batches, None, &self.device);
         let mut on_item = |_, _| ControlFlow::Continue(());
@@ -247,11 +249,20 @@ impl<T: Task> Trained<T> {
 /// [`TrainError`] in one sentence that says what to do. Nothing is written before recipe, data and
 /// device have been checked.
 pub fn train<T: Task>(recipe: Recipe<T>, options: &TrainOptions) -> Result<Summary, TrainError> {
+    let options = options.clone();
+    Team::open(&options.devices)?.watch(move |team| train_with(recipe, &options, team))
+}
+
+fn train_with<T: Task>(
+    recipe: Recipe<T>,
+    options: &TrainOptions,
+    team: &Arc<Team>,
+) -> Result<Summary, TrainError> {
     let Rounds {
         trained,
         data,
         held_out,
-    } = run_rounds(recipe, options)?;
+    } = run_rounds(recipe, options, team)?;
     let folder = RunFolder::new(options.run.clone());
     let records = read_records(&folder.metrics())?;
     let last = records.iter().rev().find_map(Record::as_eval);
@@ -260,7 +271,7 @@ pub fn train<T: Task>(recipe: Recipe<T>, options: &TrainOptions) -> Result<Summa
         Some(eval) if eval.step == trained.step && eval.batches == held_out.per_pass() => {
             eval.clone()
         }
-        _ => trained.measure(held_out, Split::Valid, true)?,
+        _ => trained.measure(held_out, (Split::Valid, true), team)?,
     };
     let summary = trained.summary(&data, Split::Valid, eval);
     let gallery = trained.recipe.task.gallery(&trained, &data)?;
@@ -275,7 +286,9 @@ pub fn train<T: Task>(recipe: Recipe<T>, options: &TrainOptions) -> Result<Summa
 ///
 /// As [`train`].
 pub fn train_only<T: Task>(recipe: Recipe<T>, options: &TrainOptions) -> Result<f64, TrainError> {
-    Ok(run_rounds(recipe, options)?.trained.seconds)
+    let options = options.clone();
+    Team::open(&options.devices)?
+        .watch(move |team| Ok(run_rounds(recipe, &options, team)?.trained.seconds))
 }
 
 /// A model whose rounds are done, with what measures it.
@@ -289,8 +302,9 @@ struct Rounds<T: Task> {
 fn run_rounds<T: Task>(
     mut recipe: Recipe<T>,
     options: &TrainOptions,
+    team: &Arc<Team>,
 ) -> Result<Rounds<T>, TrainError> {
-    let plain = device(&options.device)?;
+    let plain = team.main().clone();
     let workers = options.workers;
     require(workers <= 1024, "workers", workers as f64, "at most 1,024")?;
     let folder = RunFolder::new(options.run.clone());
@@ -311,6 +325,7 @@ fn run_rounds<T: Task>(
 
     let tracked = plain.clone().autodiff();
     let mut learner = Learner::fresh(&recipe, &tracked)?;
+    team.require_divisible(&recipe, &learner, &*held_out)?;
     // Weights, gradients and the two moments of Adam.
     require_memory(learner.num_params().saturating_mul(4))?;
     if let (Some(path), false) = (&recipe.init, resume) {
@@ -378,7 +393,7 @@ fn run_rounds<T: Task>(
             burn::train::Learner::new(learner, recipe.optimizer(), schedule);
         let strategy = RoundStrategy {
             recipe: recipe.clone(),
-            device: tracked,
+            team: team.clone(),
             store,
             start,
             stop_after: options.stop_after,
@@ -463,19 +478,21 @@ pub fn evaluate_with<T: Task>(
 ) -> Result<Summary, TrainError> {
     let mut recipe = limited(run, options.max_steps)?;
     change(&mut recipe);
-    let data = recipe.task.open(&Opening {
-        run: Some(run),
-        training: false,
-        progress: None,
-    })?;
-    let trained = Trained::open_as(recipe, run, &options.device)?;
-    let held_out =
-        trained
-            .recipe
-            .task
-            .held_out(&data, options.split, &trained.recipe.batch_plan(1))?;
-    let eval = trained.measure(held_out.into(), options.split, options.probe)?;
-    Ok(trained.summary(&data, options.split, eval))
+    let (run, split, probe) = (run.to_owned(), options.split, options.probe);
+    Team::open(&options.devices)?.watch(move |team| {
+        let data = recipe.task.open(&Opening {
+            run: Some(&run),
+            training: false,
+            progress: None,
+        })?;
+        let trained = Trained::open_as(recipe, &run, team.main())?;
+        let plan = trained.recipe.batch_plan(1);
+        let held_out: Arc<dyn Batches<BatchOf<T>>> =
+            trained.recipe.task.held_out(&data, split, &plan)?.into();
+        team.require_divisible(&trained.recipe, &trained.learner, &*held_out)?;
+        let eval = trained.measure(held_out, (split, probe), team)?;
+        Ok(trained.summary(&data, split, eval))
+    })
 }
 
 fn header<T: Task>(recipe: &Recipe<T>, summary: &Summary, records: &[Record]) -> ReportHeader {

@@ -24,8 +24,8 @@ pub(crate) struct StepPlan {
     pretrain_steps: usize,
     pretrain_depth: usize,
     /// The largest norm of the whole gradient, if it is bounded.
-    clip: Option<f64>,
-    seed: u64,
+    pub(crate) clip: Option<f64>,
+    pub(crate) seed: u64,
 }
 
 impl StepPlan {
@@ -70,6 +70,15 @@ pub(crate) struct StepInput<M: TaskModel> {
     pub(crate) memory: M::Memory,
     /// The weight of the penalty, if this step has one.
     pub(crate) penalty: Option<f64>,
+}
+
+/// How much a part of a batch counts in the whole.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    /// In its mean loss.
+    pub(crate) of_loss: f64,
+    /// In a mean over its samples.
+    pub(crate) of_samples: f64,
 }
 
 /// What a step measured, and what the next one needs.
@@ -146,7 +155,7 @@ fn record<M: TaskModel>(
 }
 
 /// A seed for one step (the finaliser of SplitMix64).
-fn step_seed(seed: u64, step: usize) -> u64 {
+pub(crate) fn step_seed(seed: u64, step: usize) -> u64 {
     let mut x = seed.wrapping_add((step as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -158,27 +167,47 @@ impl<M: TaskModel> TrainStep for Learner<M> {
     type Output = StepOutput<M>;
 
     fn step(&self, input: StepInput<M>) -> TrainOutput<StepOutput<M>> {
-        let started = Instant::now();
         let plan = &self.plan;
         // Masks and probes depend on seed and step alone, so that a resumed run draws what the
         // first one would have.
         for device in self.model.devices() {
             device.seed(step_seed(plan.seed, input.step));
         }
+        let out = self.part_of_step(input, None);
+        TrainOutput {
+            grads: match plan.clip {
+                Some(limit) => clip_global_norm(self, out.grads, limit),
+                None => out.grads,
+            },
+            item: out.item,
+        }
+    }
+}
+
+impl<M: TaskModel> Learner<M> {
+    /// One step on the whole batch, or on a part of it with that share, whose gradients then add
+    /// up to those of the whole. Gradients are not clipped.
+    pub(crate) fn part_of_step(
+        &self,
+        input: StepInput<M>,
+        share: Option<Share>,
+    ) -> TrainOutput<StepOutput<M>> {
+        let started = Instant::now();
+        let plan = &self.plan;
         let deq = plan.deq.at_step(plan.seed, input.step as u64);
         let (phase, depth) = plan.depth(Some(input.step), &deq);
         let reading = self.model.read(&input.batch, &input.memory, depth);
         let loss = self.model.loss(&reading.output, &input.batch);
         let penalty = self.penalty(input.penalty, &reading);
+        let (own, samples) = match share {
+            Some(share) => (loss.clone() * share.of_loss, share.of_samples),
+            None => (loss.clone(), 1.0),
+        };
         let total = match &penalty {
-            Some((weight, estimate)) => loss.clone() + estimate.value.clone() * *weight,
-            None => loss.clone(),
+            Some((weight, estimate)) => own + estimate.value.clone() * (*weight * samples),
+            None => own,
         };
         let grads = GradientsParams::from_grads(total.backward(), self);
-        let grads = match plan.clip {
-            Some(limit) => clip_global_norm(self, grads, limit),
-            None => grads,
-        };
 
         let number = |tensor: Tensor<1>| tensor.inner().into_scalar::<f64>();
         let solved = reading.solved.as_ref();

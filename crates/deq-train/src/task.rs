@@ -233,6 +233,31 @@ pub trait TaskModel: Module + ModuleDisplay + Debug + Send + Sync + 'static {
     fn probed(&self, batch: &Self::Batch) -> Self::Batch {
         batch.clone()
     }
+
+    /// The samples, or streams, of a batch, by which several devices divide it. Default: `None`, it
+    /// cannot be divided.
+    ///
+    /// A model whose batches are divided makes its random numbers for a step by
+    /// [`deq_core::dropout`] or [`deq_core::random`]: only those do not depend on the division.
+    fn samples(&self, _batch: &Self::Batch) -> Option<usize> {
+        None
+    }
+
+    /// Some samples of a batch, on `device`. Needed where [`samples`](Self::samples) says how many
+    /// there are.
+    ///
+    /// # Panics
+    ///
+    /// The default always does.
+    fn part(&self, _batch: &Self::Batch, rows: Range<usize>, device: &Device) -> Self::Batch {
+        panic!("a batch whose samples are counted needs `part` for {rows:?} on {device:?}")
+    }
+
+    /// How much the mean [`loss`](Self::loss) of a part of a batch counts in that of the batch.
+    /// Default: by its [`targets`](Self::targets).
+    fn loss_weight(&self, batch: &Self::Batch) -> f64 {
+        self.targets(batch) as f64
+    }
 }
 
 /// A batch as a model has read it.
@@ -278,6 +303,12 @@ pub struct Solved<C: EquilibriumCell> {
 
 /// What is carried from step to step, and kept in checkpoints.
 pub trait Memory: Clone + Default + Send + Sync + 'static {
+    /// The memory of some samples, on `device`.
+    fn part(&self, rows: Range<usize>, device: &Device) -> Self;
+
+    /// The memory of all samples, on `device`, from its [parts](Self::part) in order.
+    fn joined(parts: &[Self], device: &Device) -> Self;
+
     /// The content of a file; empty for nothing.
     fn to_bytes(&self) -> Vec<u8>;
 
@@ -290,6 +321,10 @@ pub trait Memory: Clone + Default + Send + Sync + 'static {
 }
 
 impl Memory for () {
+    fn part(&self, _: Range<usize>, _: &Device) -> Self {}
+
+    fn joined(_: &[Self], _: &Device) -> Self {}
+
     fn to_bytes(&self) -> Vec<u8> {
         Vec::new()
     }

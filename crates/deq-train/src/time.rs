@@ -1,5 +1,6 @@
 //! Training for a given time.
 
+use crate::devices::Devices;
 use crate::error::{TrainError, require};
 use crate::recipe::Recipe;
 use crate::records::{Record, read_records};
@@ -35,7 +36,7 @@ fn trial<T: Task>(recipe: &Recipe<T>, steps: usize, unrolled: usize) -> Recipe<T
 pub fn affordable_steps<T: Task>(
     recipe: &Recipe<T>,
     minutes: f64,
-    device: &str,
+    devices: impl Into<Devices>,
 ) -> Result<usize, TrainError> {
     let valid = minutes > 0.0 && minutes <= 1e6;
     require(valid, "minutes", minutes, "above 0 and at most 1,000,000")?;
@@ -47,7 +48,7 @@ pub fn affordable_steps<T: Task>(
     let run = RunFolder::new(folder.path().join("trial"));
     let options = TrainOptions {
         plain: true,
-        ..TrainOptions::new(device, run.path().to_owned())
+        ..TrainOptions::new(devices, run.path().to_owned())
     };
     let total = train_only(trial(recipe, TRIAL, first), &options)?;
     let records = read_records(&run.metrics())?;
@@ -78,12 +79,12 @@ pub fn affordable_steps<T: Task>(
 pub fn train_for<T: Task>(
     recipe: &mut Recipe<T>,
     minutes: f64,
-    device: &str,
+    devices: impl Into<Devices>,
     resumed: Option<&Path>,
 ) -> Result<(), TrainError> {
     let steps = match resumed {
         Some(run) => Recipe::<T>::of_run(run)?.steps,
-        None => affordable_steps(recipe, minutes, device)?,
+        None => affordable_steps(recipe, minutes, devices)?,
     };
     recipe.scale_steps(steps);
     Ok(())

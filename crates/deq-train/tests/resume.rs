@@ -1,7 +1,9 @@
-//! A run that is stopped and resumed equals an uninterrupted one, for every task.
+//! A run that is stopped and resumed equals an uninterrupted one, for every task, and one on
+//! several devices one on a single device.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+mod devices;
 mod forge;
 mod sine;
 

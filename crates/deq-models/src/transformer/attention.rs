@@ -114,7 +114,7 @@ impl Attention {
             }
         });
         let positions = position_embedding(keys, d_model, inputs.device);
-        let mask = DropoutMask::draw([1, 1, d_model], inputs.dropout.hidden, inputs.device);
+        let mask = DropoutMask::draw_for_all([1, 1, d_model], inputs.dropout.hidden, inputs.device);
         let positions = mask.apply(positions);
         let distances = self.position.effective().apply(positions);
         AttentionContext {

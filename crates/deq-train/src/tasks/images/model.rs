@@ -8,10 +8,11 @@ use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use deq_core::Depth;
 use deq_models::checkpoint::{LoadReport, StateDict, load, state_dict};
 use deq_models::{MdeqCell, MdeqClassifier, MdeqSegmenter, ResNet};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The largest number of images at whose equilibria the spectral radius is estimated.
@@ -152,11 +153,36 @@ impl TaskModel for ImagesModel {
         let [count, _, height, width] = batch.images.dims();
         let fitting = PROBED_PIXELS / (height * width);
         let kept = count.min(PROBED).min(fitting.max(1));
-        let targets = batch.targets.len() / count * kept;
+        self.part(batch, 0..kept, &batch.images.device())
+    }
+
+    fn samples(&self, batch: &ImagesBatch) -> Option<usize> {
+        Some(batch.images.dims()[0])
+    }
+
+    fn part(&self, batch: &ImagesBatch, rows: Range<usize>, device: &Device) -> ImagesBatch {
+        let [count, ..] = batch.images.dims();
+        let each = batch.targets.len() / count;
+        let images = batch.images.clone().narrow(0, rows.start, rows.len());
         ImagesBatch {
-            images: batch.images.clone().narrow(0, 0, kept),
-            targets: batch.targets[..targets].to_vec(),
+            images: images.to_device(device),
+            targets: batch.targets[rows.start * each..rows.end * each].to_vec(),
         }
+    }
+
+    fn loss_weight(&self, batch: &ImagesBatch) -> f64 {
+        let targets = batch.targets.iter();
+        targets
+            .map(|target| f64::from(weight_of(*target, &self.class_weights)))
+            .sum()
+    }
+}
+
+/// How much a target counts in the training loss.
+fn weight_of(target: i32, class_weights: &[f32]) -> f32 {
+    match usize::try_from(target) {
+        Ok(class) => class_weights.get(class).copied().unwrap_or(1.0),
+        Err(_) => 0.0,
     }
 }
 
@@ -198,10 +224,7 @@ fn mean_nll(scores: Tensor<2>, targets: &[i32], class_weights: &[f32]) -> Tensor
     if class_weights.is_empty() && !targets.contains(&IGNORED) {
         return likelihood.mean().neg();
     }
-    let weight = |target: &i32| match usize::try_from(*target) {
-        Ok(class) => class_weights.get(class).copied().unwrap_or(1.0),
-        Err(_) => 0.0,
-    };
+    let weight = |target: &i32| weight_of(*target, class_weights);
     let weights: Vec<f32> = targets.iter().map(weight).collect();
     let total: f64 = weights.iter().copied().map(f64::from).sum();
     let weights = Tensor::<1>::from_data(TensorData::new(weights, [count]), &device);
@@ -215,7 +238,6 @@ fn mean_nll(scores: Tensor<2>, targets: &[i32], class_weights: &[f32]) -> Tensor
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
     use deq_models::{MdeqClassifierConfig, MdeqSegmenterConfig, ResNetConfig};
 
     /// PyTorch: `F.interpolate(scores, size=(3, 3), mode="bilinear", align_corners=True)`.

@@ -1,12 +1,30 @@
-//! The memory of a language model as a file.
+//! The memory of a language model as a file, and in parts.
 
 use crate::task::Memory;
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 use deq_models::LmMemory;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
+use std::ops::Range;
 
 /// A safetensors file whose tensors are named by their place; empty for an empty memory.
 impl Memory for LmMemory {
+    fn part(&self, rows: Range<usize>, device: &Device) -> Self {
+        let part = |tensor: &Tensor<3>| {
+            let tensor = tensor.clone().narrow(0, rows.start, rows.len());
+            tensor.to_device(device)
+        };
+        LmMemory::new(self.tensors().iter().map(part).collect())
+    }
+
+    fn joined(parts: &[Self], device: &Device) -> Self {
+        let tensors = parts.first().map_or(0, |part| part.tensors().len());
+        let join = |place: usize| {
+            let parts = parts.iter().map(|part| part.tensors()[place].clone());
+            Tensor::cat(parts.map(|part| part.to_device(device)).collect(), 0)
+        };
+        LmMemory::new((0..tensors).map(join).collect())
+    }
+
     fn to_bytes(&self) -> Vec<u8> {
         if self.is_empty() {
             return Vec::new();
@@ -92,6 +110,22 @@ mod tests {
         assert_eq!(injection_back.to_data(), injection.into_data());
         let empty = LmMemory::from_bytes(&[], &device).unwrap();
         assert!(empty.is_empty() && empty.to_bytes().is_empty());
+    }
+
+    #[test]
+    fn a_memory_is_the_sum_of_its_parts() {
+        let device = Device::flex();
+        let normal = Distribution::Normal(0.0, 1.0);
+        let whole = LmMemory::new(vec![
+            Tensor::<3>::random([5, 2, 3], normal, &device),
+            Tensor::<3>::random([5, 2, 4], normal, &device),
+        ]);
+        let parts = [0..2, 2..5].map(|rows| Memory::part(&whole, rows, &device));
+        assert_eq!(parts[1].tensors()[1].dims(), [3, 2, 4]);
+        let joined = LmMemory::joined(&parts, &device);
+        assert_eq!(joined.to_bytes(), whole.to_bytes());
+        let empty = Memory::part(&LmMemory::empty(), 0..2, &device);
+        assert!(LmMemory::joined(&[empty.clone(), empty], &device).is_empty());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use deq_core::Depth;
 use deq_data::Segment;
 use deq_models::{DeqTransformerLm, LmMemory, TransformerCell, TransformerXlLm};
+use std::ops::Range;
 
 /// A language model.
 #[derive(Module, Debug)]
@@ -126,4 +127,18 @@ impl TaskModel for TextModel {
     }
 
     fn tally(&self, _: &Tensor<3>, _: &TextBatch) {}
+
+    fn samples(&self, batch: &TextBatch) -> Option<usize> {
+        Some(batch.tokens.dims()[0])
+    }
+
+    fn part(&self, batch: &TextBatch, rows: Range<usize>, device: &Device) -> TextBatch {
+        let [_, time] = batch.tokens.dims();
+        let tokens = batch.tokens.clone().narrow(0, rows.start, rows.len());
+        TextBatch {
+            tokens: tokens.to_device(device),
+            targets: batch.targets[rows.start * time..rows.end * time].to_vec(),
+            starts_stream: batch.starts_stream,
+        }
+    }
 }

@@ -1,0 +1,233 @@
+//! Workers on loopback, as processes of their own.
+
+use super::{deq, folder_with_text, records, refused, success};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+struct Worker {
+    child: Child,
+    /// As a training names its device.
+    name: String,
+}
+
+impl Worker {
+    /// On a free port, with the token in `token`.
+    fn start(folder: &Path) -> Self {
+        Self::listening(folder, &["--listen", "127.0.0.1:0"])
+    }
+
+    fn listening(folder: &Path, arguments: &[&str]) -> Self {
+        let mut child = deq(folder, &["worker", "--token-file", "token"])
+            .args(arguments)
+            .env("RUST_LOG", "off")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = lines.next().unwrap().unwrap();
+        let (_, name) = line.split_once("hosting flex as ").expect("it says where");
+        let name = name.to_owned();
+        // What else it says must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, name }
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args([signal, &id]).status().unwrap();
+        assert!(sent.success());
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It may be gone.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    let folder = folder_with_text();
+    std::fs::write(folder.path().join("token"), "open sesame\n").unwrap();
+    folder
+}
+
+/// A training without what amplifies rounding, see the tests of `deq-train`.
+fn training(folder: &Path, run: &str, devices: &str, more: &[&str]) -> Command {
+    let arguments = [
+        "train",
+        "lm",
+        "--preset",
+        "tiny",
+        "--data",
+        "text.txt",
+        "--batch",
+        "8",
+        "--pretrain",
+        "1",
+        "--penalty-frequency",
+        "0.8",
+        "--valid-batches",
+        "1",
+        "--plain",
+        "--set",
+        "deq.solver={\"Picard\":{\"damping\":1.0}}",
+        "--set",
+        "deq.stop.rel_tol=0.04",
+        "--set",
+        "deq.eval_stop=null",
+        "--set",
+        "optimizer=nesterov",
+        "--set",
+        "task.segment=16",
+        "--set",
+        "task.model.mem_len=16",
+        "--token-file",
+        "token",
+        "--run",
+        run,
+        "--device",
+        devices,
+    ];
+    let mut command = deq(folder, &arguments);
+    command.args(more);
+    command
+}
+
+const SHORT: [&str; 4] = ["--steps", "6", "--rounds", "3"];
+/// Longer than any test waits, with a checkpoint after every other step.
+const LONG: [&str; 4] = ["--steps", "3000", "--rounds", "1500"];
+
+fn train(folder: &Path, run: &str, devices: &str, more: &[&str]) -> Output {
+    training(folder, run, devices, more).output().unwrap()
+}
+
+fn losses(run: &Path) -> Vec<f64> {
+    let records = records(run);
+    records
+        .iter()
+        .map(|r| r["loss"].as_f64().unwrap())
+        .collect()
+}
+
+/// The end of a training that failed: its exit code is 2, its last words are one sentence.
+fn failure(output: &Output) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    stderr
+}
+
+#[test]
+fn workers_train_as_one_device_does_and_know_their_token() {
+    let folder = folder();
+    let folder = folder.path();
+    let workers = [Worker::start(folder), Worker::start(folder)];
+    let both = format!("{},{}", workers[0].name, workers[1].name);
+    let mixed = format!("flex,{}", workers[0].name);
+    // A port that was free a moment ago.
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = port.local_addr().unwrap().to_string();
+    drop(port);
+    let encrypted = Worker::listening(folder, &["--listen", &address, "--key-file", "key"]);
+    let encrypted = format!("flex,{}", encrypted.name);
+    success(&train(folder, "one", "flex", &SHORT));
+    let expected = losses(&folder.join("one"));
+    for (run, devices) in [
+        ("both", &both),
+        ("mixed", &mixed),
+        ("encrypted", &encrypted),
+    ] {
+        success(&train(folder, run, devices, &SHORT));
+        let found = losses(&folder.join(run));
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(&expected) {
+            let error = (found - expected).abs();
+            assert!(error < 5e-4 * expected, "{run}: {found} for {expected}");
+        }
+    }
+
+    std::fs::write(folder.join("other"), "open barley").unwrap();
+    for wrong in [&["--token-file", "other"][..], &[]] {
+        let arguments = [&["eval", "one", "--device", &both], wrong].concat();
+        let message = refused(folder, &arguments);
+        let expected = format!("the worker at {} refuses the token", workers[0].name);
+        assert!(message.contains(&expected), "{message}");
+    }
+    let message = refused(folder, &["worker", "--listen", "0.0.0.0:0"]);
+    assert!(message.contains("loopback addresses only"), "{message}");
+}
+
+/// Begins a training and waits for its first checkpoint.
+fn begun(folder: &Path, run: &str, devices: &str) -> Child {
+    let mut child = training(folder, run, devices, &LONG)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let checkpoint = folder.join(run).join("checkpoints/step-0000002");
+    for _ in 0..600 {
+        if checkpoint.is_dir() {
+            return child;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    child.kill().unwrap();
+    panic!("no checkpoint was written within two minutes");
+}
+
+#[test]
+fn a_lost_worker_is_named_and_the_run_goes_on_without_it() {
+    let folder = folder();
+    let folder = folder.path();
+    let [lost, kept] = [Worker::start(folder), Worker::start(folder)];
+    for signal in ["-KILL", "-STOP"] {
+        let run = format!("run{signal}");
+        let lost = match signal {
+            "-KILL" => &lost,
+            _ => &Worker::start(folder),
+        };
+        let child = begun(folder, &run, &format!("{},{}", kept.name, lost.name));
+        lost.signal(signal);
+        let message = failure(&child.wait_with_output().unwrap());
+        let expected = format!("the worker at {} was lost", lost.name);
+        assert!(message.contains(&expected), "{message}");
+        // The other worker lost a client in the middle of a step, and serves the next.
+        let steps = records(&folder.join(&run)).len().to_string();
+        let more = ["--resume", "--steps", &steps, "--rounds", "1"];
+        success(&train(folder, &run, &kept.name, &more));
+    }
+}
+
+#[test]
+fn a_worker_survives_a_training_that_vanishes() {
+    let folder = folder();
+    let folder = folder.path();
+    let worker = Worker::start(folder);
+    let mut child = begun(folder, "vanished", &worker.name);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    success(&train(folder, "next", &worker.name, &SHORT));
+}
+
+#[test]
+fn what_is_no_worker_is_told_before_anything_is_written() {
+    let folder = folder();
+    let folder = folder.path();
+    let far = ["train", "lm", "--run", "run", "--device"];
+    for (device, expected) in [
+        ("remote:gpu1:4000", "is no address of a worker"),
+        // Nobody listens on the discard port.
+        (
+            "flex,remote:ws://127.0.0.1:9",
+            "the worker at remote:ws://127.0.0.1:9 cannot be used",
+        ),
+    ] {
+        let message = refused(folder, &[&far[..], &[device]].concat());
+        assert!(message.contains(expected), "{message}");
+    }
+    assert!(!folder.join("run").exists());
+}
