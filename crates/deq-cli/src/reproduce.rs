@@ -89,6 +89,10 @@ pub(crate) struct CompareArgs {
     /// more.
     #[arg(long, default_value_t = 3)]
     seeds: u64,
+    /// Steps that training solves of the model without the penalty may take. Default: those of the
+    /// others; the paper has 30 against 12.
+    #[arg(long, value_name = "STEPS")]
+    plain_steps: Option<usize>,
     /// Folder of the runs and the results, by default named after the task in `runs`. Give it again
     /// to go on after an interruption.
     #[arg(long, value_name = "FOLDER")]
@@ -245,6 +249,7 @@ fn compare_weights<T: Task>(
         weights,
         budgets: args.budgets.clone(),
         seeds: args.seeds,
+        plain_steps: args.plain_steps,
         figures,
         device: args.device.clone(),
     };
