@@ -64,6 +64,9 @@ pub(crate) struct DeqLmArgs {
 /// Options of every comparison of weights.
 #[derive(Args)]
 pub(crate) struct CompareArgs {
+    /// Recipe to start from, as `deq config` prints it, with any field changed.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "data"])]
+    recipe: Option<PathBuf>,
     /// Training steps. Default: the preset's.
     #[arg(long)]
     steps: Option<usize>,
@@ -203,12 +206,18 @@ fn text(preset: Option<&str>, data: Option<&PathBuf>) -> Result<Recipe<TextTask>
 }
 
 fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
-    let recipe = text(args.preset.as_deref(), args.data.as_ref())?;
+    let recipe = match &args.shared.recipe {
+        Some(file) => Recipe::from_file(file)?,
+        None => text(args.preset.as_deref(), args.data.as_ref())?,
+    };
     compare_weights(recipe, "a language model", Figures::TEXT, &args.shared)
 }
 
 fn jacreg_vision(args: &ReproduceVisionArgs) -> Result<()> {
-    let mut recipe = preset_for(&args.preset, &args.data)?;
+    let mut recipe = match &args.shared.recipe {
+        Some(file) => Recipe::from_file(file)?,
+        None => preset_for(&args.preset, &args.data)?,
+    };
     let mut config = recipe.penalty.take().unwrap_or_default();
     // The weights that are compared stay.
     if matches!(config.schedule, WeightSchedule::Controlled(_)) {
