@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use deq_data::{ImageSource, Level};
 use deq_experiments::networks::{NetworkComparison, compare_networks, megabytes};
 use deq_experiments::synthetic::{self, SyntheticOptions};
-use deq_experiments::{Claim, Comparison, ComparisonResult, compare};
+use deq_experiments::{Claim, Comparison, ComparisonResult, Figures, compare};
 use deq_jacreg::WeightSchedule;
 use deq_train::tasks::images::preset_for;
 use deq_train::tasks::text::{DataSource, TextTask};
@@ -41,6 +41,9 @@ pub(crate) struct DeqLmArgs {
     /// Minutes of training for each network.
     #[arg(long, default_value_t = 30.0, allow_negative_numbers = true)]
     minutes: f64,
+    /// Seeds, each of which trains every network. Verdicts can hold with three or more.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
     /// Applications of the cell in the weight-tied network.
     #[arg(long, default_value_t = 6)]
     tied_depth: usize,
@@ -61,6 +64,9 @@ pub(crate) struct DeqLmArgs {
 /// Options of every comparison of weights.
 #[derive(Args)]
 pub(crate) struct CompareArgs {
+    /// Recipe to start from, as `deq config` prints it, with any field changed.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "data"])]
+    recipe: Option<PathBuf>,
     /// Training steps. Default: the preset's.
     #[arg(long)]
     steps: Option<usize>,
@@ -70,13 +76,8 @@ pub(crate) struct CompareArgs {
     /// Steps of unrolled pre-training.
     #[arg(long)]
     pretrain: Option<usize>,
-    /// Weights of the penalty to compare.
-    #[arg(
-        long,
-        value_delimiter = ',',
-        allow_negative_numbers = true,
-        default_value = "0,0.5,1.6"
-    )]
+    /// Weights of the penalty to compare. Default: 0 and the recipe's.
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true)]
     weights: Vec<f64>,
     /// Share of training steps that apply the penalty.
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
@@ -84,9 +85,17 @@ pub(crate) struct CompareArgs {
     /// Evaluations allowed at inference.
     #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,6,8,12,16,20,30")]
     budgets: Vec<usize>,
-    /// Seed of weights, order, dropout masks and penalty draws.
+    /// First seed of weights, order, dropout masks and penalty draws.
     #[arg(long)]
     seed: Option<u64>,
+    /// Seeds, from the first on, each of which trains every weight. Verdicts can hold with three or
+    /// more.
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// Steps that training solves of the model without the penalty may take. Default: those of the
+    /// others; the paper has 30 against 12.
+    #[arg(long, value_name = "STEPS")]
+    plain_steps: Option<usize>,
     /// Folder of the runs and the results, by default named after the task in `runs`. Give it again
     /// to go on after an interruption.
     #[arg(long, value_name = "FOLDER")]
@@ -197,22 +206,33 @@ fn text(preset: Option<&str>, data: Option<&PathBuf>) -> Result<Recipe<TextTask>
 }
 
 fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
-    let recipe = text(args.preset.as_deref(), args.data.as_ref())?;
-    compare_weights(recipe, "a language model", &args.shared)
+    let recipe = match &args.shared.recipe {
+        Some(file) => Recipe::from_file(file)?,
+        None => text(args.preset.as_deref(), args.data.as_ref())?,
+    };
+    compare_weights(recipe, "a language model", Figures::TEXT, &args.shared)
 }
 
 fn jacreg_vision(args: &ReproduceVisionArgs) -> Result<()> {
-    let mut recipe = preset_for(&args.preset, &args.data)?;
+    let mut recipe = match &args.shared.recipe {
+        Some(file) => Recipe::from_file(file)?,
+        None => preset_for(&args.preset, &args.data)?,
+    };
     let mut config = recipe.penalty.take().unwrap_or_default();
     // The weights that are compared stay.
     if matches!(config.schedule, WeightSchedule::Controlled(_)) {
         config.schedule = WeightSchedule::Constant;
     }
     recipe.penalty = Some(config);
-    compare_weights(recipe, "a multiscale model", &args.shared)
+    compare_weights(recipe, "a multiscale model", Figures::IMAGES, &args.shared)
 }
 
-fn compare_weights<T: Task>(mut recipe: Recipe<T>, title: &str, args: &CompareArgs) -> Result<()> {
+fn compare_weights<T: Task>(
+    mut recipe: Recipe<T>,
+    title: &str,
+    figures: Figures,
+    args: &CompareArgs,
+) -> Result<()> {
     if let Some(steps) = args.steps {
         recipe.scale_steps(steps);
     }
@@ -223,12 +243,23 @@ fn compare_weights<T: Task>(mut recipe: Recipe<T>, title: &str, args: &CompareAr
     set(&mut recipe.seed, args.seed);
     penalty(&mut recipe.penalty, None, args.penalty_frequency)?;
     let folder = args.run.clone();
+    let own = recipe
+        .penalty
+        .as_ref()
+        .map_or(0.0, |penalty| penalty.weight);
+    let weights = match args.weights.as_slice() {
+        [] => vec![0.0, own],
+        given => given.to_vec(),
+    };
     let options = Comparison {
         title: title.to_owned(),
         folder: folder.unwrap_or_else(|| format!("runs/jacreg-{}", T::NAME).into()),
         recipe,
-        weights: args.weights.clone(),
+        weights,
         budgets: args.budgets.clone(),
+        seeds: args.seeds,
+        plain_steps: args.plain_steps,
+        figures,
         device: args.device.clone(),
     };
     let result = compare(&options, &mut |what| print::note(format_args!("== {what}")))?;
@@ -240,16 +271,18 @@ fn compare_weights<T: Task>(mut recipe: Recipe<T>, title: &str, args: &CompareAr
 }
 
 fn print_comparison(result: &ComparisonResult) {
-    print!("\n{:17}", format!("{} with", result.measure.name()));
+    let names = result.variants.iter().map(|variant| variant.name.len());
+    let width = names.max().unwrap_or(0).max(16) + 1;
+    print!("\n{:width$}", format!("{} with", result.measure.name()));
     result
         .budgets
         .iter()
         .for_each(|budget| print!("{budget:>8}"));
     println!("  evaluations");
     for variant in &result.variants {
-        print!("{:17}", variant.name());
-        for value in &variant.quality {
-            print!("{:>8}", result.measure.text(*value));
+        print!("{:width$}", variant.name);
+        for budget in 0..result.budgets.len() {
+            print!("{:>8}", result.measure.text(variant.mean_quality(budget)));
         }
         println!();
     }
@@ -262,6 +295,7 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
     let options = NetworkComparison {
         recipe,
         minutes: args.minutes,
+        seeds: args.seeds,
         tied_depth: args.tied_depth,
         layers: args.layers,
         device: args.device.clone(),
@@ -277,8 +311,9 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
         return print::json(&result);
     }
     println!(
-        "\n{:16} {:>10} {:>10} {:>7} {:>6} {:>8} {:>11} {:>13} {:>9} {:>7}",
+        "\n{:16} {:>4} {:>10} {:>10} {:>7} {:>6} {:>8} {:>11} {:>13} {:>9} {:>7}",
         "network",
+        "seed",
         "perplexity",
         "parameters",
         "minutes",
@@ -292,8 +327,9 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
     for network in &result.networks {
         let share = network.converged;
         println!(
-            "{:16} {:10.1} {:10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
+            "{:16} {:4} {:10.1} {:10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
             network.name,
+            network.seed,
             network.perplexity,
             network.parameters,
             network.training_seconds / 60.0,
@@ -323,12 +359,11 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
 fn print_claims(claims: &[Claim]) {
     println!();
     for claim in claims {
-        let verdict = if claim.holds {
-            "holds:"
-        } else {
-            "DOES NOT HOLD:"
-        };
-        println!("{verdict} {}\n    {}", claim.statement, claim.evidence);
+        println!("{}: {}", claim.verdict.text(), claim.statement);
+        println!("    here: {}", claim.here);
+        if !claim.paper.is_empty() {
+            println!("    paper: {}", claim.paper);
+        }
     }
     println!();
 }

@@ -456,6 +456,8 @@ fn the_language_model_experiment_compares_budgets_and_goes_on_where_it_stopped()
         "4",
         "--weights",
         "0,1.6",
+        "--seeds",
+        "2",
         "--budgets",
         "2,8",
     ];
@@ -469,7 +471,13 @@ fn the_language_model_experiment_compares_budgets_and_goes_on_where_it_stopped()
     let written = folder.path().join("runs/jacreg-text");
     let json = std::fs::read(written.join("result.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    assert_eq!(json["variants"][1]["quality"].as_array().unwrap().len(), 2);
+    let runs = json["variants"][1]["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 2);
+    assert_eq!(runs[1]["quality"].as_array().unwrap().len(), 2);
+    // Two seeds bear out nothing.
+    let claims = json["claims"].as_array().unwrap();
+    assert!(claims.iter().all(|claim| claim["verdict"] != "holds"));
+    assert!(first.contains("paper: perplexity 24.0 without"), "{first}");
     assert!(written.join("report.html").is_file());
     // What is trained already is not trained again.
     let again = run(folder.path(), &arguments);

@@ -326,6 +326,8 @@ fn the_penalty_is_compared_at_every_budget() {
         "1",
         "--weights",
         "0,1",
+        "--seeds",
+        "1",
         "--budgets",
         "1,4",
     ];
@@ -338,7 +340,13 @@ fn the_penalty_is_compared_at_every_budget() {
     let json = std::fs::read(path.join("runs/jacreg-images/result.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     assert_eq!(json["measure"]["share"], "accuracy");
-    assert_eq!(json["variants"][1]["quality"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        json["variants"][1]["runs"][0]["quality"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
 }
 
 #[test]

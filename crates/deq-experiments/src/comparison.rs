@@ -1,14 +1,63 @@
-//! The penalty on a model: the same training with and without it.
+//! The penalty on a model: the same training with and without it, over several seeds.
 
-use crate::{Claim, claims_table};
+use crate::claim::{Claim, Verdict, claims_table, mean, spread};
+use deq_core::GradientConfig;
+use deq_jacreg::WeightSchedule;
 use deq_train::records::{EvalRecord, Record, SolveRecord, StepRecord, read_records};
 use deq_train::report::{self, Chart, Series};
 use deq_train::{
-    EvalOptions, Measure, Recipe, RecipeError, RunFolder, Start, Task, TrainError, TrainOptions,
-    evaluate, files, require, train,
+    EvalOptions, Measure, Recipe, RecipeError, RunFolder, Start, Stopped, Task, TrainError,
+    TrainOptions, evaluate, files, require, train,
 };
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// What the paper reports of a task, printed beside what is measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figures {
+    /// Evaluations of a training solve, forward.
+    pub forward: &'static str,
+    /// Products of a training solve, backward.
+    pub backward: &'static str,
+    /// The cost of a training.
+    pub work: &'static str,
+    /// What stopping the plain model early costs.
+    pub early: &'static str,
+    /// Both models with the evaluations that the penalised one needs.
+    pub stopped: &'static str,
+    /// Quality with all of them.
+    pub quality: &'static str,
+    /// What the penalty costs in quality there, as [`Measure::loss`] counts it.
+    pub cost: f64,
+    /// Trainings that diverged.
+    pub diverged: &'static str,
+}
+
+impl Figures {
+    /// Of the DEQ-Transformer on WikiText-103 (Bai et al. 2021, Tables 1, 4 and 5).
+    pub const TEXT: Self = Self {
+        forward: "30 without, 13 or 14 with it",
+        backward: "35 without, 12 to 14 with it",
+        work: "3.1 times the time of Transformer-XL without, 1.5 or 1.6 times with it",
+        early: "perplexity 24.0 becomes 29.2 when the model without it is stopped at 12",
+        stopped: "with 12: 29.2 without, 24.9 with it",
+        quality: "perplexity 24.0 without, 24.5 (pre-norm) and 24.9 with it",
+        cost: 24.9 / 24.0,
+        diverged: "without it pre-norm, and post-norm with 15 evaluations",
+    };
+
+    /// Of MDEQ on CIFAR-10 (Bai et al. 2021, Tables 2 and 4).
+    pub const IMAGES: Self = Self {
+        forward: "17 without, 6 with it",
+        backward: "20 without, 7 or 8 with it",
+        work: "MDEQ on ImageNet: over 4 times the time of ResNet-101 without it",
+        early: "93.6 % becomes 89.1 % when the model without it is stopped at 6",
+        stopped: "with 6: 89.1 % without, 93.1 % with it",
+        quality: "93.6 % without, 93.1 % with it",
+        cost: 0.005,
+        diverged: "none of those named",
+    };
+}
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -17,13 +66,22 @@ pub struct Comparison<T: Task> {
     pub title: String,
     /// The training that all variants share but for the weight of the penalty.
     pub recipe: Recipe<T>,
-    /// The weights to compare. A first one of 0 is the plain model.
+    /// The weights to compare. A first one of 0 is the plain model. The claims are of the last
+    /// against the first.
     pub weights: Vec<f64>,
+    /// How many seeds each weight is trained with, from the recipe's on;
+    /// [`Verdict::SEEDS`] for verdicts that can hold.
+    pub seeds: u64,
+    /// The steps that a training solve of the plain model may take, forward and backward; none for
+    /// the recipe's. The paper gives it 30 where the penalised one has 12.
+    pub plain_steps: Option<usize>,
+    /// What the paper says.
+    pub figures: Figures,
     /// The evaluations that a solve may make at inference.
     pub budgets: Vec<usize>,
     /// The device, by name.
     pub device: String,
-    /// Where runs and results are written. Runs that are there and complete are used as they are.
+    /// Where runs and results are written. Runs that are there go on where they stopped.
     pub folder: PathBuf,
 }
 
@@ -42,6 +100,10 @@ impl<T: Task> Comparison<T> {
             budgets as f64,
             "at least 1",
         )?;
+        let steps = self.plain_steps.unwrap_or(1);
+        require(steps >= 1, "plain steps", steps as f64, "at least 1")?;
+        let seeds = (1..=1000).contains(&self.seeds);
+        require(seeds, "seeds", self.seeds as f64, "from 1 to 1,000")?;
         for weight in &self.weights {
             let valid = weight.is_finite() && *weight >= 0.0;
             require(valid, "a weight", *weight, "a finite number of at least 0")?;
@@ -63,13 +125,30 @@ impl<T: Task> Comparison<T> {
     }
 }
 
-/// One trained model.
+/// One weight with all its seeds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Variant {
-    /// The weight `gamma` of the penalty.
+    /// The weight `gamma` of the penalty, where a schedule begins.
     pub weight: f64,
-    /// Seconds of training.
+    /// A short name.
+    pub name: String,
+    /// One training per seed.
+    pub runs: Vec<VariantRun>,
+}
+
+/// One trained model.
+#[derive(Clone, Debug, Serialize)]
+pub struct VariantRun {
+    /// Its seed.
+    pub seed: u64,
+    /// Whether the loss stopped being a number. What was to be measured after training is then
+    /// absent.
+    pub diverged: bool,
+    /// Seconds of training steps.
     pub training_seconds: f64,
+    /// Evaluations of `f` and products with its Jacobian in an equilibrium step, those of the
+    /// penalty included; the mean over training.
+    pub work: f64,
     /// The measure with each budget, in the order of [`Comparison::budgets`].
     pub quality: Vec<f64>,
     /// The share of held-out solves that converged, with each budget.
@@ -91,20 +170,40 @@ pub struct CoursePoint {
     pub converged: f64,
     /// The relative residual at the answers.
     pub residual: f64,
+    /// Steps per backward solve; 0 where the gradient solves nothing.
+    pub backward_steps: f64,
+    /// The share of backward solves that met the tolerance within the budget; 0 where the gradient
+    /// solves nothing.
+    pub backward_converged: f64,
+}
+
+impl VariantRun {
+    /// A number of the last evaluation; NaN after a training that diverged.
+    fn last(&self, value: impl Fn(&EvalRecord) -> Option<f64>) -> f64 {
+        let last = self.evaluations.last().filter(|_| !self.diverged);
+        last.and_then(value).unwrap_or(f64::NAN)
+    }
+
+    /// A number of the last tenth of training; NaN if there is none.
+    fn late(&self, value: impl Fn(&CoursePoint) -> f64) -> f64 {
+        self.course.last().map_or(f64::NAN, value)
+    }
 }
 
 impl Variant {
-    /// A short name.
-    pub fn name(&self) -> String {
-        format!("gamma {}", self.weight)
+    /// A number of each seed.
+    pub fn over_seeds(&self, value: impl Fn(&VariantRun) -> f64) -> Vec<f64> {
+        self.runs.iter().map(value).collect()
     }
 
-    fn last(&self) -> &EvalRecord {
-        self.evaluations.last().expect("evaluated after training")
+    /// The mean over seeds of the measure with a budget, counted from 0.
+    pub fn mean_quality(&self, budget: usize) -> f64 {
+        mean(&self.over_seeds(|run| run.quality.get(budget).copied().unwrap_or(f64::NAN)))
     }
 
-    fn late(&self) -> &CoursePoint {
-        self.course.last().expect("has equilibrium steps")
+    /// How many trainings diverged.
+    pub fn diverged(&self) -> usize {
+        self.runs.iter().filter(|run| run.diverged).count()
     }
 }
 
@@ -139,12 +238,20 @@ pub fn compare<T: Task>(
     files::create_folder(&options.folder)?;
     let mut variants = Vec::new();
     for weight in &options.weights {
-        say(&format!("training with gamma {weight}"));
-        variants.push(variant(options, *weight, say)?);
+        let mut runs = Vec::new();
+        for seed in (options.recipe.seed..).take(options.seeds as usize) {
+            say(&format!("training with gamma {weight} and seed {seed}"));
+            runs.push(run(options, *weight, seed, say)?);
+        }
+        variants.push(Variant {
+            weight: *weight,
+            name: name(options, *weight),
+            runs,
+        });
     }
     let measure = options.recipe.task.measure();
     let result = ComparisonResult {
-        claims: claims(&measure, &variants, &options.budgets),
+        claims: claims(&measure, &variants, options),
         measure,
         variants,
         budgets: options.budgets.clone(),
@@ -155,17 +262,40 @@ pub fn compare<T: Task>(
     Ok(result)
 }
 
-fn variant<T: Task>(
+fn name<T: Task>(options: &Comparison<T>, weight: f64) -> String {
+    let schedule = options
+        .recipe
+        .penalty
+        .as_ref()
+        .map(|penalty| &penalty.schedule);
+    match schedule {
+        Some(WeightSchedule::Controlled(config)) if weight > 0.0 => {
+            format!("gamma from {weight} on, held at {} steps", config.target)
+        }
+        _ => format!("gamma {weight}"),
+    }
+}
+
+fn run<T: Task>(
     options: &Comparison<T>,
     weight: f64,
+    seed: u64,
     say: &mut dyn FnMut(&str),
-) -> Result<Variant, TrainError> {
+) -> Result<VariantRun, TrainError> {
     let mut recipe = options.recipe.clone();
+    recipe.seed = seed;
     recipe.penalty = match weight > 0.0 {
         true => recipe.penalty.map(|penalty| penalty.with_weight(weight)),
         false => None,
     };
-    let folder = RunFolder::new(options.folder.join(format!("gamma-{weight}")));
+    if let (None, Some(steps)) = (&recipe.penalty, options.plain_steps) {
+        recipe.deq.stop.max_steps = steps;
+        if let GradientConfig::Implicit(adjoint) = &mut recipe.deq.gradient {
+            adjoint.stop.max_steps = steps;
+        }
+    }
+    let path = options.folder.join(format!("gamma-{weight}"));
+    let folder = RunFolder::new(path.join(format!("seed-{seed}")));
     let start = match folder.exists() {
         true => Start::Resume,
         false => Start::New,
@@ -175,12 +305,14 @@ fn variant<T: Task>(
         plain: true,
         ..TrainOptions::new(&options.device, folder.path().to_owned())
     };
-    let training_seconds = train(recipe, &train_options)?.training_seconds;
+    let diverged = match train(recipe, &train_options) {
+        Ok(_) => false,
+        Err(TrainError::Stopped(Stopped::NonFiniteLoss { .. })) => true,
+        Err(error) => return Err(error),
+    };
     let (mut quality, mut converged) = (Vec::new(), Vec::new());
-    for budget in &options.budgets {
-        say(&format!(
-            "evaluating gamma {weight} with {budget} evaluations"
-        ));
+    for budget in options.budgets.iter().filter(|_| !diverged) {
+        say(&format!("evaluating with {budget} evaluations"));
         let eval_options = EvalOptions {
             max_steps: Some(*budget),
             probe: false,
@@ -190,16 +322,38 @@ fn variant<T: Task>(
         converged.push(eval.converged().unwrap_or(0.0));
         quality.push(eval.quality.value);
     }
-    let records = read_records(&folder.metrics())?;
+    measured(seed, diverged, quality, converged, &folder.metrics())
+}
+
+fn measured(
+    seed: u64,
+    diverged: bool,
+    quality: Vec<f64>,
+    converged: Vec<f64>,
+    metrics: &Path,
+) -> Result<VariantRun, TrainError> {
+    let records = read_records(metrics)?;
     let evaluations = records.iter().filter_map(Record::as_eval).cloned();
-    Ok(Variant {
-        weight,
-        training_seconds,
+    let steps: Vec<&StepRecord> = records.iter().filter_map(Record::as_step).collect();
+    let solved = steps.iter().filter(|step| step.forward.is_some());
+    let work: Vec<f64> = solved.map(|step| work(step)).collect();
+    Ok(VariantRun {
+        seed,
+        diverged,
+        training_seconds: steps.iter().map(|step| step.seconds).sum(),
+        work: mean(&work),
         quality,
         converged,
         evaluations: evaluations.collect(),
         course: course(&records),
     })
+}
+
+fn work(step: &StepRecord) -> f64 {
+    let backward = step.backward.as_ref().map_or(0, |solve| solve.nfe);
+    let penalty = step.penalty.as_ref();
+    let penalty = penalty.map_or(0, |penalty| penalty.nfe + penalty.products);
+    (step.forward_nfe + backward + penalty) as f64
 }
 
 fn course(records: &[Record]) -> Vec<CoursePoint> {
@@ -208,83 +362,229 @@ fn course(records: &[Record]) -> Vec<CoursePoint> {
         .filter_map(Record::as_step)
         .filter(|step| step.forward.is_some())
         .collect();
+    let share =
+        |solve: &SolveRecord| solve.status.converged as f64 / solve.status.total().max(1) as f64;
     steps
         .chunks(steps.len().div_ceil(10).max(1))
         .map(|chunk| {
-            let solves = || chunk.iter().filter_map(|step| step.forward.as_ref());
-            let mean = |value: &dyn Fn(&SolveRecord) -> f64| {
-                solves().map(value).sum::<f64>() / chunk.len() as f64
+            let of = |solve: &dyn Fn(&StepRecord) -> Option<SolveRecord>,
+                      value: &dyn Fn(&SolveRecord) -> f64| {
+                let values: Vec<f64> = chunk
+                    .iter()
+                    .filter_map(|step| solve(step))
+                    .map(|solve| value(&solve))
+                    .collect();
+                mean(&values)
             };
+            let forward = |step: &StepRecord| step.forward.clone();
+            let backward = |step: &StepRecord| step.backward.clone();
             CoursePoint {
                 step: chunk[chunk.len() - 1].step,
-                solver_steps: mean(&|solve| solve.steps),
-                converged: mean(&|solve| {
-                    solve.status.converged as f64 / solve.status.total().max(1) as f64
-                }),
-                residual: mean(&|solve| solve.residual),
+                solver_steps: of(&forward, &|solve| solve.steps),
+                converged: of(&forward, &share),
+                residual: of(&forward, &|solve| solve.residual),
+                backward_steps: of(&backward, &|solve| solve.steps),
+                backward_converged: of(&backward, &share),
             }
         })
         .collect()
 }
 
-fn claims(measure: &Measure, variants: &[Variant], budgets: &[usize]) -> Vec<Claim> {
+fn claims<T: Task>(measure: &Measure, variants: &[Variant], options: &Comparison<T>) -> Vec<Claim> {
     let [plain, .., penalised] = variants else {
         return Vec::new();
     };
-    let claim = |statement: &str, worse: f64, better: f64| Claim {
-        statement: statement.to_owned(),
-        holds: worse > better,
-        evidence: format!(
-            "{worse:.3} with {}, {better:.3} with {}",
-            plain.name(),
-            penalised.name()
-        ),
-    };
-    // The smallest budget is the hardest; what counts is how much each model loses by it.
-    let hardest = (0..budgets.len())
-        .min_by_key(|index| budgets[*index])
-        .unwrap_or(0);
-    let loss = |variant: &Variant| {
-        let quality = &variant.quality;
-        measure.loss(quality[hardest], measure.best(quality))
-    };
-    let radius = |variant: &Variant| variant.last().spectral_radius.unwrap_or(f64::NAN);
-    let steps = |variant: &Variant| variant.last().steps.unwrap_or(f64::NAN);
-    vec![
-        claim(
-            "training solves late in training take fewer steps with the penalty",
-            plain.late().solver_steps,
-            penalised.late().solver_steps,
-        ),
-        claim(
-            "more of them converge: the share that does not",
-            1.0 - plain.late().converged,
-            1.0 - penalised.late().converged,
-        ),
-        claim(
-            "held-out solves to tolerance take fewer steps",
-            steps(plain),
-            steps(penalised),
-        ),
-        claim(
-            "the spectral radius is smaller",
-            radius(plain),
-            radius(penalised),
-        ),
-        claim(
-            &format!(
-                "a budget of {} evaluations costs less: {} {} that of the best budget",
-                budgets[hardest],
-                measure.name(),
-                match measure {
-                    Measure::Share(_) => "below",
-                    _ => "over",
-                }
+    let names = [&plain.name, &penalised.name];
+    let smaller = |statement: &str,
+                   paper: &'static str,
+                   value: &dyn Fn(&VariantRun) -> f64,
+                   text: &dyn Fn(f64) -> String| {
+        let [without, with] = [plain, penalised].map(|variant| variant.over_seeds(value));
+        Claim {
+            statement: statement.to_owned(),
+            paper,
+            here: format!(
+                "{} with {}, {} with {}",
+                spread(&without, text),
+                names[0],
+                spread(&with, text),
+                names[1]
             ),
-            loss(plain),
-            loss(penalised),
+            verdict: Verdict::below(&with, &without),
+        }
+    };
+    let steps = |steps: f64| format!("{steps:.1}");
+    let share = |share: f64| format!("{:.1} %", 100.0 * share);
+    // The smallest budget is the hardest; what counts is how much each model loses by it.
+    let budgets = &options.budgets;
+    let hardest = (0..budgets.len()).min_by_key(|index| budgets[*index]);
+    let loss = |run: &VariantRun| match (hardest, run.diverged) {
+        (Some(hardest), false) => measure.loss(run.quality[hardest], measure.best(&run.quality)),
+        _ => f64::NAN,
+    };
+    let over = match measure {
+        Measure::Share(_) => "below that of the best budget",
+        _ => "as a multiple of that of the best budget",
+    };
+    let number = |number: f64| format!("{number:.3}");
+    let figures = &options.figures;
+    let mut claims = vec![
+        smaller(
+            "late in training, forward solves take fewer steps",
+            figures.forward,
+            &|run| run.late(|point| point.solver_steps),
+            &steps,
         ),
-    ]
+        smaller(
+            "and fewer of them end without meeting the tolerance",
+            "",
+            &|run| run.late(|point| 1.0 - point.converged),
+            &share,
+        ),
+        smaller(
+            "late in training, backward solves take fewer steps",
+            figures.backward,
+            &|run| run.late(|point| point.backward_steps),
+            &steps,
+        ),
+        smaller(
+            "and fewer of them end without meeting the tolerance",
+            "",
+            &|run| run.late(|point| 1.0 - point.backward_converged),
+            &share,
+        ),
+        smaller(
+            "over all of training, a step needs fewer evaluations and products, the penalty's \
+             included",
+            figures.work,
+            &|run| run.work,
+            &steps,
+        ),
+        smaller(
+            "held-out solves to tolerance take fewer steps",
+            figures.forward,
+            &|run| run.last(|eval| eval.steps),
+            &steps,
+        ),
+        smaller(
+            "the spectral radius at the equilibrium is smaller",
+            "",
+            &|run| run.last(|eval| eval.spectral_radius),
+            &number,
+        ),
+        smaller(
+            &format!(
+                "a budget of {} evaluations at inference costs less: {} with it, {over}",
+                hardest.map_or(0, |index| budgets[index]),
+                measure.name(),
+            ),
+            figures.early,
+            &loss,
+            &number,
+        ),
+    ];
+    claims.extend(stopped(measure, plain, penalised, options));
+    claims.push(quality(measure, plain, penalised, figures));
+    claims.push(stability(plain, penalised, figures));
+    claims
+}
+
+/// That the plain model is the worse one when both are given what the penalised one needs: the
+/// smallest budget with which none of its seeds loses more than a hundredth.
+fn stopped<T: Task>(
+    measure: &Measure,
+    plain: &Variant,
+    penalised: &Variant,
+    options: &Comparison<T>,
+) -> Option<Claim> {
+    let unit = match measure {
+        Measure::Share(_) => 0.0,
+        Measure::Perplexity | Measure::Error(_) => 1.0,
+    };
+    let enough = |index: &usize| {
+        let mut runs = penalised.runs.iter();
+        runs.all(|run| {
+            let best = measure.best(&run.quality);
+            let value = run.quality.get(*index);
+            value.is_some_and(|value| measure.loss(*value, best) <= unit + 0.01)
+        })
+    };
+    let budgets = (0..options.budgets.len()).filter(enough);
+    let index = budgets.min_by_key(|index| options.budgets[*index])?;
+    let of = |variant: &Variant| {
+        variant.over_seeds(|run| run.quality.get(index).copied().unwrap_or(f64::NAN))
+    };
+    let [without, with] = [plain, penalised].map(of);
+    let text = |value| measure.text(value);
+    Some(Claim {
+        statement: format!(
+            "with the {} evaluations that the penalised model needs, it is the better one",
+            options.budgets[index]
+        ),
+        paper: options.figures.stopped,
+        here: format!(
+            "{} with {}, {} with {}",
+            spread(&without, text),
+            plain.name,
+            spread(&with, text),
+            penalised.name
+        ),
+        verdict: match measure.higher_is_better() {
+            true => Verdict::below(&without, &with),
+            false => Verdict::below(&with, &without),
+        },
+    })
+}
+
+/// That the penalty costs no more quality than in the paper.
+fn quality(measure: &Measure, plain: &Variant, penalised: &Variant, figures: &Figures) -> Claim {
+    let best = |run: &VariantRun| match run.diverged {
+        true => f64::NAN,
+        false => measure.best(&run.quality),
+    };
+    let [without, with] = [plain, penalised].map(|variant| variant.over_seeds(best));
+    // Each seed against the mean without the penalty, since a seed does not pair two trainings.
+    let finished: Vec<f64> = without.iter().copied().filter(|v| v.is_finite()).collect();
+    let reference = mean(&finished);
+    let costs: Vec<f64> = with
+        .iter()
+        .map(|value| measure.loss(*value, reference))
+        .collect();
+    let text = |value| measure.text(value);
+    Claim {
+        statement: format!(
+            "the penalty costs no more {} than in the paper, with the best budget",
+            measure.name()
+        ),
+        paper: figures.quality,
+        here: format!(
+            "{} with {}, {} with {}",
+            spread(&without, text),
+            plain.name,
+            spread(&with, text),
+            penalised.name
+        ),
+        verdict: match finished.is_empty() {
+            // Nothing is lost against trainings that all diverge.
+            true => Verdict::at_most(&with.iter().map(|v| v - v).collect::<Vec<_>>(), 0.0),
+            false => Verdict::at_most(&costs, figures.cost),
+        },
+    }
+}
+
+/// That no training with the penalty diverges.
+fn stability(plain: &Variant, penalised: &Variant, figures: &Figures) -> Claim {
+    let diverged = |run: &VariantRun| f64::from(u8::from(run.diverged));
+    let count = |variant: &Variant| {
+        let (diverged, all) = (variant.diverged(), variant.runs.len());
+        format!("{diverged} of {all} with {}", variant.name)
+    };
+    Claim {
+        statement: "no training with the penalty diverges".to_owned(),
+        paper: figures.diverged,
+        here: format!("{}, {}", count(plain), count(penalised)),
+        verdict: Verdict::at_most(&penalised.over_seeds(diverged), 0.0),
+    }
 }
 
 fn write_page(result: &ComparisonResult, title: &str) -> Result<(), TrainError> {
@@ -293,38 +593,46 @@ fn write_page(result: &ComparisonResult, title: &str) -> Result<(), TrainError> 
     let budgets = result.budgets.iter().map(usize::to_string);
     let header: Vec<String> = std::iter::once(first).chain(budgets).collect();
     let row = |variant: &Variant| {
-        let values = variant.quality.iter().map(|value| measure.text(*value));
-        std::iter::once(variant.name()).chain(values).collect()
+        let values = (0..result.budgets.len()).map(|budget| {
+            let finished = variant.runs.iter().filter(|run| !run.diverged);
+            let values: Vec<f64> = finished.map(|run| run.quality[budget]).collect();
+            spread(&values, |value| measure.text(value))
+        });
+        std::iter::once(variant.name.clone())
+            .chain(values)
+            .collect()
     };
     let rows: Vec<Vec<String>> = result.variants.iter().map(row).collect();
     let mut body = report::table(&header, &rows);
     body += &claims_table(&result.claims);
-    let curves = |points: &dyn Fn(&Variant) -> Vec<(f64, f64)>| -> Vec<Series> {
-        let series = result.variants.iter();
-        series
-            .map(|variant| Series::new(variant.name(), points(variant)))
+    let curves = |points: &dyn Fn(&VariantRun) -> Vec<(f64, f64)>| -> Vec<Series> {
+        let runs = result.variants.iter().flat_map(|variant| {
+            let name = move |run: &VariantRun| format!("{}, seed {}", variant.name, run.seed);
+            variant.runs.iter().map(move |run| (name(run), run))
+        });
+        runs.map(|(name, run)| Series::new(name, points(run)))
             .collect()
     };
     let axes = |y| ["training step", y];
     let course = |title: &str, y, log, value: &dyn Fn(&CoursePoint) -> f64| {
-        let points = |variant: &Variant| {
-            let course = variant.course.iter();
+        let points = |run: &VariantRun| {
+            let course = run.course.iter();
             course.map(|p| (p.step as f64, value(p))).collect()
         };
         Chart::new(title, axes(y), log, curves(&points))
     };
     let evaluated = |title: &str, y, value: &dyn Fn(&EvalRecord) -> Option<f64>| {
-        let points = |variant: &Variant| {
-            let evaluations = variant.evaluations.iter();
+        let points = |run: &VariantRun| {
+            let evaluations = run.evaluations.iter();
             evaluations
                 .filter_map(|e| Some((e.step as f64, value(e)?)))
                 .collect()
         };
         Chart::new(title, axes(y), false, curves(&points))
     };
-    let by_budget = curves(&|variant| {
+    let by_budget = curves(&|run| {
         let budgets = result.budgets.iter().map(|budget| *budget as f64);
-        budgets.zip(variant.quality.iter().copied()).collect()
+        budgets.zip(run.quality.iter().copied()).collect()
     });
     let charts = [
         Chart::new(
@@ -338,6 +646,12 @@ fn write_page(result: &ComparisonResult, title: &str) -> Result<(), TrainError> 
         }),
         course("Training solves that converged", "share", false, &|p| {
             p.converged
+        }),
+        course("Products per backward solve", "steps", false, &|p| {
+            p.backward_steps
+        }),
+        course("Backward solves that converged", "share", false, &|p| {
+            p.backward_converged
         }),
         evaluated("Steps of held-out solves to tolerance", "steps", &|e| {
             e.steps

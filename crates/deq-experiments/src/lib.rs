@@ -13,36 +13,15 @@
 //! `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, `cpu` and `remote` pass through
 //! to Burn.
 
+mod claim;
 mod comparison;
 pub mod networks;
 pub mod synthetic;
 
-pub use comparison::{Comparison, ComparisonResult, CoursePoint, Variant, compare};
-
-use deq_train::report::table;
-use serde::Serialize;
-
-/// One statement of a paper and whether the run bears it out.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Claim {
-    /// What should hold.
-    pub statement: String,
-    /// Whether it did, in every seed.
-    pub holds: bool,
-    /// The numbers behind it.
-    pub evidence: String,
-}
-
-/// The claims as a table of a page.
-fn claims_table(claims: &[Claim]) -> String {
-    let header = ["claim", "here", "evidence"].map(str::to_owned);
-    let verdict = |holds| if holds { "holds" } else { "does not hold" };
-    let row = |claim: &Claim| {
-        let verdict = verdict(claim.holds).to_owned();
-        vec![claim.statement.clone(), verdict, claim.evidence.clone()]
-    };
-    table(&header, &claims.iter().map(row).collect::<Vec<_>>())
-}
+pub use claim::{Claim, Verdict};
+pub use comparison::{
+    Comparison, ComparisonResult, CoursePoint, Figures, Variant, VariantRun, compare,
+};
 
 /// Compiles the example of the README.
 #[cfg(doctest)]

@@ -15,6 +15,7 @@ fn small(folder: &std::path::Path) -> NetworkComparison {
     NetworkComparison {
         recipe,
         minutes: 0.002,
+        seeds: 1,
         tied_depth: 2,
         layers: 1,
         device: "flex".to_owned(),

@@ -72,18 +72,17 @@ impl Picture {
 
     /// The image as a PNG file in memory.
     pub fn to_png(&self) -> Vec<u8> {
-        let mut bytes = Cursor::new(Vec::new());
-        let (width, height) = (self.width() as u32, self.height() as u32);
-        image::write_buffer_with_format(
-            &mut bytes,
-            self.data(),
-            width,
-            height,
-            image::ExtendedColorType::Rgb8,
-            ImageFormat::Png,
-        )
-        .expect("memory can be written, and the bytes fit the size");
-        bytes.into_inner()
+        // By the format's own crate: the encoder of `image` would be compiled here for every
+        // format.
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, self.width() as u32, self.height() as u32);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        encoder
+            .write_header()
+            .and_then(|mut writer| writer.write_image_data(self.data()))
+            .expect("memory can be written, and the bytes fit the size");
+        bytes
     }
 }
 
@@ -109,7 +108,7 @@ pub(super) fn check_header(path: &Path) -> Result<(), DataError> {
         .map_err(|source| DataError::read(path, source))?;
     let size = || {
         let format = known_format(&bytes)?;
-        let reader = ImageReader::with_format(Cursor::new(&bytes), format);
+        let reader = ImageReader::with_format(Cursor::new(bytes.as_slice()), format);
         let (width, height) = reader.into_dimensions().map_err(message)?;
         require_size(width, height)
     };
