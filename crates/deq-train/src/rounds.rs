@@ -4,6 +4,7 @@ use crate::checkpoint::{CheckpointStore, Position, RunSums};
 use crate::dashboard::{self, Gauge, LineRenderer, StatusText};
 use crate::error::{Stopped, TrainError};
 use crate::evaluate::{EvalPlan, batch_quality, evaluate};
+use crate::events::EventFile;
 use crate::files::FileSum;
 use crate::recipe::Recipe;
 use crate::records::{Record, RunLog};
@@ -48,13 +49,21 @@ pub(crate) struct RoundStrategy<T: Task> {
     pub(crate) state: Mutex<StrategyState>,
 }
 
-/// The log, where training stands, and the error that ended it, if one did.
+/// The logs, where training stands, and the error that ended it, if one did.
 pub(crate) struct StrategyState {
     pub(crate) log: RunLog,
+    pub(crate) events: EventFile,
     pub(crate) checkpoint: usize,
     /// Whether it was told to stop; burn-train forgets it when its dashboard ends.
     pub(crate) interrupted: bool,
     pub(crate) error: Option<TrainError>,
+}
+
+impl StrategyState {
+    fn record(&mut self, record: &Record) -> Result<(), TrainError> {
+        self.log.append(record)?;
+        self.events.append(record)
+    }
 }
 
 type Events<T> = SupervisedTrainingEventProcessor<LearnerOf<T>>;
@@ -217,7 +226,7 @@ impl<T: Task> RoundStrategy<T> {
             if !record.loss.is_finite() {
                 return Err(self.non_finite(step + 1, record.loss));
             }
-            self.lock().log.append(&Record::Step(record.clone()))?;
+            self.lock().record(&Record::Step(record.clone()))?;
             session.learner.optimizer_step(out.grads);
             session.step += 1;
             let progress = iterator.progress();
@@ -282,7 +291,7 @@ impl<T: Task> RoundStrategy<T> {
         if !record.loss.is_finite() {
             return Err(self.non_finite(record.step, record.loss));
         }
-        self.lock().log.append(&Record::Eval(record))?;
+        self.lock().record(&Record::Eval(record))?;
         session.valid_event(LearnerEvent::EndSplit(round));
         session.train_event(LearnerEvent::EndEpoch(round));
         Ok(true)
