@@ -25,3 +25,7 @@ fuzz MINUTES='10':
 # Kills trainings at random moments and compares them with uninterrupted ones, for so many minutes.
 soak MINUTES='5':
     ./.ci/soak {{MINUTES}}
+
+# The packaged crates in an empty crate outside of the workspace; builds Burn once more.
+package:
+    ./.ci/package

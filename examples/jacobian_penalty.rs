@@ -7,10 +7,12 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Distribution, Tensor};
 use deq_core::{DeqConfig, EquilibriumCell};
+// ANCHOR: names
 use deq_jacreg::{
     IncrementConfig, JacobianPenaltyConfig, Observation, Phase, SpectralRadiusConfig,
     WeightSchedule, spectral_radius,
 };
+// ANCHOR_END: names
 use std::error::Error;
 
 const WIDTH: usize = 24;

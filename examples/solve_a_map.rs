@@ -3,7 +3,9 @@
 //! `cargo run --release -p deq-examples --example solve_a_map`
 
 use burn::tensor::{Device, Distribution, Tensor};
+// ANCHOR: names
 use deq_core::solvers::{SolverConfig, StopConfig, TraceLevel};
+// ANCHOR_END: names
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {

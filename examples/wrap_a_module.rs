@@ -3,6 +3,7 @@
 //!
 //! `cargo run --release -p deq-examples --example wrap_a_module`
 
+// ANCHOR: module
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamConfig, GradientsParams};
@@ -10,7 +11,6 @@ use burn::tensor::{Device, Distribution, Tensor};
 use deq_core::{DeqConfig, DeqError, EquilibriumCell};
 
 /// The module to wrap: one hidden layer.
-// ANCHOR: module
 #[derive(Module, Debug)]
 struct Block {
     state: Linear,
@@ -30,6 +30,7 @@ impl EquilibriumCell for Block {
 }
 // ANCHOR_END: cell
 
+// ANCHOR: train
 #[derive(Module, Debug)]
 struct Network {
     block: Block,
@@ -47,7 +48,6 @@ fn main() -> Result<(), DeqError> {
         },
         readout: LinearConfig::new(width, 1).init(&device),
     };
-    // ANCHOR: train
     let deq = DeqConfig::new().build()?;
     let mut optimizer = AdamConfig::new().init();
 
@@ -61,7 +61,7 @@ fn main() -> Result<(), DeqError> {
             .mean();
         let gradients = GradientsParams::from_grads(error.backward(), &network);
         network = optimizer.step(0.01, network, gradients);
-        // ANCHOR_END: train
+
         if step % 50 == 0 {
             let forward = out.solve.unwrap_or_default();
             let backward = out.backward.solve().unwrap_or_default();
@@ -75,6 +75,7 @@ fn main() -> Result<(), DeqError> {
     }
     Ok(())
 }
+// ANCHOR_END: train
 
 #[cfg(test)]
 mod tests {

@@ -369,7 +369,7 @@ pub enum Stopped {
 #[non_exhaustive]
 pub enum DeviceError {
     /// There is no device of this name.
-    #[error("there is no device {name:?}: choose one of {known}")]
+    #[error("there is no device {name:?}: choose one of {known}; flex is the CPU")]
     Unknown {
         /// The name given.
         name: String,

@@ -8,6 +8,7 @@
 //!
 //! - `config.json`: the whole recipe;
 //! - `metrics.jsonl`: one JSON object per training step and evaluation, see [`records::Record`];
+//! - `events.out.tfevents.*`: the numbers of these records for TensorBoard;
 //! - `checkpoints/`: the newest two, each written whole or not at all;
 //! - `report.html`: tables and curves in one self-contained page;
 //! - what the task keeps, such as a vocabulary.
@@ -53,6 +54,7 @@ mod device;
 mod devices;
 mod error;
 mod evaluate;
+mod events;
 mod exchange;
 pub mod files;
 mod loader;

@@ -36,6 +36,18 @@ pub struct SolveRecord {
     pub status: StatusCounts,
 }
 
+impl SolveRecord {
+    /// The share of samples that met the tolerance; `None` if none is counted.
+    pub fn converged(&self) -> Option<f64> {
+        converged(&self.status)
+    }
+}
+
+fn converged(status: &StatusCounts) -> Option<f64> {
+    let total = status.total();
+    (total > 0).then(|| status.converged as f64 / total as f64)
+}
+
 impl From<&deq_core::solvers::SolveStats> for SolveRecord {
     fn from(stats: &deq_core::solvers::SolveStats) -> Self {
         Self {
@@ -136,8 +148,7 @@ pub struct EvalRecord {
 impl EvalRecord {
     /// The share of solves that met the tolerance; `None` for an explicit network.
     pub fn converged(&self) -> Option<f64> {
-        let total = self.status.total();
-        (total > 0).then(|| self.status.converged as f64 / total as f64)
+        converged(&self.status)
     }
 }
 

@@ -5,6 +5,7 @@ use crate::dashboard::{self, Gauge, LineRenderer, StatusText};
 use crate::device::is_out_of_memory;
 use crate::error::{Stopped, TrainError};
 use crate::evaluate::{EvalPlan, batch_quality, evaluate};
+use crate::events::EventFile;
 use crate::files::FileSum;
 use crate::parallel::{Team, joined};
 use crate::recipe::Recipe;
@@ -50,13 +51,21 @@ pub(crate) struct RoundStrategy<T: Task> {
     pub(crate) state: Mutex<StrategyState>,
 }
 
-/// The log, where training stands, and the error that ended it, if one did.
+/// The logs, where training stands, and the error that ended it, if one did.
 pub(crate) struct StrategyState {
     pub(crate) log: RunLog,
+    pub(crate) events: EventFile,
     pub(crate) checkpoint: usize,
     /// Whether it was told to stop; burn-train forgets it when its dashboard ends.
     pub(crate) interrupted: bool,
     pub(crate) error: Option<TrainError>,
+}
+
+impl StrategyState {
+    fn record(&mut self, record: &Record) -> Result<(), TrainError> {
+        self.log.append(record)?;
+        self.events.append(record)
+    }
 }
 
 type Events<T> = SupervisedTrainingEventProcessor<LearnerOf<T>>;
@@ -223,7 +232,7 @@ impl<T: Task> RoundStrategy<T> {
             if !record.loss.is_finite() {
                 return Err(self.non_finite(step + 1, record.loss));
             }
-            self.lock().log.append(&Record::Step(record.clone()))?;
+            self.lock().record(&Record::Step(record.clone()))?;
             session.learner.optimizer_step(out.grads);
             session.step += 1;
             let progress = iterator.progress();
@@ -288,7 +297,7 @@ impl<T: Task> RoundStrategy<T> {
         if !record.loss.is_finite() {
             return Err(self.non_finite(record.step, record.loss));
         }
-        self.lock().log.append(&Record::Eval(record))?;
+        self.lock().record(&Record::Eval(record))?;
         session.valid_event(LearnerEvent::EndSplit(round));
         session.train_event(LearnerEvent::EndEpoch(round));
         Ok(true)

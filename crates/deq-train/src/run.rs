@@ -5,6 +5,7 @@ use crate::device::device;
 use crate::devices::Devices;
 use crate::error::{RunError, TrainError, require};
 use crate::evaluate::{EvalPlan, evaluate as pass};
+use crate::events::EventFile;
 use crate::exchange::with_weights_of;
 use crate::files::{self, FileSum};
 use crate::loader::BatchLoader;
@@ -402,6 +403,7 @@ fn run_rounds<T: Task>(
             recipe_sum,
             state: Mutex::new(StrategyState {
                 log,
+                events: EventFile::begin(folder.path(), step)?,
                 checkpoint: step,
                 interrupted: false,
                 error: None,

@@ -121,6 +121,17 @@ fn stopped_and_resumed_equals_uninterrupted<T: Task>(recipe: &Recipe<T>) {
     let evals = records(&whole);
     let evals = evals.iter().filter(|record| record["event"] == "eval");
     assert_eq!(evals.count(), 2);
+    // Every session has an event file.
+    assert_eq!([event_files(&whole), event_files(&parts)], [1, 5]);
+}
+
+fn event_files(run: &Path) -> usize {
+    let names = std::fs::read_dir(run)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
+    names
+        .filter(|name| name.to_string_lossy().contains("tfevents"))
+        .count()
 }
 
 #[test]

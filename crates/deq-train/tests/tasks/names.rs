@@ -8,7 +8,8 @@ fn a_device_that_is_not_there_is_named_with_what_would_be_right() {
     let message = device("tpu").unwrap_err().to_string();
     assert_eq!(
         message,
-        "there is no device \"tpu\": choose one of flex, wgpu, vulkan, metal, cuda, rocm, cpu"
+        "there is no device \"tpu\": choose one of flex, wgpu, vulkan, metal, cuda, rocm, cpu; \
+         flex is the CPU"
     );
     assert!(device("flex:1").is_err());
     assert!(device("cuda:x").is_err());
