@@ -161,16 +161,26 @@ fn workers_train_as_one_device_does_and_know_their_token() {
     assert!(message.contains("loopback addresses only"), "{message}");
 }
 
-/// Begins a training and waits for its first checkpoint.
-fn begun(folder: &Path, run: &str, devices: &str) -> Child {
-    let mut child = training(folder, run, devices, &LONG)
+/// The steps of the newest checkpoint; 0 if there is none.
+fn newest(folder: &Path, run: &str) -> usize {
+    let checkpoints = std::fs::read_dir(folder.join(run).join("checkpoints"));
+    let names = checkpoints.into_iter().flatten().filter_map(|entry| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        name.strip_prefix("step-")?.parse().ok()
+    });
+    names.max().unwrap_or(0)
+}
+
+/// A long training, new or resumed, that has written a checkpoint.
+fn begun(folder: &Path, run: &str, devices: &str, more: &[&str]) -> Child {
+    let before = newest(folder, run);
+    let mut child = training(folder, run, devices, &[&LONG[..], more].concat())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let checkpoint = folder.join(run).join("checkpoints/step-0000002");
     for _ in 0..600 {
-        if checkpoint.is_dir() {
+        if newest(folder, run) > before {
             return child;
         }
         std::thread::sleep(Duration::from_millis(200));
@@ -183,22 +193,20 @@ fn begun(folder: &Path, run: &str, devices: &str) -> Child {
 fn a_lost_worker_is_named_and_the_run_goes_on_without_it() {
     let folder = folder();
     let folder = folder.path();
-    let [lost, kept] = [Worker::start(folder), Worker::start(folder)];
+    let kept = Worker::start(folder);
     for signal in ["-KILL", "-STOP"] {
         let run = format!("run{signal}");
-        let lost = match signal {
-            "-KILL" => &lost,
-            _ => &Worker::start(folder),
-        };
-        let child = begun(folder, &run, &format!("{},{}", kept.name, lost.name));
+        let lost = Worker::start(folder);
+        let both = format!("{},{}", kept.name, lost.name);
+        let child = begun(folder, &run, &both, &[]);
         lost.signal(signal);
         let message = failure(&child.wait_with_output().unwrap());
         let expected = format!("the worker at {} was lost", lost.name);
         assert!(message.contains(&expected), "{message}");
         // The other worker lost a client in the middle of a step, and serves the next.
-        let steps = records(&folder.join(&run)).len().to_string();
-        let more = ["--resume", "--steps", &steps, "--rounds", "1"];
-        success(&train(folder, &run, &kept.name, &more));
+        let mut child = begun(folder, &run, &kept.name, &["--resume"]);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }
 
@@ -207,7 +215,7 @@ fn a_worker_survives_a_training_that_vanishes() {
     let folder = folder();
     let folder = folder.path();
     let worker = Worker::start(folder);
-    let mut child = begun(folder, "vanished", &worker.name);
+    let mut child = begun(folder, "vanished", &worker.name, &[]);
     child.kill().unwrap();
     child.wait().unwrap();
     success(&train(folder, "next", &worker.name, &SHORT));
