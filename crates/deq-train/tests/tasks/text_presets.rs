@@ -71,7 +71,7 @@ fn every_preset_says_what_it_is_for_and_whence_its_values_come() {
 }
 
 #[test]
-fn the_small_presets_hold_their_solves_at_eleven_steps() {
+fn the_small_presets_hold_their_solves_at_twelve_steps() {
     let tiny = preset("tiny");
     let implicit = ImplicitConfig::new().with_stop(solve(19, 1e-3));
     let deq = DeqConfig::new()
@@ -82,7 +82,7 @@ fn the_small_presets_hold_their_solves_at_eleven_steps() {
         .with_weight(0.5)
         .with_frequency(0.35)
         .with_schedule(WeightSchedule::Controlled(WeightControllerConfig::new(
-            11.0,
+            12.0,
         )));
     let task = TextTask {
         data: DataSource::Builtin,
