@@ -1,5 +1,5 @@
 //! The book in `docs`: every page is listed and exists, every relative link and image leads
-//! somewhere, every piece of code that a page includes is there, and mdBook makes it of them without
+//! somewhere, every piece of code that a page includes is there, and mdBook makes the book without
 //! a warning.
 
 use mdbook_driver::MDBook;
