@@ -86,8 +86,8 @@
 //!
 //! # Features
 //!
-//! None selects anything in this crate: `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, `cpu` and
-//! `remote` pass on to Burn. The device of the tensors decides where the work is done.
+//! None selects anything in this crate: `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, `cpu`
+//! and `remote` pass on to Burn. The device of the tensors decides where the work is done.
 
 #![deny(missing_docs)]
 

@@ -25,9 +25,9 @@ pub struct Devices {
     ///
     /// - those that [`device`] knows;
     /// - `cuda:all` and `rocm:all`, all that the machine has;
-    /// - `remote:ws://HOST:PORT`, a device that a worker hosts elsewhere (cargo feature `remote`), or
-    ///   `remote:ID@HOST:PORT` or `remote:ID` over Iroh; its first one, or another one with `:INDEX`
-    ///   behind it.
+    /// - `remote:ws://HOST:PORT`, a device that a worker hosts elsewhere (cargo feature `remote`),
+    ///   or `remote:ID@HOST:PORT` or `remote:ID` over Iroh; its first one, or another one with
+    ///   `:INDEX` behind it.
     ///
     /// A device that is named several times does several parts, one after the other: a batch then
     /// takes the memory of a part.

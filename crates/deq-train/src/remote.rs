@@ -106,8 +106,8 @@ fn host_and_numbers(text: &str) -> Option<(&str, u16, usize)> {
 /// What a worker hosts, and for whom.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
-    /// The devices of this machine, which trainings elsewhere know by their place in this list, from
-    /// 0. They are of one kind: CUDA devices, for instance, or the CPU.
+    /// The devices of this machine, which trainings elsewhere know by their place in this list,
+    /// from 0. They are of one kind: CUDA devices, for instance, or the CPU.
     pub devices: Devices,
     /// The address to listen on. Over Iroh only its port counts.
     pub listen: SocketAddr,
@@ -115,8 +115,8 @@ pub struct WorkerOptions {
     /// addresses only.
     pub token_file: Option<PathBuf>,
     /// The file of the identity under which the worker is known over Iroh, which encrypts; it is
-    /// made if it is missing. Default: none, and a WebSocket, which is not encrypted: the token then
-    /// stops strangers, and nobody who reads the traffic.
+    /// made if it is missing. Default: none, and a WebSocket, which is not encrypted: the token
+    /// then stops strangers, and nobody who reads the traffic.
     pub key_file: Option<PathBuf>,
 }
 

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 pub(super) const PAUSE: Duration = Duration::from_secs(15);
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Does the work on a thread of its own, until it is done or a worker does not answer. `done` counts
-/// the batches read.
+/// Does the work on a thread of its own, until it is done or a worker does not answer. `done`
+/// counts the batches read.
 ///
 /// # Errors
 ///
