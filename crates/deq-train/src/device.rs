@@ -17,8 +17,8 @@ const DEVICES: [(&str, bool); 7] = [
 ];
 
 /// What [`best_device`] tries, in this order: the makers' own way to a card before one that serves
-/// all, and the CPU last.
-const BEST_FIRST: [&str; 6] = ["cuda", "rocm", "metal", "vulkan", "wgpu", "flex"];
+/// all, and the CPU last, by the faster backend first.
+const BEST_FIRST: [&str; 7] = ["cuda", "rocm", "metal", "vulkan", "wgpu", "flex", "cpu"];
 
 /// The device called `name`: `flex` (the CPU), or `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, these
 /// two with an optional index as in `cuda:1`, `cpu` (the CPU by CubeCL), or `auto`, which is
