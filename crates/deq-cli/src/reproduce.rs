@@ -76,7 +76,8 @@ pub(crate) struct CompareArgs {
     /// Steps of unrolled pre-training.
     #[arg(long)]
     pretrain: Option<usize>,
-    /// Weights of the penalty to compare. Default: 0 and the recipe's.
+    /// Weights of the penalty to compare, in the place of a controller. Default: 0 and the
+    /// recipe's, with its controller if it has one.
     #[arg(long, value_delimiter = ',', allow_negative_numbers = true)]
     weights: Vec<f64>,
     /// Share of training steps that apply the penalty.
@@ -214,16 +215,10 @@ fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
 }
 
 fn jacreg_vision(args: &ReproduceVisionArgs) -> Result<()> {
-    let mut recipe = match &args.shared.recipe {
+    let recipe = match &args.shared.recipe {
         Some(file) => Recipe::from_file(file)?,
         None => preset_for(&args.preset, &args.data)?,
     };
-    let mut config = recipe.penalty.take().unwrap_or_default();
-    // The weights that are compared stay.
-    if matches!(config.schedule, WeightSchedule::Controlled(_)) {
-        config.schedule = WeightSchedule::Constant;
-    }
-    recipe.penalty = Some(config);
     compare_weights(recipe, "a multiscale model", Figures::IMAGES, &args.shared)
 }
 
@@ -241,16 +236,19 @@ fn compare_weights<T: Task>(
         recipe.set_pretrain_steps(steps);
     }
     set(&mut recipe.seed, args.seed);
+    let config = recipe.penalty.get_or_insert_default();
+    let weights = match args.weights.as_slice() {
+        [] => vec![0.0, config.weight],
+        given => {
+            // Weights that are compared stay.
+            if matches!(config.schedule, WeightSchedule::Controlled(_)) {
+                config.schedule = WeightSchedule::Constant;
+            }
+            given.to_vec()
+        }
+    };
     penalty(&mut recipe.penalty, None, args.penalty_frequency)?;
     let folder = args.run.clone();
-    let own = recipe
-        .penalty
-        .as_ref()
-        .map_or(0.0, |penalty| penalty.weight);
-    let weights = match args.weights.as_slice() {
-        [] => vec![0.0, own],
-        given => given.to_vec(),
-    };
     let options = Comparison {
         title: title.to_owned(),
         folder: folder.unwrap_or_else(|| format!("runs/jacreg-{}", T::NAME).into()),

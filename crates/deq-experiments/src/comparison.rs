@@ -566,7 +566,7 @@ fn quality(measure: &Measure, plain: &Variant, penalised: &Variant, figures: &Fi
         ),
         verdict: match finished.is_empty() {
             // Nothing is lost against trainings that all diverge.
-            true => Verdict::at_most(&with.iter().map(|v| v - v).collect::<Vec<_>>(), 0.0),
+            true => stability(plain, penalised, figures).verdict,
             false => Verdict::at_most(&costs, figures.cost),
         },
     }

@@ -122,6 +122,9 @@ fn of_a_language_model() {
     (recipe.warmup_steps, recipe.valid_batches) = (1, Some(1));
     recipe.set("penalty.frequency", "1.0").unwrap();
     every_number_is_used_or_refused(&recipe);
+    recipe
+        .set("penalty.schedule.Controlled.target", "5.0")
+        .unwrap();
     recipe.deq.stop.max_steps = 8;
     for gradient in [
         r#"{"Phantom": {"steps": 2, "damping": 0.5, "stored_states": 1}}"#,
