@@ -37,9 +37,16 @@ impl EquilibriumCell for Block {
     }
 }
 
+/// The least of three steps: matrix products of Flex take a workspace of up to two states for each
+/// thread, depending on how threads are scheduled.
+fn peak(config: &DeqConfig, cell: &Block, x: &Tensor<2>) -> f64 {
+    let steps = [(); 3].map(|()| peak_of_step(config, cell, x));
+    steps.into_iter().fold(f64::INFINITY, f64::min)
+}
+
 /// The largest memory in use during a training step, in states of the batch, beyond what was in use
 /// before it.
-fn peak(config: &DeqConfig, cell: &Block, x: &Tensor<2>) -> f64 {
+fn peak_of_step(config: &DeqConfig, cell: &Block, x: &Tensor<2>) -> f64 {
     let deq = config.build().unwrap();
     let z0 = Tensor::zeros([BATCH, DIM], &x.device());
     let before = HEAP.current_usage();
@@ -102,8 +109,7 @@ fn memory_is_flat_in_the_length_of_the_solve_but_for_the_recorded_unroll() {
         println!("{name}: {peaks:.1?} states");
         let [least, most] =
             [f64::min, f64::max].map(|pick| peaks.into_iter().reduce(pick).unwrap());
-        // Matrix products of Flex take a workspace of up to two states, depending on how threads
-        // are scheduled.
+        // The workspace of one thread.
         assert!(most - least < 2.1, "{name}: {peaks:?}");
         assert!(most < 60.0, "{name}: {peaks:?}");
     }
