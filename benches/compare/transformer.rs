@@ -45,8 +45,8 @@ pub(crate) const SMALL: Size = Size {
     backward: 12,
 };
 
-/// The original's model of WikiText-103, its batch on one of four cards, and the budget of the paper
-/// with the penalty.
+/// The original's model of WikiText-103, its batch on one of four cards, and the budget of the
+/// paper with the penalty.
 pub(crate) const WIKITEXT_103: Size = Size {
     vocabulary: 267_735,
     width: 700,

@@ -42,8 +42,8 @@ pub(crate) struct RecipeArgs {
     /// --steps than it has made train it further.
     #[arg(long)]
     pub(crate) resume: bool,
-    /// Device to train on: flex (the CPU), wgpu, vulkan, metal, cuda or rocm if compiled in, or auto
-    /// for the best of them that works here. Several, separated by commas, divide every batch:
+    /// Device to train on: flex (the CPU), wgpu, vulkan, metal, cuda or rocm if compiled in, or
+    /// auto for the best of them that works here. Several, separated by commas, divide every batch:
     /// cuda:0,cuda:1, cuda:all, or remote:ws://HOST:PORT for a device of `deq worker`.
     #[arg(long, default_value = "flex")]
     pub(crate) device: String,

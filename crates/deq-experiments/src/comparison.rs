@@ -170,9 +170,9 @@ pub struct CoursePoint {
     pub converged: f64,
     /// The relative residual at the answers.
     pub residual: f64,
-    /// Steps per backward solve; 0 where the gradient solves nothing.
+    /// Steps per backward solve; NaN where the gradient solves nothing.
     pub backward_steps: f64,
-    /// The share of backward solves that met the tolerance within the budget; 0 where the gradient
+    /// The share of backward solves that met the tolerance within the budget; NaN where the gradient
     /// solves nothing.
     pub backward_converged: f64,
 }
@@ -362,22 +362,18 @@ fn course(records: &[Record]) -> Vec<CoursePoint> {
         .filter_map(Record::as_step)
         .filter(|step| step.forward.is_some())
         .collect();
-    let share =
-        |solve: &SolveRecord| solve.status.converged as f64 / solve.status.total().max(1) as f64;
+    let share = |solve: &SolveRecord| solve.converged().unwrap_or(0.0);
     steps
         .chunks(steps.len().div_ceil(10).max(1))
         .map(|chunk| {
-            let of = |solve: &dyn Fn(&StepRecord) -> Option<SolveRecord>,
-                      value: &dyn Fn(&SolveRecord) -> f64| {
-                let values: Vec<f64> = chunk
-                    .iter()
-                    .filter_map(|step| solve(step))
-                    .map(|solve| value(&solve))
-                    .collect();
-                mean(&values)
+            let solves = |of: fn(&StepRecord) -> Option<&SolveRecord>| -> Vec<&SolveRecord> {
+                chunk.iter().filter_map(|step| of(step)).collect()
             };
-            let forward = |step: &StepRecord| step.forward.clone();
-            let backward = |step: &StepRecord| step.backward.clone();
+            let forward = solves(|step| step.forward.as_ref());
+            let backward = solves(|step| step.backward.as_ref());
+            let of = |solves: &[&SolveRecord], value: &dyn Fn(&SolveRecord) -> f64| {
+                mean(&solves.iter().map(|solve| value(solve)).collect::<Vec<_>>())
+            };
             CoursePoint {
                 step: chunk[chunk.len() - 1].step,
                 solver_steps: of(&forward, &|solve| solve.steps),
@@ -394,7 +390,6 @@ fn claims<T: Task>(measure: &Measure, variants: &[Variant], options: &Comparison
     let [plain, .., penalised] = variants else {
         return Vec::new();
     };
-    let names = [&plain.name, &penalised.name];
     let smaller = |statement: &str,
                    paper: &'static str,
                    value: &dyn Fn(&VariantRun) -> f64,
@@ -403,13 +398,7 @@ fn claims<T: Task>(measure: &Measure, variants: &[Variant], options: &Comparison
         Claim {
             statement: statement.to_owned(),
             paper,
-            here: format!(
-                "{} with {}, {} with {}",
-                spread(&without, text),
-                names[0],
-                spread(&with, text),
-                names[1]
-            ),
+            here: beside([plain, penalised], [&without, &with], text),
             verdict: Verdict::below(&with, &without),
         }
     };
@@ -489,6 +478,17 @@ fn claims<T: Task>(measure: &Measure, variants: &[Variant], options: &Comparison
     claims
 }
 
+/// The numbers of two variants, over their seeds.
+fn beside(
+    variants: [&Variant; 2],
+    numbers: [&[f64]; 2],
+    text: impl Fn(f64) -> String + Copy,
+) -> String {
+    let [without, with] = numbers.map(|numbers| spread(numbers, text));
+    let [plain, penalised] = variants.map(|variant| &variant.name);
+    format!("{without} with {plain}, {with} with {penalised}")
+}
+
 /// That the plain model is the worse one when both are given what the penalised one needs: the
 /// smallest budget with which none of its seeds loses more than a hundredth.
 fn stopped<T: Task>(
@@ -522,13 +522,7 @@ fn stopped<T: Task>(
             options.budgets[index]
         ),
         paper: options.figures.stopped,
-        here: format!(
-            "{} with {}, {} with {}",
-            spread(&without, text),
-            plain.name,
-            spread(&with, text),
-            penalised.name
-        ),
+        here: beside([plain, penalised], [&without, &with], text),
         verdict: match measure.higher_is_better() {
             true => Verdict::below(&without, &with),
             false => Verdict::below(&with, &without),
@@ -557,13 +551,7 @@ fn quality(measure: &Measure, plain: &Variant, penalised: &Variant, figures: &Fi
             measure.name()
         ),
         paper: figures.quality,
-        here: format!(
-            "{} with {}, {} with {}",
-            spread(&without, text),
-            plain.name,
-            spread(&with, text),
-            penalised.name
-        ),
+        here: beside([plain, penalised], [&without, &with], text),
         verdict: match finished.is_empty() {
             // Nothing is lost against trainings that all diverge.
             true => stability(plain, penalised, figures).verdict,

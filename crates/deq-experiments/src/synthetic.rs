@@ -431,7 +431,8 @@ fn claims(runs: &[SyntheticRun]) -> Vec<Claim> {
             falling(&radius, 0.0),
         ),
         claim(
-            "the residual after six evaluations falls as gamma grows, down to the tolerance of 1e-6",
+            "the residual after six evaluations falls as gamma grows, down to the tolerance of \
+             1e-6",
             "section 4.1: so for gamma 0 to 4",
             list(&residual, &gammas),
             falling(&residual, TOLERANCE),

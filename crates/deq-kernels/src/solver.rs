@@ -133,8 +133,8 @@ pub struct BroydenStep<'a> {
 }
 
 impl BroydenStep<'_> {
-    /// Whether there is a kernel for tensors like this one, and so many terms: on the CPU backend or
-    /// a GPU, f32 that nothing differentiates.
+    /// Whether there is a kernel for tensors like this one, and so many terms: on the CPU backend
+    /// or a GPU, f32 that nothing differentiates.
     pub fn is_supported(like: &Tensor<2>, terms: usize) -> bool {
         #[cfg(feature = "_gpu")]
         if takes(like) {

@@ -409,7 +409,8 @@ fn device() -> Device {
 }
 
 /// The largest distance of `dots`, `combine`, `product`, `row_squares` and `residual` from sums in
-/// f64, each beside the sum of the absolute products, of numbers that are rounded by `round` before.
+/// f64, each beside the sum of the absolute products, of numbers that are rounded by `round`
+/// before.
 fn distance_of_products(round: fn(f32) -> f32) -> f64 {
     const BATCH: usize = 3;
     const SLOTS: usize = 8;

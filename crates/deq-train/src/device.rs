@@ -76,7 +76,7 @@ pub fn any_device() -> &'static str {
 }
 
 /// The name of the best device that is compiled in and works on this machine: the first of `cuda`,
-/// `rocm`, `metal`, `vulkan`, `wgpu`, `flex`.
+/// `rocm`, `metal`, `vulkan`, `wgpu`, `flex`, `cpu`.
 ///
 /// A Vulkan driver that computes on the CPU is passed over, since `flex` does that faster; it can
 /// be named. Where nothing works, the answer is [`any_device`], whose error then says so.
@@ -132,7 +132,7 @@ fn make(kind: &str, index: usize) -> Option<Device> {
 }
 
 /// What there is of a kind on this machine, without opening any of it.
-fn find(kind: &str) -> Vec<Device> {
+pub(crate) fn find(kind: &str) -> Vec<Device> {
     match kind {
         #[cfg(feature = "wgpu")]
         "wgpu" => Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec(),
@@ -144,6 +144,8 @@ fn find(kind: &str) -> Vec<Device> {
         "cuda" => Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec(),
         #[cfg(feature = "rocm")]
         "rocm" => Device::enumerate(burn::tensor::DeviceType::Rocm).into_vec(),
+        #[cfg(feature = "cpu")]
+        "cpu" => vec![Device::cpu()],
         _ => Vec::new(),
     }
 }

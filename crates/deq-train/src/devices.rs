@@ -1,6 +1,6 @@
 //! Several devices by name.
 
-use crate::device::device;
+use crate::device::{device, find};
 use crate::error::TrainError;
 use burn::tensor::Device;
 use std::fmt;
@@ -196,23 +196,13 @@ impl Devices {
 fn all(kind: &'static str) -> Result<Vec<Found>, TrainError> {
     // Says so if the kind is not compiled in.
     device(kind)?;
-    let devices = enumerate(kind).into_iter().enumerate();
+    let devices = find(kind).into_iter().enumerate();
     let found: Vec<Found> = devices
         .map(|(index, device)| Found::local(format!("{kind}:{index}"), device))
         .collect();
     match found.is_empty() {
         true => Err(DevicesError::None { kind }.into()),
         false => Ok(found),
-    }
-}
-
-fn enumerate(kind: &str) -> Vec<Device> {
-    match kind {
-        #[cfg(feature = "cuda")]
-        "cuda" => Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec(),
-        #[cfg(feature = "rocm")]
-        "rocm" => Device::enumerate(burn::tensor::DeviceType::Rocm).into_vec(),
-        _ => Vec::new(),
     }
 }
 
