@@ -5,7 +5,7 @@ use crate::recipe::{penalty, set};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use deq_data::{ImageSource, Level};
-use deq_experiments::networks::{NetworkComparison, compare_networks, megabytes};
+use deq_experiments::networks::{Length, NetworkComparison, compare_networks, megabytes};
 use deq_experiments::synthetic::{self, SyntheticOptions};
 use deq_experiments::{Claim, Comparison, ComparisonResult, Figures, compare};
 use deq_jacreg::WeightSchedule;
@@ -26,7 +26,7 @@ pub(crate) enum Experiment {
     /// different budgets.
     JacregVision(ReproduceVisionArgs),
     /// The DEQ-Transformer with and without the penalty, beside a weight-tied network and a
-    /// Transformer-XL with as many parameters, for equal time.
+    /// Transformer-XL with as many parameters, for equal time or equal steps.
     DeqLm(DeqLmArgs),
 }
 
@@ -41,6 +41,13 @@ pub(crate) struct DeqLmArgs {
     /// Minutes of training for each network.
     #[arg(long, default_value_t = 30.0, allow_negative_numbers = true)]
     minutes: f64,
+    /// Training steps for each network, instead of an equal time.
+    #[arg(long, conflicts_with = "minutes")]
+    steps: Option<usize>,
+    /// Also train the DEQ with its penalty in other ways: by phantom and by one-step gradients, and
+    /// unrolled for half of its steps.
+    #[arg(long)]
+    ways: bool,
     /// Seeds, each of which trains every network. Verdicts can hold with three or more.
     #[arg(long, default_value_t = 1)]
     seeds: u64,
@@ -292,7 +299,11 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
     let recipe = text(args.preset.as_deref(), args.data.as_ref())?;
     let options = NetworkComparison {
         recipe,
-        minutes: args.minutes,
+        length: match args.steps {
+            Some(steps) => Length::Steps(steps),
+            None => Length::Minutes(args.minutes),
+        },
+        ways: args.ways,
         seeds: args.seeds,
         tied_depth: args.tied_depth,
         layers: args.layers,
@@ -309,7 +320,7 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
         return print::json(&result);
     }
     println!(
-        "\n{:16} {:>4} {:>10} {:>10} {:>7} {:>6} {:>8} {:>11} {:>13} {:>9} {:>7}",
+        "\n{:21} {:>4} {:>10} {:>10} {:>7} {:>6} {:>8} {:>11} {:>13} {:>9} {:>7}",
         "network",
         "seed",
         "perplexity",
@@ -325,7 +336,7 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
     for network in &result.networks {
         let share = network.converged;
         println!(
-            "{:16} {:4} {:10.1} {:10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
+            "{:21} {:4} {:10.2} {:10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
             network.name,
             network.seed,
             network.perplexity,

@@ -1,8 +1,9 @@
-//! The DEQ-Transformer beside explicit networks of the same parts: equal parameters, equal time.
+//! The DEQ-Transformer beside explicit networks of the same parts: equal parameters, and equal time
+//! or equal steps.
 
 use crate::claim::{Claim, Verdict, claims_table, spread};
 use burn::module::Module;
-use deq_core::GradientConfig;
+use deq_core::{GradientConfig, PhantomConfig};
 use deq_train::records::{Record, StepRecord, read_records};
 use deq_train::report::{self, Chart, Series};
 use deq_train::tasks::text::TextTask;
@@ -18,16 +19,30 @@ const DEQ_JR: &str = "deq-jr";
 const DEQ: &str = "deq";
 const TIED: &str = "weight-tied";
 const LAYERS: &str = "transformer-xl";
+const PHANTOM: &str = "deq-jr, phantom";
+const ONE_STEP: &str = "deq-jr, one-step";
+const UNROLLED: &str = "deq-jr, half unrolled";
+
+/// How long every network is trained.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Length {
+    /// Minutes of training. Steps are chosen before training from the time of a few steps whose
+    /// solves use up their whole budget, so a network whose solves end earlier is done earlier.
+    Minutes(f64),
+    /// Training steps.
+    Steps(usize),
+}
 
 /// What to compare, and for how long.
 #[derive(Clone, Debug)]
 pub struct NetworkComparison {
     /// The DEQ with its penalty; the others share data, widths, optimizer, and schedule.
     pub recipe: Recipe<TextTask>,
-    /// Minutes of training for each network. Steps are chosen before training from the time of a
-    /// few steps whose solves use up their whole budget, so a network whose solves end earlier is
-    /// done earlier.
-    pub minutes: f64,
+    /// How long each network is trained.
+    pub length: Length,
+    /// Whether the DEQ with its penalty is also trained by phantom and by one-step gradients, and
+    /// unrolled for half of its steps.
+    pub ways: bool,
     /// How many seeds each network is trained with, from the recipe's on;
     /// [`Verdict::SEEDS`] for verdicts that can hold.
     pub seeds: u64,
@@ -106,13 +121,12 @@ pub fn compare_networks(
     options: &NetworkComparison,
     say: &mut dyn FnMut(&str),
 ) -> Result<NetworkComparisonResult, TrainError> {
+    let (length, value) = match options.length {
+        Length::Minutes(minutes) => ("minutes", minutes),
+        Length::Steps(steps) => ("steps", steps as f64),
+    };
     for (field, value, most, requirement) in [
-        (
-            "minutes",
-            options.minutes,
-            1e6,
-            "above 0 and at most 1,000,000",
-        ),
+        (length, value, 1e6, "above 0 and at most 1,000,000"),
         (
             "tied depth",
             options.tied_depth as f64,
@@ -148,7 +162,7 @@ pub fn compare_networks(
         None => Vec::new(),
     };
     let result = NetworkComparisonResult {
-        claims: claims(&networks, &memory),
+        claims: claims(&networks, &memory, options.length),
         networks,
         memory,
         report: options.folder.join("report.html"),
@@ -179,12 +193,30 @@ fn variants(
         depth: options.layers,
     });
     layers.task.model.d_inner = matching_width(recipe, options)?;
-    Ok(vec![
+    let mut variants = vec![
         (DEQ_JR, recipe.clone()),
         (DEQ, plain),
         (TIED, tied),
         (LAYERS, layers),
-    ])
+    ];
+    if options.ways {
+        let with = |gradient| {
+            let mut other = recipe.clone();
+            other.deq.gradient = gradient;
+            other
+        };
+        // Undamped, since the penalty keeps the map a contraction: the gradient is then nearly
+        // exact.
+        let phantom = PhantomConfig::new().with_damping(1.0);
+        let mut unrolled = recipe.clone();
+        unrolled.set_pretrain_steps(recipe.steps / 2);
+        variants.extend([
+            (PHANTOM, with(GradientConfig::Phantom(phantom))),
+            (ONE_STEP, with(GradientConfig::OneStep)),
+            (UNROLLED, unrolled),
+        ]);
+    }
+    Ok(variants)
 }
 
 /// The inner width with which the stack of layers has the parameters of the DEQ.
@@ -224,7 +256,8 @@ fn network(
     say: &mut dyn FnMut(&str),
 ) -> Result<NetworkResult, TrainError> {
     let seed = recipe.seed;
-    let path = options.folder.join(name).join(format!("seed-{seed}"));
+    let path = options.folder.join(name.replace(", ", "-").replace(' ', "-"));
+    let path = path.join(format!("seed-{seed}"));
     let folder = RunFolder::new(path.clone());
     let mut start = Start::New;
     if folder.exists() {
@@ -232,9 +265,14 @@ fn network(
         recipe = Recipe::of_run(&path)?;
         start = Start::Resume;
     } else {
-        say(&format!("{name}: choosing the number of steps"));
-        let steps = affordable_steps(&recipe, options.minutes, &options.device)?.max(recipe.rounds);
-        recipe.scale_steps(steps);
+        let steps = match options.length {
+            Length::Steps(steps) => steps,
+            Length::Minutes(minutes) => {
+                say(&format!("{name}: choosing the number of steps"));
+                affordable_steps(&recipe, minutes, &options.device)?
+            }
+        };
+        recipe.scale_steps(steps.max(recipe.rounds));
     }
     say(&format!(
         "{name}, seed {seed}: training for {} steps",
@@ -317,7 +355,7 @@ fn memory_by_depth(
         .collect()
 }
 
-fn claims(networks: &[NetworkResult], memory: &[MemoryByDepth]) -> Vec<Claim> {
+fn claims(networks: &[NetworkResult], memory: &[MemoryByDepth], length: Length) -> Vec<Claim> {
     let of = |name: &str, value: &dyn Fn(&NetworkResult) -> f64| -> Vec<f64> {
         let named = networks.iter().filter(|network| network.name == name);
         named.map(value).collect()
@@ -347,9 +385,14 @@ fn claims(networks: &[NetworkResult], memory: &[MemoryByDepth]) -> Vec<Claim> {
             verdict: Verdict::below(&failed_regularised, &failed_plain),
         },
         Claim {
-            statement: "the better DEQ is better than explicit layers with as many parameters \
-                        (Bai et al. 2019), here after equal time"
-                .to_owned(),
+            statement: format!(
+                "the better DEQ is better than explicit layers with as many parameters (Bai et al. \
+                 2019), here after equal {}",
+                match length {
+                    Length::Minutes(_) => "time",
+                    Length::Steps(_) => "steps",
+                }
+            ),
             paper: "perplexity 23.2 against 23.6 of Transformer-XL",
             here: format!(
                 "{} with the penalty, {} without, {} of Transformer-XL, {} weight-tied",

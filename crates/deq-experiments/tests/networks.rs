@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
-use deq_experiments::networks::{NetworkComparison, NetworkComparisonResult, compare_networks};
+use deq_experiments::networks::{
+    Length, NetworkComparison, NetworkComparisonResult, compare_networks,
+};
 use deq_train::tasks::text::TextTask;
 use deq_train::{Recipe, StepMemory};
 
@@ -14,7 +16,8 @@ fn small(folder: &std::path::Path) -> NetworkComparison {
     (recipe.rounds, recipe.valid_batches) = (1, Some(2));
     NetworkComparison {
         recipe,
-        minutes: 0.002,
+        length: Length::Minutes(0.002),
+        ways: false,
         seeds: 1,
         tied_depth: 2,
         layers: 1,
@@ -62,6 +65,26 @@ fn every_network_is_trained_and_a_second_call_finds_the_runs() {
 }
 
 #[test]
+fn networks_and_ways_to_train_one_have_equal_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = NetworkComparison {
+        length: Length::Steps(8),
+        ways: true,
+        memory: None,
+        ..small(folder.path())
+    };
+    let result = compare_networks(&options, &mut |_| {}).unwrap();
+    assert_eq!(result.networks.len(), 7);
+    for network in &result.networks {
+        assert_eq!(network.steps, 8, "{}", network.name);
+        let trained_by_a_solve = ["deq-jr", "deq", "deq-jr, half unrolled"].contains(&network.name);
+        let products = network.training_evaluations[1];
+        assert_eq!(products > 0.0, trained_by_a_solve, "{}", network.name);
+    }
+    assert!(result.claims[1].statement.ends_with("equal steps"));
+}
+
+#[test]
 fn numbers_that_mean_nothing_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |options: NetworkComparison| {
@@ -72,7 +95,7 @@ fn numbers_that_mean_nothing_are_refused() {
     let base = small(folder.path());
     assert_eq!(
         refused(NetworkComparison {
-            minutes: 0.0,
+            length: Length::Minutes(0.0),
             ..base.clone()
         }),
         "minutes is 0, but must be above 0 and at most 1,000,000"
