@@ -256,7 +256,9 @@ fn network(
     say: &mut dyn FnMut(&str),
 ) -> Result<NetworkResult, TrainError> {
     let seed = recipe.seed;
-    let path = options.folder.join(name.replace(", ", "-").replace(' ', "-"));
+    let path = options
+        .folder
+        .join(name.replace(", ", "-").replace(' ', "-"));
     let path = path.join(format!("seed-{seed}"));
     let folder = RunFolder::new(path.clone());
     let mut start = Start::New;

@@ -122,13 +122,15 @@ pub fn arnoldi<C: EquilibriumCell>(
     let mut columns = Vec::with_capacity(size); // of H, [batch, k + 2, 1]
     for _ in 0..size {
         let product = multiply(newest.squeeze_dim(1)).unsqueeze_dim::<3>(1);
+        // Elementwise, since a GPU may round matrix products to TF32.
+        let project = |x: &Tensor<3>| (basis.clone() * x.clone()).sum_dim(2); // [batch, k, 1]
+        let within = |weights: &Tensor<3>| (basis.clone() * weights.clone()).sum_dim(1);
         // Twice, since one pass of Gram-Schmidt loses orthogonality where the product nearly lies
         // in the space.
-        let project = |x: &Tensor<3>| basis.clone().matmul(x.clone().swap_dims(1, 2));
         let first = project(&product);
-        let rest = product - first.clone().swap_dims(1, 2).matmul(basis.clone());
+        let rest = product - within(&first);
         let second = project(&rest);
-        let rest = rest - second.clone().swap_dims(1, 2).matmul(basis.clone());
+        let rest = rest - within(&second);
         let (next, below) = unit(rest);
         columns.push(Tensor::cat(vec![first + second, below], 1));
         basis = Tensor::cat(vec![basis, next.clone()], 1);

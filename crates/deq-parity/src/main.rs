@@ -1,20 +1,29 @@
 //! Checks every recorded case of a folder and prints a table: case, quantity, error, tolerance,
 //! pass.
 
+use burn::tensor::Device;
+use clap::Parser;
 use deq_parity::{Outcome, Precision, check_in};
 use deq_testkit::cases;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// Checks every recorded case of a folder and prints a table.
+#[derive(Parser)]
+struct Args {
+    /// Folder of NAME.safetensors with NAME.json.
+    folder: PathBuf,
+    /// Check the models in f32, and nothing else.
+    #[arg(long)]
+    f32: bool,
+    /// Where: flex (the CPU), or wgpu, vulkan, metal, cuda or rocm if compiled in.
+    #[arg(long, default_value = "flex", requires = "f32")]
+    device: String,
+}
+
 fn main() -> ExitCode {
-    let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let single = arguments.iter().any(|argument| argument == "--f32");
-    arguments.retain(|argument| argument != "--f32");
-    let [folder] = arguments.as_slice() else {
-        eprintln!("usage: parity [--f32] FOLDER, a folder of NAME.safetensors with NAME.json");
-        return ExitCode::from(2);
-    };
-    let folder = PathBuf::from(folder);
+    let args = Args::parse();
+    let folder = args.folder;
     let cases = match cases(&folder) {
         Ok(cases) if !cases.is_empty() => cases,
         Ok(_) => {
@@ -27,9 +36,13 @@ fn main() -> ExitCode {
         }
     };
     // The first tensor of the process fixes the float type.
-    let precision = match single {
-        true => Precision::f32(),
-        false => Precision::f64(),
+    let precision = match (args.f32, device(&args.device)) {
+        (false, _) => Precision::f64(),
+        (true, Some(device)) => Precision::f32(device),
+        (true, None) => {
+            eprintln!("this program was built without the device {}", args.device);
+            return ExitCode::from(2);
+        }
     };
     println!(
         "{:28} {:56} {:>9} {:>9}  pass",
@@ -68,4 +81,21 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+fn device(name: &str) -> Option<Device> {
+    match name {
+        "flex" => Some(Device::flex()),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Some(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Some(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)),
+        #[cfg(feature = "metal")]
+        "metal" => Some(Device::metal(burn::tensor::DeviceKind::DefaultDevice)),
+        #[cfg(feature = "cuda")]
+        "cuda" => Some(Device::cuda(0)),
+        #[cfg(feature = "rocm")]
+        "rocm" => Some(Device::rocm(0)),
+        _ => None,
+    }
 }

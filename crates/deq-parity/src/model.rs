@@ -36,10 +36,10 @@ impl Precision {
         }
     }
 
-    /// Single precision. Only for a process that makes no tensor in f64.
-    pub fn f32() -> Self {
+    /// Single precision on a device. Only for a process that makes no tensor in f64.
+    pub fn f32(device: Device) -> Self {
         Self {
-            device: Device::flex(),
+            device,
             direct: 1e-3,
             solved: 1e-3,
             rel_tol: 1e-6,
