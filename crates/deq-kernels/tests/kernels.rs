@@ -396,16 +396,7 @@ fn a_column_that_is_none_is_named() {
 
 /// The CPU, or what `DEQ_TEST_DEVICE` names.
 fn device() -> Device {
-    match std::env::var("DEQ_TEST_DEVICE").as_deref() {
-        Err(_) | Ok("flex") => Device::flex(),
-        #[cfg(feature = "wgpu")]
-        Ok("wgpu") => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "vulkan")]
-        Ok("vulkan") => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "cuda")]
-        Ok("cuda") => Device::cuda(0),
-        Ok(other) => panic!("DEQ_TEST_DEVICE={other} is not among the enabled features"),
-    }
+    deq_testkit::test_device!()
 }
 
 /// The largest distance of `dots`, `combine`, `product`, `row_squares` and `residual` from sums in

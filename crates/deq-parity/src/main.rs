@@ -1,7 +1,6 @@
 //! Checks every recorded case of a folder and prints a table: case, quantity, error, tolerance,
 //! pass.
 
-use burn::tensor::Device;
 use clap::Parser;
 use deq_parity::{Outcome, Precision, check_in};
 use deq_testkit::cases;
@@ -16,7 +15,7 @@ struct Args {
     /// Check the models in f32, and nothing else.
     #[arg(long)]
     f32: bool,
-    /// Where: flex (the CPU), or wgpu, vulkan, metal, cuda or rocm if compiled in.
+    /// Where: flex (the CPU), or wgpu, vulkan, metal, cuda, rocm or cpu if compiled in.
     #[arg(long, default_value = "flex", requires = "f32")]
     device: String,
 }
@@ -36,7 +35,7 @@ fn main() -> ExitCode {
         }
     };
     // The first tensor of the process fixes the float type.
-    let precision = match (args.f32, device(&args.device)) {
+    let precision = match (args.f32, deq_testkit::named_device!(args.device.as_str())) {
         (false, _) => Precision::f64(),
         (true, Some(device)) => Precision::f32(device),
         (true, None) => {
@@ -81,21 +80,4 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
-}
-
-fn device(name: &str) -> Option<Device> {
-    match name {
-        "flex" => Some(Device::flex()),
-        #[cfg(feature = "wgpu")]
-        "wgpu" => Some(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
-        #[cfg(feature = "vulkan")]
-        "vulkan" => Some(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)),
-        #[cfg(feature = "metal")]
-        "metal" => Some(Device::metal(burn::tensor::DeviceKind::DefaultDevice)),
-        #[cfg(feature = "cuda")]
-        "cuda" => Some(Device::cuda(0)),
-        #[cfg(feature = "rocm")]
-        "rocm" => Some(Device::rocm(0)),
-        _ => None,
-    }
 }

@@ -40,3 +40,42 @@ pub fn f64_device() -> Device {
         })
         .clone()
 }
+
+/// The device of that name, if the feature of its backend is on in the crate that asks.
+#[macro_export]
+macro_rules! named_device {
+    ($name:expr) => {
+        match $name {
+            "flex" => Some(burn::tensor::Device::flex()),
+            #[cfg(feature = "wgpu")]
+            "wgpu" => Some(burn::tensor::Device::wgpu(
+                burn::tensor::DeviceKind::DefaultDevice,
+            )),
+            #[cfg(feature = "vulkan")]
+            "vulkan" => Some(burn::tensor::Device::vulkan(
+                burn::tensor::DeviceKind::DefaultDevice,
+            )),
+            #[cfg(feature = "metal")]
+            "metal" => Some(burn::tensor::Device::metal(
+                burn::tensor::DeviceKind::DefaultDevice,
+            )),
+            #[cfg(feature = "cuda")]
+            "cuda" => Some(burn::tensor::Device::cuda(0)),
+            #[cfg(feature = "rocm")]
+            "rocm" => Some(burn::tensor::Device::rocm(0)),
+            #[cfg(feature = "cpu")]
+            "cpu" => Some(burn::tensor::Device::cpu()),
+            _ => None,
+        }
+    };
+}
+
+/// The device that `DEQ_TEST_DEVICE` names, else the CPU.
+#[macro_export]
+macro_rules! test_device {
+    () => {{
+        let name = std::env::var("DEQ_TEST_DEVICE").unwrap_or_else(|_| "flex".to_owned());
+        let device = $crate::named_device!(name.as_str());
+        device.unwrap_or_else(|| panic!("DEQ_TEST_DEVICE={name} is not among the enabled features"))
+    }};
+}

@@ -105,15 +105,9 @@ pub(crate) fn loss_weight(device: &Device) -> Tensor<2> {
 
 /// Where the tests run: in f64 on the CPU, or in f32 on what `DEQ_TEST_DEVICE` names.
 pub(crate) fn plain_device() -> Device {
-    match std::env::var("DEQ_TEST_DEVICE").as_deref() {
-        Err(_) | Ok("flex") => f64_device(),
-        #[cfg(feature = "wgpu")]
-        Ok("wgpu") => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "vulkan")]
-        Ok("vulkan") => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "cuda")]
-        Ok("cuda") => Device::cuda(0),
-        Ok(other) => panic!("DEQ_TEST_DEVICE={other} is not among the enabled features"),
+    match single() {
+        true => deq_testkit::test_device!(),
+        false => f64_device(),
     }
 }
 

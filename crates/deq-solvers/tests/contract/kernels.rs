@@ -7,16 +7,7 @@ use deq_solvers::{
 
 /// The CPU, or what `DEQ_TEST_DEVICE` names.
 fn device() -> Device {
-    match std::env::var("DEQ_TEST_DEVICE").as_deref() {
-        Err(_) | Ok("flex") => Device::flex(),
-        #[cfg(feature = "wgpu")]
-        Ok("wgpu") => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "vulkan")]
-        Ok("vulkan") => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "cuda")]
-        Ok("cuda") => Device::cuda(0),
-        Ok(other) => panic!("DEQ_TEST_DEVICE={other} is not among the enabled features"),
-    }
+    deq_testkit::test_device!()
 }
 
 /// A kernel is taken for plain tensors only; on an autodiff device the same solve goes by Burn's
