@@ -184,6 +184,11 @@ impl VariantRun {
         last.and_then(value).unwrap_or(f64::NAN)
     }
 
+    /// The mean of a number over the tenths of training, equally long but for the last.
+    fn overall(&self, value: impl Fn(&CoursePoint) -> f64) -> f64 {
+        mean(&self.course.iter().map(value).collect::<Vec<_>>())
+    }
+
     /// A number of the last tenth of training; NaN if there is none.
     fn late(&self, value: impl Fn(&CoursePoint) -> f64) -> f64 {
         self.course.last().map_or(f64::NAN, value)
@@ -440,6 +445,18 @@ fn claims<T: Task>(measure: &Measure, variants: &[Variant], options: &Comparison
             "and fewer of them end without meeting the tolerance",
             "",
             &|run| run.late(|point| 1.0 - point.backward_converged),
+            &share,
+        ),
+        smaller(
+            "over all of training, fewer forward solves end without meeting the tolerance",
+            "",
+            &|run| run.overall(|point| 1.0 - point.converged),
+            &share,
+        ),
+        smaller(
+            "and fewer backward solves",
+            "",
+            &|run| run.overall(|point| 1.0 - point.backward_converged),
             &share,
         ),
         smaller(
