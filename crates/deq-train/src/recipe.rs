@@ -83,7 +83,9 @@ pub struct Recipe<T: Task> {
     pub task: T,
     /// Equilibrium or explicit network.
     pub network: Network,
-    /// The equilibrium layer.
+    /// The equilibrium layer. Its [`precision`](DeqConfig::precision) is that of training and
+    /// evaluation, and in f32 the parameters, the optimizer, the losses, the penalty, and the
+    /// unrolled steps of the pre-training.
     pub deq: DeqConfig,
     /// The Jacobian penalty, if any.
     pub penalty: Option<JacobianPenaltyConfig>,
@@ -300,7 +302,8 @@ impl<T: Task> Recipe<T> {
     ///
     /// # Errors
     ///
-    /// [`RecipeError::OutOfRange`] naming the field, or the error of the task, the layer or the
+    /// [`RecipeError::OutOfRange`] naming the field, [`RecipeError::PrecisionOfExplicit`], or the
+    /// error of the task, the layer or the
     /// penalty.
     pub fn validate(&self) -> Result<(), TrainError> {
         let (million, depth) = ((1_000_000, "at most 1,000,000"), (1_000, "at most 1,000"));
@@ -360,6 +363,10 @@ impl<T: Task> Recipe<T> {
         to_json(self)?;
         self.task.validate()?;
         self.deq.build()?;
+        if let (Some(precision), true) = (self.deq.precision, self.network.depth().is_some()) {
+            let precision = precision.name();
+            return Err(RecipeError::PrecisionOfExplicit { precision }.into());
+        }
         if let Some(penalty) = &self.penalty {
             penalty.validate_for(self.deq.stop.max_steps)?;
         }

@@ -4,12 +4,13 @@
 use crate::support::{Disturb, trained_numbers};
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
-use deq_core::{EquilibriumCell, StateLayout, check};
+use deq_core::{DeqConfig, EquilibriumCell, Lowered, Precision, StateLayout, check};
+use deq_kernels::cross_entropy;
 use deq_models::checkpoint::{StateDict, load, state_dict};
 use deq_models::{
     Depth, MdeqClassifier, MdeqClassifierConfig, MdeqConfig, MdeqOutput, MdeqSegmenterConfig,
 };
-use deq_testkit::{assert_close, f64_device, values};
+use deq_testkit::{assert_close, f64_device, relative_error, values};
 
 fn images(batch: usize, side: usize, device: &Device) -> Tensor<4> {
     let count = batch * 3 * side * side;
@@ -62,6 +63,39 @@ fn tangent_and_pullback_are_the_derivative_and_its_adjoint() {
         assert!(pullback < 1e-12, "{pullback}");
         let tangent = check::tangent_error(cell, context, z, normal(), 3).unwrap();
         assert!(tangent < 1e-12, "{tangent}");
+    }
+}
+
+#[test]
+fn a_map_in_16_bits_is_differentiated_and_trained() {
+    let device = f64_device().autodiff();
+    for precision in [Precision::Bf16, Precision::F16] {
+        let rounding = precision.rounding();
+        let model = classifier(backbone().with_dropout(0.3), &device);
+        let out = model.forward(images(2, 24, &device), Depth::Unrolled(1));
+        let (cell, context) = Lowered::new(&model.backbone.cell, &out.context, precision);
+        let normal = || random_like(&out.equilibrium.z);
+        let z = normal();
+        let exact = all_values(&model.backbone.cell.forward(z.clone(), &out.context));
+        let error = relative_error(&all_values(&cell.forward(z.clone(), &context)), &exact);
+        println!("forward {:.2}", error / rounding);
+        let error = check::pullback_error(&cell, &context, z.clone(), normal()).unwrap();
+        println!("pullback {:.2}", error / rounding);
+        let error = check::tangent_error(&cell, &context, z, normal(), 3).unwrap();
+        println!("tangent {:.2}", error / rounding);
+
+        let model = classifier(backbone(), &device);
+        let loss = |precision| {
+            let deq = DeqConfig::new().with_precision(precision).build().unwrap();
+            let out = model.forward(images(2, 24, &device), Depth::Equilibrium(&deq));
+            let loss = cross_entropy(out.logits, &[1, 3]).mean();
+            let grads = loss.backward();
+            let weight = model.backbone.cell.branches[0].blocks[0].conv1.weight.val();
+            [values(&loss), values(&weight.grad(&grads).unwrap())]
+        };
+        for (name, (actual, exact)) in ["loss", "gradient"].iter().zip(loss(Some(precision)).iter().zip(&loss(None))) {
+            println!("{name} {:.2}", relative_error(actual, exact)/rounding);
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
-use deq_core::{CellContext, EquilibriumCell, FrozenCell, check};
+use deq_core::{CellContext, DeqConfig, EquilibriumCell, FrozenCell, Lowered, Precision, check};
 use deq_models::{Depth, DeqTransformerLm, DeqTransformerLmConfig, LmMemory, LmOutput};
 use deq_testkit::{assert_close, f64_device, relative_error, values};
 
@@ -52,6 +52,43 @@ fn tangent_and_pullback_are_the_derivative_and_its_adjoint() {
         assert!(error.unwrap() < 1e-12);
         let error = check::tangent_error(&model.cell, &out.context, z, d, 3);
         assert!(error.unwrap() < 1e-12);
+    }
+}
+
+#[test]
+fn a_map_in_16_bits_is_differentiated_and_trained() {
+    let device = f64_device().autodiff();
+    for precision in [Precision::Bf16, Precision::F16] {
+        let rounding = precision.rounding();
+        for pre_norm in [false, true] {
+            let (model, out, z) = example(pre_norm, &device);
+            let (cell, context) = Lowered::new(&model.cell, &out.context, precision);
+            let exact = values(&model.cell.forward(z.clone(), &out.context));
+            let error = relative_error(&values(&cell.forward(z.clone(), &context)), &exact);
+            println!("forward {:.2}", error/rounding);
+            let u = z.random_like(Distribution::Normal(0.0, 1.0));
+            let error = check::pullback_error(&cell, &context, z.clone(), u.clone());
+            println!("pullback {:.2}", error.unwrap()/rounding);
+            let error = check::tangent_error(&cell, &context, z, u, 3);
+            println!("tangent {:.2}", error.unwrap()/rounding);
+        }
+
+        let model = DeqTransformerLmConfig::new(40, 12, 3, 20).init(&device);
+        let model = model.unwrap();
+        let tokens = Tensor::<2, Int>::from_data([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], &device);
+        let targets: Vec<i32> = (11..21).collect();
+        let loss = |precision| {
+            let deq = DeqConfig::new().with_precision(precision).build().unwrap();
+            let depth = Depth::Equilibrium(&deq);
+            let out = model.forward(tokens.clone(), &LmMemory::empty(), depth);
+            let loss = model.nll(out.hidden, &targets).mean();
+            let grads = loss.backward();
+            let weight = model.cell.feed_forward.inner.weight.val();
+            [values(&loss), values(&weight.grad(&grads).unwrap())]
+        };
+        for (name, (actual, exact)) in ["loss", "gradient"].iter().zip(loss(Some(precision)).iter().zip(&loss(None))) {
+            println!("{name} {:.2}", relative_error(actual, exact)/rounding);
+        }
     }
 }
 
