@@ -13,7 +13,7 @@ use deq_core::{
     NeumannGradientConfig, PhantomConfig, Precision, Pullback, ReversibleGradientConfig,
     ShineConfig, UnrolledConfig, check,
 };
-use deq_testkit::{relative_error, values};
+use deq_testkit::{assert_close, values};
 use std::sync::Arc;
 
 const BATCH: usize = 3;
@@ -216,15 +216,17 @@ fn the_equilibrium_is_that_of_f32_within_the_rounding_of_the_map() {
 
 #[test]
 fn every_gradient_is_that_of_f32_within_rounding_and_in_f32() {
-    for gradient in every_gradient() {
-        for by_hand in [false, true] {
-            let exact = outcome(&layer(&gradient, None), by_hand);
-            for precision in PRECISIONS {
-                let actual = outcome(&layer(&gradient, Some(precision)), by_hand);
-                for ((name, actual), (_, exact)) in actual.iter().zip(&exact) {
-                    let error = relative_error(actual, exact);
-                    println!("{gradient:?} {by_hand} {precision:?} {name} {:.2}", error/precision.rounding());
-                }
+    // Gradients are made of the state, the slopes and the adjoint. About twenty roundings enter
+    // them, independent of one another, and solves enlarge them by 1 / (1 - L) <= 2.
+    let roundings = 20.0_f64.sqrt() * 2.0;
+    for (index, gradient) in every_gradient().iter().enumerate() {
+        let by_hand = index == 0;
+        let exact = outcome(&layer(gradient, None), by_hand);
+        for precision in PRECISIONS {
+            let actual = outcome(&layer(gradient, Some(precision)), by_hand);
+            for ((name, actual), (_, exact)) in actual.iter().zip(&exact) {
+                let what = format!("{gradient:?} in {precision:?}, {name}");
+                assert_close(actual, exact, roundings * precision.rounding(), &what);
             }
         }
     }
@@ -335,8 +337,9 @@ fn a_lowered_cell_has_the_products_of_the_cell() {
         assert!(error < few, "{precision:?}: {error:e}");
         let tangent = lowered.tangent(z(), u(), &context).unwrap();
         let exact = cell.tangent(z(), u(), &x).unwrap();
-        let error = relative_error(&values(&join(tangent)), &values(&join(exact)));
-        assert!(error < few && error > 0.0, "{precision:?}: {error:e}");
+        let (tangent, exact) = (values(&join(tangent)), values(&join(exact)));
+        assert_close(&tangent, &exact, few, &format!("tangent in {precision:?}"));
+        assert_ne!(tangent, exact);
     }
 }
 
