@@ -1,7 +1,7 @@
 //! MDEQ against its own derivatives, shapes and counts. The recorded models are checked in
 //! deq-parity.
 
-use crate::support::{Disturb, trained_numbers};
+use crate::support::{Disturb, tolerances, trained_numbers};
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
 use deq_core::{
@@ -13,7 +13,7 @@ use deq_models::checkpoint::{StateDict, load, state_dict};
 use deq_models::{
     Depth, MdeqClassifier, MdeqClassifierConfig, MdeqConfig, MdeqOutput, MdeqSegmenterConfig,
 };
-use deq_testkit::{assert_close, f64_device, relative_error, values};
+use deq_testkit::{assert_close, f64_device, values};
 
 fn images(batch: usize, side: usize, device: &Device) -> Tensor<4> {
     let count = batch * 3 * side * side;
@@ -73,19 +73,19 @@ fn tangent_and_pullback_are_the_derivative_and_its_adjoint() {
 fn a_map_in_16_bits_is_differentiated_and_trained() {
     let device = f64_device().autodiff();
     for precision in [Precision::Bf16, Precision::F16] {
-        let rounding = precision.rounding();
+        let (of_value, of_derivative) = tolerances(precision);
         let model = classifier(backbone().with_dropout(0.3), &device);
         let out = model.forward(images(2, 24, &device), Depth::Unrolled(1));
         let (cell, context) = Lowered::new(&model.backbone.cell, &out.context, precision);
         let normal = || random_like(&out.equilibrium.z);
         let z = normal();
         let exact = all_values(&model.backbone.cell.forward(z.clone(), &out.context));
-        let error = relative_error(&all_values(&cell.forward(z.clone(), &context)), &exact);
-        println!("forward {:.2}", error / rounding);
+        let fz = all_values(&cell.forward(z.clone(), &context));
+        assert_close(&fz, &exact, of_value, &format!("f(z), {precision:?}"));
         let error = check::pullback_error(&cell, &context, z.clone(), normal()).unwrap();
-        println!("pullback {:.2}", error / rounding);
+        assert!(error < of_derivative, "{error}");
         let error = check::tangent_error(&cell, &context, z, normal(), 3).unwrap();
-        println!("tangent {:.2}", error / rounding);
+        assert!(error < of_derivative, "{error}");
 
         let model = classifier(backbone(), &device);
         let step = |gradient: &GradientConfig, precision| {
@@ -101,7 +101,9 @@ fn a_map_in_16_bits_is_differentiated_and_trained() {
         let unrolled = GradientConfig::Unrolled(UnrolledConfig::new(2));
         let (exact, exact_gradient) = step(&unrolled, None);
         let (loss, gradient) = step(&unrolled, Some(precision));
-        println!("loss {:.2} grad {:.2}", relative_error(&loss, &exact)/rounding, relative_error(&gradient, &exact_gradient)/rounding);
+        assert_close(&loss, &exact, of_value, &format!("loss, {precision:?}"));
+        let what = format!("gradient, {precision:?}");
+        assert_close(&gradient, &exact_gradient, of_derivative, &what);
         let (loss, gradient) = step(&GradientConfig::default(), Some(precision));
         assert!(loss.iter().chain(&gradient).all(|number| number.is_finite()));
     }
