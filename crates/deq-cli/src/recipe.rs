@@ -83,7 +83,8 @@ pub(crate) struct RecipeArgs {
     #[arg(long, value_name = "STEPS")]
     pub(crate) solver_steps: Option<usize>,
     /// Type in which equilibria evaluate their layer: f32, bf16 or f16. Solvers, weights, penalty
-    /// and pre-training stay in f32, as everything is by default.
+    /// and pre-training stay in f32, as everything is by default. Relative tolerances below the
+    /// rounding of the type are raised to it.
     #[arg(long, value_name = "TYPE")]
     pub(crate) precision: Option<LayerType>,
     /// Train an explicit network instead: this many applications of the same layer.
@@ -270,6 +271,7 @@ impl RecipeArgs {
         set(&mut recipe.deq.stop.max_steps, self.solver_steps);
         if let Some(precision) = self.precision {
             recipe.set("deq.precision", precision.json())?;
+            recipe.raise_tolerances();
         }
         if self.valid_batches.is_some() {
             recipe.valid_batches = self.valid_batches;

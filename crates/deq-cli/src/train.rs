@@ -38,7 +38,6 @@ fn run_task<T: Task>(
         ..TrainOptions::new(devices.clone(), run.clone())
     };
     say_what_runs(&args.device);
-    say_what_is_rounded(&recipe);
     if let Some(minutes) = args.minutes {
         if !args.resume {
             let text = format!("a few steps, to choose how many fit into {minutes} minutes:");
@@ -72,22 +71,6 @@ fn say_what_runs(name: &str) {
             "the first steps compile and tune kernels, which takes minutes the first time and is \
              kept for the next",
         );
-    }
-}
-
-/// Says when a solve is asked for more than its layer can give.
-fn say_what_is_rounded<T: Task>(recipe: &Recipe<T>) {
-    let deq = &recipe.deq;
-    let Some(precision) = deq.precision else {
-        return;
-    };
-    let (tolerance, rounding) = (deq.stop.rel_tol, precision.rounding());
-    if deq.stop.abs_tol <= 0.0 && tolerance < rounding {
-        let name = precision.name();
-        print::note(format_args!(
-            "deq.stop.rel_tol is {tolerance}, but {name} rounds by {rounding:.0e}: solves may take \
-             all their steps; see the page on devices"
-        ));
     }
 }
 

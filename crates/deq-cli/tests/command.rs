@@ -248,6 +248,17 @@ fn a_recipe_is_printed_changed_and_used() {
     assert_eq!(config(&["--recipe", "recipe.json"]), recipe);
     let precision = |more: &[&str]| config(more)["deq"]["precision"].clone();
     assert_eq!(precision(&["--precision", "bf16"]), "bf16");
+    let low = ["--set", "deq.stop.rel_tol=0.001"];
+    let deq = |more: &[&str]| config(&[&["--precision", "bf16"], more].concat())["deq"].clone();
+    let (raised, lowered) = (deq(&[]), deq(&low));
+    for stop in [
+        &raised["stop"],
+        &raised["eval_stop"],
+        &raised["gradient"]["Implicit"]["stop"],
+    ] {
+        assert_eq!(stop["rel_tol"], 0.00390625);
+    }
+    assert_eq!(lowered["stop"]["rel_tol"], 0.001);
     let of_set = ["--precision", "f32", "--set", "deq.precision=f16"];
     assert_eq!(precision(&of_set), "f16");
     assert!(precision(&[]).is_null() && precision(&of_set[..2]).is_null());

@@ -19,7 +19,7 @@ use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::lr_scheduler::sequential::SequentialLrSchedulerConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamConfig, ModuleOptimizer, SgdConfig};
-use deq_core::DeqConfig;
+use deq_core::{DeqConfig, GradientConfig, ShineConfig};
 use deq_jacreg::{JacobianPenaltyConfig, WeightSchedule};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -149,7 +149,7 @@ impl<T: Task> Recipe<T> {
             network: Network::Equilibrium,
             deq: DeqConfig::new()
                 .with_stop(stop)
-                .with_gradient(deq_core::GradientConfig::Implicit(implicit)),
+                .with_gradient(GradientConfig::Implicit(implicit)),
             penalty: Some(JacobianPenaltyConfig::new()),
             batch,
             steps,
@@ -295,6 +295,31 @@ impl<T: Task> Recipe<T> {
         if let Some(max_steps) = max_steps {
             let stop = self.deq.eval_stop.as_ref().unwrap_or(&self.deq.stop);
             self.deq.eval_stop = Some(stop.clone().with_max_steps(max_steps));
+        }
+    }
+
+    /// Raises the relative tolerances of solves, forward and backward, to the rounding of
+    /// [`DeqConfig::precision`] where they are below it: a map that is rounded so cannot be counted
+    /// on to meet them.
+    pub fn raise_tolerances(&mut self) {
+        let Some(precision) = self.deq.precision else {
+            return;
+        };
+        let deq = &mut self.deq;
+        let backward = match &mut deq.gradient {
+            GradientConfig::Implicit(config)
+            | GradientConfig::Shine(ShineConfig {
+                refine: Some(config),
+                ..
+            }) => Some(&mut config.stop),
+            _ => None,
+        };
+        let stops = [Some(&mut deq.stop), deq.eval_stop.as_mut(), backward];
+        for stop in stops.into_iter().flatten() {
+            // 0 leaves it to the absolute tolerance.
+            if stop.rel_tol > 0.0 {
+                stop.rel_tol = stop.rel_tol.max(precision.rounding());
+            }
         }
     }
 
