@@ -83,8 +83,8 @@ pub(crate) struct RecipeArgs {
     #[arg(long, value_name = "STEPS")]
     pub(crate) solver_steps: Option<usize>,
     /// Type in which equilibria evaluate their layer: f32, bf16 or f16. Solvers, weights, penalty
-    /// and pre-training stay in f32, as everything is by default. Relative tolerances below the
-    /// rounding of the type are raised to it.
+    /// and pre-training stay in f32, as everything is by default. Relative tolerances below
+    /// twice the rounding of the type are raised to that, 8e-3 for bf16 and 1e-3 for f16.
     #[arg(long, value_name = "TYPE")]
     pub(crate) precision: Option<LayerType>,
     /// Train an explicit network instead: this many applications of the same layer.

@@ -256,7 +256,7 @@ fn a_recipe_is_printed_changed_and_used() {
         &raised["eval_stop"],
         &raised["gradient"]["Implicit"]["stop"],
     ] {
-        assert_eq!(stop["rel_tol"], 0.00390625);
+        assert_eq!(stop["rel_tol"], 0.0078125);
     }
     assert_eq!(lowered["stop"]["rel_tol"], 0.001);
     let of_set = ["--precision", "f32", "--set", "deq.precision=f16"];
