@@ -165,12 +165,7 @@ impl<C: EquilibriumCell> EquilibriumCell for Lowered<C> {
         }))
     }
 
-    fn tangent(
-        &self,
-        z: C::State,
-        direction: C::State,
-        context: &C::Context,
-    ) -> Option<C::State> {
+    fn tangent(&self, z: C::State, direction: C::State, context: &C::Context) -> Option<C::State> {
         let [mut down, mut up] = self.casts(&z, context);
         let [z, direction] = [z, direction].map(|state| state.map_tensors(&mut down));
         let tangent = self.cell.tangent(z, direction, context)?;

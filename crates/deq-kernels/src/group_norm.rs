@@ -5,8 +5,8 @@ use crate::cpu::norm::{Direction, Rows, carry, normalize};
 #[cfg(feature = "flex")]
 use crate::flex::{Host, tensor};
 use crate::half::half;
-use burn::tensor::{DType, Tensor};
 use burn::tensor::activation::relu;
+use burn::tensor::{DType, Tensor};
 
 /// A group norm (Wu and He 2018): every group of channels of every sample is brought to mean 0 and
 /// variance 1, then every channel is scaled and shifted.

@@ -101,7 +101,11 @@ fn a_map_in_16_bits_is_differentiated_and_trained() {
         let what = format!("gradient, {precision:?}");
         assert_close(&gradient, &exact_gradient, of_derivative, &what);
         let (loss, gradient) = step(&GradientConfig::default(), Some(precision));
-        assert!(loss.iter().chain(&gradient).all(|number| number.is_finite()));
+        assert!(
+            loss.iter()
+                .chain(&gradient)
+                .all(|number| number.is_finite())
+        );
     }
 }
 
