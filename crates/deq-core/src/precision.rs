@@ -12,6 +12,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
 /// A 16-bit type in which a map can be evaluated.
+///
+/// Not every device computes in it: ask `Device::supports_dtype` with its [`dtype`](Self::dtype).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(crate = "burn::serde", rename_all = "snake_case")]
 pub enum Precision {

@@ -24,8 +24,8 @@ impl ModuleMapper for Disturb {
 /// How far the values and the derivatives of a map in 16 bits are from those of the map, relative.
 ///
 /// Some thirty roundings, independent of one another, lie on any way through a cell, and add up in
-/// squares. Derivatives are off by more, since a ReLU within a few roundings of its kink may switch:
-/// so large a share of the numbers, and the root of it of their norm.
+/// squares. Derivatives are off by more, since a ReLU within a few roundings of its kink may
+/// switch: so large a share of the numbers, and the root of it of their norm.
 pub(crate) fn tolerances(precision: Precision) -> (f64, f64) {
     let rounding = precision.rounding();
     (10.0 * rounding, 4.0 * rounding.sqrt())
