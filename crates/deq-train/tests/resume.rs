@@ -143,6 +143,7 @@ fn a_language_model() {
 fn a_language_model_in_16_bits() {
     let mut recipe = text();
     recipe.set("deq.precision", "bf16").unwrap();
+    recipe.raise_tolerances();
     stopped_and_resumed_equals_uninterrupted(&recipe);
 }
 
