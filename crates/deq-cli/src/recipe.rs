@@ -1,7 +1,7 @@
 //! What a command line says of a recipe: the same options for every task.
 
 use anyhow::{Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use deq_data::{ImageSource, Level};
 use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig, WeightSchedule};
 use deq_train::tasks::images::{ImagesTask, default_preset, preset_for};
@@ -82,6 +82,11 @@ pub(crate) struct RecipeArgs {
     /// Most steps of a forward solve in training.
     #[arg(long, value_name = "STEPS")]
     pub(crate) solver_steps: Option<usize>,
+    /// Type in which equilibria evaluate their layer: f32, bf16 or f16. Solvers, weights, penalty
+    /// and pre-training stay in f32, as everything is by default. Relative tolerances below
+    /// twice the rounding of the type are raised to that, 8e-3 for bf16 and 1e-3 for f16.
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) precision: Option<LayerType>,
     /// Train an explicit network instead: this many applications of the same layer.
     #[arg(long, value_name = "LAYERS")]
     pub(crate) tied: Option<usize>,
@@ -104,6 +109,25 @@ pub(crate) struct RecipeArgs {
     /// Print the summary as JSON on standard output.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What `--precision` names.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum LayerType {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl LayerType {
+    /// As a recipe writes it.
+    fn json(self) -> &'static str {
+        match self {
+            LayerType::F32 => "null",
+            LayerType::Bf16 => "bf16",
+            LayerType::F16 => "f16",
+        }
+    }
 }
 
 #[derive(Args)]
@@ -245,6 +269,10 @@ impl RecipeArgs {
         set(&mut recipe.learning_rate, self.lr);
         set(&mut recipe.seed, self.seed);
         set(&mut recipe.deq.stop.max_steps, self.solver_steps);
+        if let Some(precision) = self.precision {
+            recipe.set("deq.precision", precision.json())?;
+            recipe.raise_tolerances();
+        }
         if self.valid_batches.is_some() {
             recipe.valid_batches = self.valid_batches;
         }
@@ -290,12 +318,14 @@ impl RecipeArgs {
             ("--hold-steps", self.hold_steps.is_some()),
             ("--solver-steps", self.solver_steps.is_some()),
             ("--pretrain", self.pretrain.is_some()),
+            ("--precision", self.precision.is_some()),
         ];
         if let Some((option, _)) = of_equilibria.iter().find(|(_, given)| *given) {
             bail!("an explicit network has no equilibrium: leave out {option}");
         }
         recipe.penalty = None;
         recipe.pretrain_steps = 0;
+        recipe.deq.precision = None;
         Ok(())
     }
 }

@@ -246,6 +246,22 @@ fn a_recipe_is_printed_changed_and_used() {
     assert_eq!(recipe["deq"]["stop"]["max_steps"], 5);
     std::fs::write(path.join("recipe.json"), recipe.to_string()).unwrap();
     assert_eq!(config(&["--recipe", "recipe.json"]), recipe);
+    let precision = |more: &[&str]| config(more)["deq"]["precision"].clone();
+    assert_eq!(precision(&["--precision", "bf16"]), "bf16");
+    let low = ["--set", "deq.stop.rel_tol=0.001"];
+    let deq = |more: &[&str]| config(&[&["--precision", "bf16"], more].concat())["deq"].clone();
+    let (raised, lowered) = (deq(&[]), deq(&low));
+    for stop in [
+        &raised["stop"],
+        &raised["eval_stop"],
+        &raised["gradient"]["Implicit"]["stop"],
+    ] {
+        assert_eq!(stop["rel_tol"], 0.0078125);
+    }
+    assert_eq!(lowered["stop"]["rel_tol"], 0.001);
+    let of_set = ["--precision", "f32", "--set", "deq.precision=f16"];
+    assert_eq!(precision(&of_set), "f16");
+    assert!(precision(&[]).is_null() && precision(&of_set[..2]).is_null());
     let refused = |more: &[&str]| refused(path, &[&["config", "lm"], more].concat());
     let message = refused(&["--set", "deq.stop.max_step=5"]);
     assert!(message.contains("did you mean \"max_steps\"?"), "{message}");
@@ -277,7 +293,7 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
     let folder = folder_with_text();
     let path = folder.path();
     std::fs::write(path.join("empty.txt"), "").unwrap();
-    let cases: [(&[&str], &str); 16] = [
+    let cases: [(&[&str], &str); 18] = [
         (&["train", "lm", "--data", "missing"], "there is no missing"),
         (
             &["train", "lm", "--data", "empty.txt"],
@@ -303,6 +319,14 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
             "--hold-steps needs a penalty",
         ),
         (&["train", "lm", "--hold-steps", "-1"], "target is -1"),
+        (
+            &["train", "lm", "--tied", "2", "--precision", "bf16"],
+            "an explicit network has no equilibrium: leave out --precision",
+        ),
+        (
+            &["train", "lm", "--layers", "2", "--set", "deq.precision=f16"],
+            "set deq.precision to null",
+        ),
         (&["train", "lm", "--resume"], "there is no run to resume"),
         (&["eval", "nowhere"], "nowhere is not a run"),
         (

@@ -2,7 +2,7 @@
 
 use crate::context::CellContext;
 use crate::state::{State, StateLayout};
-use burn::module::Module;
+use burn::module::{Module, ModuleDisplay};
 use burn::tensor::Tensor;
 
 /// One layer `f(z, context)` whose fixed point `z* = f(z*, context)` is the output of a
@@ -19,7 +19,7 @@ use burn::tensor::Tensor;
 ///
 /// Rows of the batch must not influence one another: the solvers treat every row as a problem of
 /// its own.
-pub trait EquilibriumCell: Module + Sync + 'static {
+pub trait EquilibriumCell: Module + ModuleDisplay + Sync + 'static {
     /// What reaches equilibrium.
     type State: State;
 

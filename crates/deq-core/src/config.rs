@@ -6,6 +6,7 @@ use crate::gradient::GradientConfig;
 use crate::gradient::adjoint::Adjoint;
 use crate::gradient::replay::{Replay, ReplayNames};
 use crate::gradient::reversible::ReversiblePairs;
+use crate::precision::Precision;
 use burn::config::Config;
 use deq_solvers::{Solve, SolverConfig, StopConfig};
 use std::sync::Arc;
@@ -33,6 +34,14 @@ pub struct DeqConfig {
     /// Default 0; the original's WikiText-103 scripts use 2 with regularisation.
     #[config(default = 0)]
     pub budget_jitter: usize,
+    /// A 16-bit type in which [`Deq::forward`] evaluates the cell, in training and in evaluation.
+    /// Parameters and context are rounded once per call, the state and its cotangents on their way
+    /// into the cell; what the solvers compute, the output and all gradients have the type of the
+    /// state and of the parameters. A relative tolerance below the type's
+    /// [`rounding`](Precision::rounding) cannot be counted on. Default: none, the cell is evaluated
+    /// in the type of its own parameters.
+    #[config(default = "None")]
+    pub precision: Option<Precision>,
 }
 
 impl DeqConfig {
@@ -60,6 +69,7 @@ impl DeqConfig {
             stop,
             eval_stop,
             budget_jitter: self.budget_jitter,
+            precision: self.precision,
         })
     }
 

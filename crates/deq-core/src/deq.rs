@@ -7,6 +7,7 @@ use crate::error::DeqError;
 use crate::gradient::adjoint::{Adjoint, At};
 use crate::gradient::replay::Replay;
 use crate::gradient::reversible::ReversiblePairs;
+use crate::precision::{Lowered, Precision};
 use crate::random;
 use crate::report::BackwardReport;
 use crate::state::StateLayout;
@@ -28,6 +29,7 @@ pub struct Deq {
     pub(crate) eval_stop: StopRule,
     pub(crate) strategy: Strategy,
     pub(crate) budget_jitter: usize,
+    pub(crate) precision: Option<Precision>,
 }
 
 /// How the output comes about and what of it the tape records.
@@ -118,6 +120,9 @@ impl Deq {
     /// its end. `loss.backward()` needs nothing else. On plain devices only the solve runs, under
     /// [`DeqConfig::eval_stop`](crate::DeqConfig::eval_stop).
     ///
+    /// With [`DeqConfig::precision`](crate::DeqConfig::precision), the cell is evaluated in 16-bit
+    /// floats.
+    ///
     /// A good start saves steps: pass the [`z`](Equilibrium::z) of a similar problem, such
     /// as the last frame of a video, or zeros. The start is a constant: no gradient flows into
     /// `z0`, except through the unrolled and the reversible strategy.
@@ -128,6 +133,19 @@ impl Deq {
     /// this crate was built without the feature of the device's backend (`flex`, `cuda`, ...),
     /// since Burn finds custom operations per backend.
     pub fn forward<C: EquilibriumCell>(
+        &self,
+        cell: &C,
+        context: &C::Context,
+        z0: C::State,
+    ) -> Equilibrium<C::State> {
+        let Some(precision) = self.precision else {
+            return self.reach(cell, context, z0);
+        };
+        let (cell, context) = Lowered::new(cell, context, precision);
+        self.reach(&cell, &context, z0)
+    }
+
+    fn reach<C: EquilibriumCell>(
         &self,
         cell: &C,
         context: &C::Context,

@@ -53,6 +53,7 @@
 //! - [`FrozenCell`], [`StateLayout`]: a cell as a map of the rows `[batch, dim]` of the solvers,
 //!   its evaluations and vector-Jacobian products without a tape; [`recomputed`]: a number whose
 //!   gradient is recorded in the backward pass only.
+//! - [`Precision`]: maps in bf16 or f16, solved in f32; [`Lowered`]: such a map by itself.
 //! - [`dropout`], [`normalization`]: masks and weights that are computed once per solve.
 //! - [`check`]: your own Jacobian products against automatic differentiation; [`random`]: draws
 //!   that a resumed run repeats.
@@ -79,6 +80,7 @@ mod error;
 mod gradient;
 mod hook;
 pub mod normalization;
+mod precision;
 pub mod random;
 mod report;
 mod state;
@@ -102,6 +104,7 @@ pub use gradient::{
     GradientConfig, ImplicitConfig, NeumannGradientConfig, PhantomConfig, ReversibleGradientConfig,
     ShineConfig, UnrolledConfig,
 };
+pub use precision::{Lowered, Precision};
 pub use report::{BackwardPass, BackwardReport};
 pub use state::{State, StateLayout};
 pub use tape::recomputed;

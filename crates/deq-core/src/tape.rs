@@ -13,7 +13,7 @@ use crate::hook::{self, CotangentMap};
 use crate::state::StateLayout;
 use burn::backend::DispatchTensor;
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{GradientCheckpointingStrategy, Gradients, Tensor};
+use burn::tensor::{DType, GradientCheckpointingStrategy, Gradients, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The tensors that a cell reads, parameters first, then the context, in a fixed order.
@@ -146,6 +146,7 @@ impl<C: EquilibriumCell> TapedCell<C> {
         }
     }
 
+    /// Adds the gradients, or ends the sums if there are none to come.
     fn collect(&mut self, grads: Option<Gradients>) {
         self.cotangents.grads = grads;
         self.cotangents.next = 0;
@@ -187,7 +188,8 @@ impl TensorMap for Lift<'_> {
     }
 }
 
-/// Adds the gradients of one nested graph to the sums.
+/// Adds the gradients of one nested graph to the sums, which are f32 for 16-bit inputs until the
+/// end.
 struct Cotangents {
     sums: Vec<Option<DispatchTensor>>,
     next: usize,
@@ -202,11 +204,19 @@ impl Cotangents {
         let sum = &mut self.sums[self.next];
         self.next += 1;
         let Some(grads) = &mut self.grads else {
-            sum.get_or_insert_with(|| leaf.clone().inner().zeros_like().into_dispatch());
+            let total = match sum.take() {
+                Some(sum) => Tensor::<D>::from_dispatch(sum).cast(leaf.dtype()),
+                None => leaf.clone().inner().zeros_like(),
+            };
+            *sum = Some(total.into_dispatch());
             return;
         };
         let Some(grad) = leaf.grad_remove(grads) else {
             return;
+        };
+        let grad = match grad.dtype() {
+            DType::F16 | DType::BF16 => grad.cast(DType::F32),
+            _ => grad,
         };
         let total = match sum.take() {
             Some(sum) => Tensor::<D>::from_dispatch(sum) + grad,

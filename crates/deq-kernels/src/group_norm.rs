@@ -4,11 +4,15 @@
 use crate::cpu::norm::{Direction, Rows, carry, normalize};
 #[cfg(feature = "flex")]
 use crate::flex::{Host, tensor};
-use burn::tensor::Tensor;
+use crate::half::half;
 use burn::tensor::activation::relu;
+use burn::tensor::{DType, Tensor};
 
 /// A group norm (Wu and He 2018): every group of channels of every sample is brought to mean 0 and
 /// variance 1, then every channel is scaled and shifted.
+///
+/// 16-bit floats are brought to f32 for it and back, since the derivative of a small deviation
+/// leaves the range of f16.
 #[derive(Clone, Debug)]
 pub struct GroupNorm {
     /// The channels of one group follow one another.
@@ -24,6 +28,9 @@ impl GroupNorm {
     ///
     /// - x, output: `[batch, channels, height, width]`
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+        if let Some(own) = half(&x) {
+            return self.wide().apply(x.cast(DType::F32)).cast(own);
+        }
         #[cfg(feature = "flex")]
         if let Some((value, _)) = self.on_flex(&x, false, false) {
             return value;
@@ -37,6 +44,9 @@ impl GroupNorm {
     ///
     /// - x, output: `[batch, channels, height, width]`
     pub fn apply_relu(&self, x: Tensor<4>) -> Tensor<4> {
+        if let Some(own) = half(&x) {
+            return self.wide().apply_relu(x.cast(DType::F32)).cast(own);
+        }
         #[cfg(feature = "flex")]
         if let Some((value, _)) = self.on_flex(&x, true, false) {
             return value;
@@ -50,11 +60,25 @@ impl GroupNorm {
     ///
     /// - x, output: `[batch, channels, height, width]`
     pub fn linearize(&self, x: Tensor<4>) -> (Tensor<4>, NormJacobian) {
+        if let Some(own) = half(&x) {
+            let (value, jacobian) = self.wide().linearize(x.cast(DType::F32));
+            return (value.cast(own), jacobian);
+        }
         #[cfg(feature = "flex")]
         if let Some((value, Some(jacobian))) = self.on_flex(&x, false, true) {
             return (value, jacobian);
         }
         self.generic(x)
+    }
+
+    /// The same for f32.
+    fn wide(&self) -> Self {
+        let wide = |x: &Tensor<4>| x.clone().cast(DType::F32);
+        let affine = self.affine.as_ref();
+        Self {
+            affine: affine.map(|(scale, shift)| (wide(scale), wide(shift))),
+            ..self.clone()
+        }
     }
 
     /// In Burn's operations, which every backend has and which are differentiated as they are.
@@ -139,6 +163,9 @@ impl NormJacobian {
     ///
     /// - d, output: `[batch, channels, height, width]`
     pub fn tangent(&self, d: Tensor<4>) -> Tensor<4> {
+        if let Some(own) = half(&d) {
+            return self.tangent(d.cast(DType::F32)).cast(own);
+        }
         #[cfg(feature = "flex")]
         if let Some(out) = self.on_flex(&d, Direction::Forward) {
             return out;
@@ -152,6 +179,9 @@ impl NormJacobian {
     ///
     /// - g, output: `[batch, channels, height, width]`
     pub fn carry(&self, g: Tensor<4>) -> Tensor<4> {
+        if let Some(own) = half(&g) {
+            return self.carry(g.cast(DType::F32)).cast(own);
+        }
         #[cfg(feature = "flex")]
         if let Some(out) = self.on_flex(&g, Direction::Transposed) {
             return out;

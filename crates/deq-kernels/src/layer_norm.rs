@@ -4,17 +4,23 @@
 use crate::cpu::norm::{Direction, Rows, carry, normalize};
 #[cfg(feature = "flex")]
 use crate::flex::{Host, tensor};
-use burn::tensor::Tensor;
+use crate::half::half;
+use burn::tensor::{DType, Tensor};
 
 /// Every position brought to mean 0 and variance 1 over its channels (Ba et al. 2016), without
 /// scale and shift, and what differentiates that.
 ///
-/// `epsilon` is added to the variance.
+/// `epsilon` is added to the variance. 16-bit floats are brought to f32 for it and back, since the
+/// derivative of a small deviation leaves the range of f16.
 ///
 /// # Shapes
 ///
 /// - x, first output: `[batch, time, channels]`
 pub fn layer_norm(x: Tensor<3>, epsilon: f64) -> (Tensor<3>, LayerNormJacobian) {
+    if let Some(own) = half(&x) {
+        let (normed, jacobian) = layer_norm(x.cast(DType::F32), epsilon);
+        return (normed.cast(own), jacobian);
+    }
     #[cfg(feature = "flex")]
     if let Some(values) = Host::of(&x) {
         let [batch, time, channels] = x.dims();
@@ -65,6 +71,9 @@ impl LayerNormJacobian {
     ///
     /// - d, output: `[batch, time, channels]`
     pub fn apply(&self, d: Tensor<3>) -> Tensor<3> {
+        if let Some(own) = half(&d) {
+            return self.apply(d.cast(DType::F32)).cast(own);
+        }
         #[cfg(feature = "flex")]
         if let (Some(values), Some(normed), Some(inverse)) = (
             Host::of(&d),

@@ -41,6 +41,7 @@ mod flex;
 #[cfg(feature = "_gpu")]
 mod gpu;
 mod group_norm;
+mod half;
 mod layer_norm;
 mod linear;
 mod pointwise;

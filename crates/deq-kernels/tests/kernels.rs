@@ -7,7 +7,7 @@
 use burn::tensor::activation::{log_softmax, relu, softmax};
 use burn::tensor::module::{conv_transpose2d, conv2d};
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use deq_kernels::{
     Convolution, GroupNorm, Linear, RelativeAttention, combine, convolve, cross_entropy, dots,
     layer_norm, product, residual, row_squares,
@@ -201,6 +201,41 @@ fn layer_norms_and_their_jacobians() {
         assert_close(&normed, &expected, &format!("{shape:?}"));
         let (ours, theirs) = (jacobian.apply(d.clone()), plainly.apply(plain(&d)));
         assert_close(&ours, &theirs, &format!("Jacobian, {shape:?}"));
+    }
+}
+
+#[test]
+fn norms_of_16_bit_floats_are_those_of_f32_rounded() {
+    let device = Device::flex();
+    for own in [DType::BF16, DType::F16] {
+        let affine = [random([1, 4, 1, 1]), random([1, 4, 1, 1])].map(|x| x.cast(own));
+        let norm = |own: DType| GroupNorm {
+            groups: 2,
+            epsilon: 1e-5,
+            affine: Some((affine[0].clone().cast(own), affine[1].clone().cast(own))),
+        };
+        let (narrow, wide) = (norm(own), norm(DType::F32));
+        let x = random([2, 4, 3, 3]).cast(own);
+        let d = random([2, 4, 3, 3]).cast(own);
+        let f32 = |x: &Tensor<4>| x.clone().cast(DType::F32);
+        let same = |narrow: Tensor<4>, wide: Tensor<4>| {
+            assert_eq!(narrow.into_data(), wide.cast(own).into_data());
+        };
+        same(narrow.apply(x.clone()), wide.apply(f32(&x)));
+        same(narrow.apply_relu(x.clone()), wide.apply_relu(f32(&x)));
+        let [(value, narrow_at), (_, wide_at)] =
+            [narrow.linearize(x.clone()), wide.linearize(f32(&x))];
+        same(value, wide.apply(f32(&x)));
+        same(narrow_at.tangent(d.clone()), wide_at.tangent(f32(&d)));
+        same(narrow_at.carry(d.clone()), wide_at.carry(f32(&d)));
+
+        // The derivative of the deviation of equal numbers is 1e5 where epsilon is 1e-5.
+        let flat = Tensor::ones([1, 4, 2, 2], (&device, own));
+        let flat = flat.autodiff().require_grad();
+        let rows = flat.clone().reshape([1, 4, 4]);
+        let out = narrow.apply(flat.clone()).sum() + layer_norm(rows, 1e-5).0.sum();
+        let grad = flat.grad(&out.backward()).unwrap();
+        assert!(grad.into_data().iter::<f32>().all(f32::is_finite));
     }
 }
 

@@ -141,6 +141,15 @@ pub enum RecipeError {
         /// What there is.
         choices: &'static str,
     },
+    /// An explicit network is to be evaluated in a type of its own.
+    #[error(
+        "deq.precision is {precision}, but an explicit network is evaluated in f32: \
+         set deq.precision to null"
+    )]
+    PrecisionOfExplicit {
+        /// The type.
+        precision: &'static str,
+    },
     /// Two trainings are to be compared by their equilibria, of which there are none.
     #[error(
         "all {steps} steps are unrolled, {pretrain} were asked for, so that there is no \
@@ -401,6 +410,15 @@ pub enum DeviceError {
         reason: String,
         /// The devices compiled in, separated by commas.
         compiled: String,
+    },
+    /// The device cannot compute in the type that the recipe asks for.
+    #[error(
+        "the device does not compute in {precision}: \
+         set deq.precision to null or another type, or choose another device"
+    )]
+    NoSuchType {
+        /// The type.
+        precision: &'static str,
     },
 }
 

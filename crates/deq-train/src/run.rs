@@ -523,6 +523,9 @@ fn header<T: Task>(recipe: &Recipe<T>, summary: &Summary, records: &[Record]) ->
         fact("Jacobian penalty", penalty),
         fact("parameters", summary.parameters.to_string()),
     ]);
+    if let Some(precision) = recipe.deq.precision {
+        facts.push(fact("cell evaluated in", precision.name().to_owned()));
+    }
     if !summary.left_out.is_empty() {
         facts.push(fact("files left out", summary.left_out.len().to_string()));
     }

@@ -1,7 +1,7 @@
 //! One step of training or evaluation, for any task.
 
 use crate::clip::clip_global_norm;
-use crate::error::TrainError;
+use crate::error::{DeviceError, TrainError};
 use crate::recipe::{Network, Recipe};
 use crate::records::{PenaltyRecord, Phase, SolveRecord, StepRecord};
 use crate::task::{MemoryOf, Reading, Task, TaskModel};
@@ -102,10 +102,20 @@ impl<M: TaskModel> Adaptor<StepRecord> for StepOutput<M> {
 
 impl<M: TaskModel> Learner<M> {
     /// A model with fresh weights, which the seed determines.
+    ///
+    /// # Errors
+    ///
+    /// If the recipe describes no model or layer, or one for which the device lacks the type.
     pub(crate) fn fresh<T>(recipe: &Recipe<T>, device: &Device) -> Result<Self, TrainError>
     where
         T: Task<Model = M>,
     {
+        if let Some(precision) = recipe.deq.precision
+            && !device.supports_dtype(precision.dtype())
+        {
+            let precision = precision.name();
+            return Err(DeviceError::NoSuchType { precision }.into());
+        }
         device.seed(recipe.seed);
         Ok(Self {
             model: recipe.task.init(recipe.network, device)?,

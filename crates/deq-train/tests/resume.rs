@@ -140,6 +140,14 @@ fn a_language_model() {
 }
 
 #[test]
+fn a_language_model_in_16_bits() {
+    let mut recipe = text();
+    recipe.set("deq.precision", "bf16").unwrap();
+    recipe.raise_tolerances();
+    stopped_and_resumed_equals_uninterrupted(&recipe);
+}
+
+#[test]
 fn a_model_of_images() {
     stopped_and_resumed_equals_uninterrupted(&images());
 }

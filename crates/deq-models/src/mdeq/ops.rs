@@ -151,7 +151,7 @@ impl Gate {
     /// The derivative is a constant, since that of a ReLU does not change but at the kink. A
     /// product with it is some times faster than filling by a mask.
     pub(crate) fn at(x: Tensor<4>) -> (Tensor<4>, Self) {
-        let on = x.clone().greater_elem(0.0).float();
+        let on = x.clone().greater_elem(0.0).float().cast(x.dtype());
         (relu(x), Self(on))
     }
 

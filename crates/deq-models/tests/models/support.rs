@@ -1,7 +1,8 @@
-//! What the tests of image models share.
+//! What the tests of models share.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Distribution, Tensor};
+use deq_core::Precision;
 
 /// Moves every float tensor of a model away from values that hide mistakes, such as scales of 1.
 pub(crate) struct Disturb;
@@ -18,6 +19,16 @@ impl ModuleMapper for Disturb {
             moved.set_require_grad(trained)
         })
     }
+}
+
+/// How far the values and the derivatives of a map in 16 bits are from those of the map, relative.
+///
+/// Some thirty roundings, independent of one another, lie on any way through a cell, and add up in
+/// squares. Derivatives are off by more, since a ReLU within a few roundings of its kink may
+/// switch: so large a share of the numbers, and the root of it of their norm.
+pub(crate) fn tolerances(precision: Precision) -> (f64, f64) {
+    let rounding = precision.rounding();
+    (10.0 * rounding, 4.0 * rounding.sqrt())
 }
 
 /// Numbers in parameters that an optimizer changes, of a model on an autodiff device.
