@@ -9,6 +9,8 @@
 pub struct StepNumbers {
     /// Trained numbers.
     pub parameters: usize,
+    /// Those behind the cell, whose gradients come first.
+    pub head: usize,
     /// One state.
     pub state: usize,
     /// What stands throughout: the tape before the cell, normalised weights, masks, memories.

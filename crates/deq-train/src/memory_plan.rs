@@ -180,7 +180,8 @@ impl Solve {
 fn solved(numbers: &StepNumbers, forward: &Solve, backward: &Solve) -> Vec<PhaseBytes> {
     let recorded = numbers.constants + numbers.reached + numbers.tape;
     let output = numbers.arranged + numbers.output + numbers.output_peak;
-    let adjoint = numbers.kept + numbers.point + 2 * numbers.arranged + backward.most();
+    let behind = numbers.kept + numbers.head;
+    let adjoint = behind + numbers.point + 2 * numbers.arranged + backward.most();
     vec![
         phase(
             "solve",
@@ -188,7 +189,7 @@ fn solved(numbers: &StepNumbers, forward: &Solve, backward: &Solve) -> Vec<Phase
         ),
         phase("output", recorded + output),
         phase("adjoint", recorded + adjoint),
-        phase("backward", recorded + numbers.kept + numbers.backward),
+        phase("backward", recorded + behind + numbers.backward),
     ]
 }
 
@@ -200,7 +201,7 @@ fn penalised(numbers: &StepNumbers, probes: usize) -> usize {
 fn unrolled(numbers: &StepNumbers, depth: usize, probes: usize) -> usize {
     let before = numbers.constants + numbers.state + (depth - 1) * numbers.tape;
     let behind = numbers.output + numbers.output_peak;
-    let last = numbers.tape + behind.max(numbers.kept + numbers.backward);
+    let last = numbers.tape + behind.max(numbers.kept + numbers.head + numbers.backward);
     let penalty = match probes {
         0 => 0,
         _ => numbers.kept + penalised(numbers, probes),

@@ -95,11 +95,11 @@ impl MdeqConfig {
         let block = 4 * wide + 6 * state;
         let tape = self.blocks * block + (4 + post) * state + way_tape;
         let constants = 3 * stem * map(0) + weights;
+        let arranged = if on_host { self.arranged(sides) } else { 0 };
         StepNumbers {
             state,
             constants,
-            // By tiles of pixels, 16 numbers for 9; the other convolutions.
-            arranged: if on_host { 2 * weights } else { 0 },
+            arranged,
             // Wide maps of the finest branch twice, padded or normalised.
             evaluation: (2 * self.expansion + 1) * map(0),
             tape,
@@ -111,10 +111,28 @@ impl MdeqConfig {
             weights: self.parameters() + weights,
             // The wide maps five times forward and four times in the tangent.
             probe: self.blocks * (9 * wide + 14 * state) + (14 + post) * state + way_penalty,
-            // Neither the recorded application nor the head, below, has been differentiated yet.
-            penalty: tape + state,
+            // The recorded application has not been differentiated yet; gradients of weights.
+            penalty: tape + state + arranged + weights,
             ..StepNumbers::default()
         }
+    }
+
+    /// Weights of the cell as kernels of the CPU arrange them: 16 numbers for 9 where maps are worked
+    /// on by tiles of pixels.
+    fn arranged(&self, sides: [usize; 2]) -> usize {
+        let tiled = self.channels.iter().enumerate().filter(|&(level, channels)| {
+            // Tiles have two pixels each way.
+            self.pixels(1, sides, level) >= 4 * 16 && *channels >= 16
+        });
+        let more = tiled.map(|(_, c)| 14 * c * c * self.expansion * self.blocks);
+        self.blocks() + self.fusion() + more.sum::<usize>()
+    }
+
+    /// What is left of the tape of the head in the backward pass of the penalty. Backward passes run
+    /// by the depth of the graph, and the penalty is as deep as the cell has tensors: more than head
+    /// and cell are from three branches on.
+    fn head_beside_penalty(&self, output: usize) -> usize {
+        if self.channels.len() > 2 { output } else { 0 }
     }
 
     /// Samples times pixels of a branch.
@@ -167,10 +185,11 @@ impl MdeqClassifierConfig {
         let output = branches.sum::<usize>() + 2 * last;
         StepNumbers {
             parameters: self.parameters(),
+            head,
             output,
             output_peak: 3 * last,
             weights: own.weights + head,
-            penalty: own.penalty + output,
+            penalty: own.penalty + self.backbone.head_beside_penalty(output),
             ..own
         }
     }
@@ -216,11 +235,12 @@ impl MdeqSegmenterConfig {
         let output = 4 * mixed + 2 * scores;
         StepNumbers {
             parameters: self.parameters(),
+            head,
             output,
             output_peak: (2 * scores + 3 * targets).max(2 * mixed),
             kept: scores,
             weights: own.weights + head,
-            penalty: own.penalty + output,
+            penalty: own.penalty + self.backbone.head_beside_penalty(output),
             ..own
         }
     }

@@ -53,12 +53,8 @@ impl DeqTransformerLmConfig {
         let read = batch * keys * d;
         let matrix = d * self.d_inner;
         let weights = self.cell_weights();
-        let (masks, dropped) = match (self.dropout > 0.0, self.attention_dropout > 0.0) {
-            (hidden, attention) => (
-                if hidden { batch * self.d_inner } else { 0 },
-                if attention { scores } else { 0 },
-            ),
-        };
+        let mask = |rate: f64, numbers: usize| if rate > 0.0 { numbers } else { 0 };
+        let masks = mask(self.dropout, batch * self.d_inner) + mask(self.attention_dropout, scores);
         // Embedded tokens; injections of all positions, here and for the next step; equilibria for
         // the next step; the memory with its keys and values; distances.
         let inputs = narrow + 2 * 3 * read + read + 3 * batch * past * d + 2 * keys * d;
@@ -66,8 +62,10 @@ impl DeqTransformerLmConfig {
         let parameters = self.parameters();
         StepNumbers {
             parameters,
+            // All but the cell, whose gains and biases are few: tables serve on both sides.
+            head: parameters - weights - 3 * d * d,
             state: narrow,
-            constants: inputs + time * keys + weights + masks + dropped,
+            constants: inputs + time * keys + weights + masks,
             arranged: if on_host { weights } else { 0 },
             // The inner activations, or queries, keys and values twice; kernels of GPUs have none
             // for attention.
