@@ -16,8 +16,10 @@ struct Row {
     preset: &'static str,
     /// A step at the preset's batch.
     plan: MemoryPlan,
+    /// The most bytes of a step that solves.
+    solved: usize,
+    /// The most bytes of any step.
     peak: usize,
-    phase: &'static str,
     /// The largest batch on one device of each size.
     fits: Vec<Fit>,
 }
@@ -29,19 +31,37 @@ struct Fit {
 }
 
 pub(crate) fn run(json: bool) -> Result<()> {
-    let mut rows = rows::<TextTask>()?;
-    rows.extend(rows::<ImagesTask>()?);
+    let mut rows = presets::<TextTask>()?;
+    rows.extend(presets::<ImagesTask>()?);
     if json {
         return print::json(&rows);
     }
-    println!("GB of a training step in f32 at the preset's batch, by what holds them; the largest");
-    println!("batch on one card, by its GB. Pools and fragmentation come on top.\n");
-    let names = "parameters  moments  constants  history   tape  output  penalty   peak  in";
+    println!(
+        "GB of a training step in f32 at the preset's batch: by what holds them; at the most in"
+    );
+    println!(
+        "a step that solves, and in any, unrolled ones included; the largest batch on one card of"
+    );
+    println!("so many GB. Pools and fragmentation come on top.\n");
     let cards: String = CARDS.iter().map(|card| format!("{card:>6}")).collect();
-    println!("{:<24} batch  {names:<85}{cards}", "preset");
+    let name = "preset";
+    println!(
+        "{name:<24} batch  weights  moments  constants  history   tape  output  penalty  solving   peak\
+         {cards}"
+    );
     for row in rows {
         let plan = &row.plan;
-        let [parameters, moments, constants, history, tape, output, penalty, peak] = [
+        let [
+            weights,
+            moments,
+            constants,
+            history,
+            tape,
+            output,
+            penalty,
+            solving,
+            peak,
+        ] = [
             plan.parameters,
             plan.moments,
             plan.constants,
@@ -49,20 +69,25 @@ pub(crate) fn run(json: bool) -> Result<()> {
             plan.tape,
             plan.output,
             plan.penalty,
+            row.solved,
             row.peak,
         ]
         .map(|bytes| bytes as f64 / 1e9);
-        let fits: String = row.fits.iter().map(|fit| format!("{:>6}", fit.batch)).collect();
+        let fits: String = row
+            .fits
+            .iter()
+            .map(|fit| format!("{:>6}", fit.batch))
+            .collect();
         println!(
-            "{:<24} {:>5}  {parameters:>10.3}  {moments:>7.3}  {constants:>9.3}  {history:>7.3}  \
-             {tape:>5.2}  {output:>6.2}  {penalty:>7.2}  {peak:>5.1}  {:<13}{fits}",
-            row.preset, plan.batch, row.phase
+            "{:<24} {:>5}  {weights:>7.3}  {moments:>7.3}  {constants:>9.3}  {history:>7.3}  \
+             {tape:>5.2}  {output:>6.2}  {penalty:>7.2}  {solving:>7.2}  {peak:>5.2}{fits}",
+            row.preset, plan.batch
         );
     }
     Ok(())
 }
 
-fn rows<T: Task>() -> Result<Vec<Row>, TrainError> {
+fn presets<T: Task>() -> Result<Vec<Row>, TrainError> {
     let mut rows = Vec::new();
     for preset in T::presets() {
         let recipe = Recipe::<T>::preset(preset.name)?;
@@ -75,8 +100,8 @@ fn rows<T: Task>() -> Result<Vec<Row>, TrainError> {
         };
         rows.push(Row {
             preset: preset.name,
+            solved: plan.solving(),
             peak: plan.peak(),
-            phase: plan.largest().name,
             fits: CARDS.iter().filter_map(fit).collect(),
             plan,
         });

@@ -8,6 +8,7 @@
 //! output     constants + tape of one application + tape of the output layers
 //! adjoint    constants + tape of one application + linearisation + history of its solver
 //! backward   constants + tape of one application + cotangents
+//! probes     constants + tapes of one application and of the output layers + linearisation
 //! penalty    constants + what is left of that tape + a tape for each probe
 //! weights    constants + gradients
 //! unrolled   constants + tapes of all applications + tape of the output layers
@@ -49,6 +50,9 @@ pub struct MemoryPlan {
     pub phases: Vec<PhaseBytes>,
 }
 
+/// The phase of steps that unroll the cell.
+const UNROLLED: &str = "unrolled";
+
 /// A moment of a training step.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct PhaseBytes {
@@ -77,12 +81,14 @@ impl MemoryPlan {
         };
         let forward = Solve {
             history: history(&recipe.deq.solver, recipe.deq.stop.max_steps) * state,
-            evaluation: numbers.evaluation + window(&recipe.deq.stop),
+            evaluation: numbers.evaluation,
+            window: window(&recipe.deq.stop),
             state,
         };
         let backward = Solve {
             history: linear_history(&adjoint.solver, adjoint.stop.max_steps) * state,
-            evaluation: numbers.evaluation + window(&adjoint.stop),
+            evaluation: numbers.evaluation,
+            window: window(&adjoint.stop),
             state,
         };
         let tied = match recipe.network {
@@ -97,8 +103,12 @@ impl MemoryPlan {
             Some(_) => Vec::new(),
         };
         if probes > 0 {
-            let numbers = numbers.constants + numbers.kept + penalised(&numbers, probes);
-            phases.push(phase("penalty", numbers));
+            // Weights are arranged anew for these products.
+            let products = numbers.point + 3 * numbers.arranged + numbers.evaluation;
+            let recorded = numbers.constants + numbers.reached + numbers.tape + numbers.output;
+            phases.push(phase("probes", recorded + products + 2 * probes * state));
+            let tapes = numbers.constants + numbers.kept + penalised(&numbers, probes);
+            phases.push(phase("penalty", tapes));
         }
         phases.push(phase(
             "weights",
@@ -109,7 +119,7 @@ impl MemoryPlan {
         if let Some(depth) = depth {
             let weighted = penalty.is_some_and(|penalty| penalty.pretrain_weight > 0.0);
             let probes = if weighted { probes } else { 0 };
-            phases.push(phase("unrolled", unrolled(&numbers, depth, probes)));
+            phases.push(phase(UNROLLED, unrolled(&numbers, depth, probes)));
         }
         let moments = match recipe.optimizer {
             Optimizer::Adam => 2,
@@ -135,9 +145,16 @@ impl MemoryPlan {
         *most.expect("every step ends with gradients")
     }
 
-    /// The most bytes at one time.
+    /// The most bytes at one time, of any step of the training.
     pub fn peak(&self) -> usize {
         self.parameters + self.moments + self.largest().bytes
+    }
+
+    /// The most bytes at one time, of steps that do not unroll the cell.
+    pub fn solving(&self) -> usize {
+        let solving = self.phases.iter().filter(|phase| phase.name != UNROLLED);
+        let most = solving.map(|phase| phase.bytes).max();
+        self.parameters + self.moments + most.unwrap_or_default()
     }
 
     /// The largest batch whose step fits into so many bytes; 0 if none does. `None` as for
@@ -163,17 +180,18 @@ impl MemoryPlan {
 /// Numbers that a solve holds.
 struct Solve {
     history: usize,
-    /// What an evaluation takes, and points that wait for their residual to be read.
     evaluation: usize,
+    /// Points that wait for their residuals to be read.
+    window: usize,
     state: usize,
 }
 
 impl Solve {
     /// Either points and an evaluation beside the history, or its two halves while one is made or
-    /// made longer: both lengths, and what the old one is filled up with.
+    /// made longer: both lengths, what the old one is filled up with, and a step of the solver.
     fn most(&self) -> usize {
-        let grown = self.history / 2 + 3 * self.state;
-        self.history + grown.max(self.evaluation + 6 * self.state)
+        let grown = self.history / 2 + 7 * self.state;
+        self.history + self.window + grown.max(self.evaluation + 6 * self.state)
     }
 }
 

@@ -67,14 +67,20 @@ fn a_step_takes_what_is_predicted_within_a_tenth() {
     text("tiny", &[streams("8"), PLAIN, short[0], short[1], pre_norm]);
     let words = ("task.level", "\"word\"");
     text("tiny", &[streams("8"), PLAIN, words]);
-    let adaptive = [("task.model.cutoffs", "[500, 2000]"), ("task.model.div_val", "4")];
-    text("tiny", &[streams("8"), PLAIN, words, adaptive[0], adaptive[1], TIED]);
+    let adaptive = [
+        ("task.model.cutoffs", "[500, 2000]"),
+        ("task.model.div_val", "4"),
+    ];
+    text(
+        "tiny",
+        &[streams("8"), PLAIN, words, adaptive[0], adaptive[1], TIED],
+    );
 
     let images = compare::<ImagesTask>;
     images("mini", &[("batch", "16"), PLAIN]);
     images("mini", &[("batch", "8"), ("penalty", PENALTY)]);
     images("mini", &[("batch", "8"), PLAIN, TIED]);
-    images("mini", &[("batch", "4"), PLAIN, solver]);
+    images("mini", &[("batch", "8"), PLAIN, solver]);
     let branches = [
         ("batch", "4"),
         ("task.model.classifier.backbone.channels", "[16, 32, 64]"),

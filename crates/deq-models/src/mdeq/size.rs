@@ -95,13 +95,16 @@ impl MdeqConfig {
         let block = 4 * wide + 6 * state;
         let tape = self.blocks * block + (4 + post) * state + way_tape;
         let constants = 3 * stem * map(0) + weights;
-        let arranged = if on_host { self.arranged(sides) } else { 0 };
+        let (arranged, arranging) = match on_host {
+            true => self.arranged(sides),
+            false => (0, 0),
+        };
         StepNumbers {
             state,
             constants,
             arranged,
             // Wide maps of the finest branch twice, padded or normalised.
-            evaluation: (2 * self.expansion + 1) * map(0),
+            evaluation: ((2 * self.expansion + 1) * map(0)).max(arranging),
             tape,
             // As rows, as parts before the evaluation and behind it.
             reached: 3 * state,
@@ -117,20 +120,24 @@ impl MdeqConfig {
         }
     }
 
-    /// Weights of the cell as kernels of the CPU arrange them: 16 numbers for 9 where maps are worked
-    /// on by tiles of pixels.
-    fn arranged(&self, sides: [usize; 2]) -> usize {
-        let tiled = self.channels.iter().enumerate().filter(|&(level, channels)| {
-            // Tiles have two pixels each way.
-            self.pixels(1, sides, level) >= 4 * 16 && *channels >= 16
+    /// Weights of the cell as kernels of the CPU arrange them, and what arranging the largest
+    /// takes: 16 numbers for 9 where maps are worked on by tiles of two pixels each way.
+    fn arranged(&self, [height, width]: [usize; 2]) -> (usize, usize) {
+        let tiles =
+            |side: usize, level: usize| (side >> (self.downsample_times + level)).div_ceil(2);
+        let levels = self.channels.iter().enumerate();
+        let tiled = levels.filter(|&(level, &channels)| {
+            channels >= 16 && tiles(height, level) * tiles(width, level) >= 16
         });
-        let more = tiled.map(|(_, c)| 14 * c * c * self.expansion * self.blocks);
-        self.blocks() + self.fusion() + more.sum::<usize>()
+        let pairs: Vec<usize> = tiled.map(|(_, c)| c * c * self.expansion).collect();
+        let more = 14 * self.blocks * pairs.iter().sum::<usize>();
+        let largest = 16 * pairs.into_iter().max().unwrap_or(0);
+        (self.blocks() + self.fusion() + more, largest)
     }
 
-    /// What is left of the tape of the head in the backward pass of the penalty. Backward passes run
-    /// by the depth of the graph, and the penalty is as deep as the cell has tensors: more than head
-    /// and cell are from three branches on.
+    /// What is left of the tape of the head in the backward pass of the penalty. Backward passes
+    /// run by the depth of the graph, and the penalty is as deep as the cell has tensors: more than
+    /// head and cell are from three branches on.
     fn head_beside_penalty(&self, output: usize) -> usize {
         if self.channels.len() > 2 { output } else { 0 }
     }

@@ -77,8 +77,9 @@ impl DeqTransformerLmConfig {
             // mask; keys and values; queries twice, the mixed values, each norm twice.
             tape: 2 * wide + 3 * scores + 2 * read + (7 + usize::from(self.pre_norm)) * narrow,
             reached: narrow,
-            // Probabilities, queries, keys and values, two norms, and where the ReLU is off.
-            point: scores + 5 * narrow + wide / 4,
+            // Probabilities, queries, keys and values, two norms, and where the ReLU is off; on the
+            // CPU, a transposed weight while it is arranged.
+            point: scores + 5 * narrow + wide / 4 + if on_host { matrix } else { 0 },
             output: narrow + scored,
             output_peak: match on_host {
                 true => most,
