@@ -14,6 +14,10 @@ pub(crate) struct PresetsArgs {
     /// Print instead what a step of the papers' trainings takes on 1 to 64 devices, on paper.
     #[arg(long)]
     scaling: bool,
+    /// Print instead what a training step holds in memory, on paper, and the largest batch on one
+    /// card of 11 to 141 GB.
+    #[arg(long, conflicts_with = "scaling")]
+    memory: bool,
     /// Print the list as JSON on standard output.
     #[arg(long)]
     json: bool,
@@ -36,6 +40,9 @@ struct Entry {
 pub(crate) fn presets(args: &PresetsArgs) -> Result<()> {
     if args.scaling {
         return crate::scaling::run(args.json);
+    }
+    if args.memory {
+        return crate::memory::run(args.json);
     }
     let mut all = list::<TextTask>("deq train lm")?;
     all.extend(list::<ImagesTask>("deq train mdeq")?);

@@ -5,6 +5,7 @@ mod data;
 mod eval;
 mod exchange;
 mod generate;
+mod memory;
 mod predict;
 mod print;
 mod recipe;

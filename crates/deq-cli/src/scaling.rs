@@ -2,7 +2,9 @@
 
 use crate::print;
 use anyhow::Result;
-use deq_train::{LINKS, ScalingRow, WORKLOADS};
+use deq_train::tasks::images::ImagesTask;
+use deq_train::tasks::text::TextTask;
+use deq_train::{LINKS, Recipe, ScalingRow, WORKLOADS};
 use serde::Serialize;
 
 /// A step of one training over one link.
@@ -35,6 +37,15 @@ pub(crate) fn run(json: bool) -> Result<()> {
             work.batch,
             1e3 * work.sample_seconds,
             work.source
+        );
+        let steps = match Recipe::<TextTask>::preset(work.name) {
+            Ok(recipe) => recipe.steps,
+            Err(_) => Recipe::<ImagesTask>::preset(work.name)?.steps,
+        };
+        let seconds = (steps * work.batch) as f64 * work.sample_seconds;
+        println!(
+            "  {steps} steps take {:.0} hours on one device",
+            seconds / 3600.0
         );
     }
     for table in tables {

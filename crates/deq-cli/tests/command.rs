@@ -276,6 +276,14 @@ fn a_recipe_is_printed_changed_and_used() {
         list.contains("lm --preset tiny") && list.contains("mdeq --preset mini"),
         "{list}"
     );
+    let output = run(path, &["presets", "--memory", "--json"]);
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for row in rows.as_array().unwrap() {
+        let batches = row["fits"].as_array().unwrap().iter();
+        let batches: Vec<u64> = batches.map(|fit| fit["batch"].as_u64().unwrap()).collect();
+        assert!(batches.is_sorted() && batches.len() == 6, "{row}");
+        assert!(row["peak"].as_u64() > row["plan"]["parameters"].as_u64());
+    }
 }
 
 /// Runs a command that must fail with exit code 2 and one sentence, and returns the sentence.

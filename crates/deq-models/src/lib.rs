@@ -45,6 +45,7 @@ pub mod checkpoint;
 mod error;
 mod layers;
 mod mdeq;
+mod memory;
 mod resnet;
 mod transformer;
 
@@ -56,6 +57,7 @@ pub use mdeq::{
     MdeqCell, MdeqClassifier, MdeqClassifierConfig, MdeqConfig, MdeqContext, MdeqOutput,
     MdeqSegmenter, MdeqSegmenterConfig, MdeqStem, NormedConv, ResidualBlock, SegmentationHead,
 };
+pub use memory::StepNumbers;
 pub use resnet::{ResNet, ResNetBlock, ResNetBlockKind, ResNetConfig};
 pub use transformer::{
     Attention, DeqTransformerLm, DeqTransformerLmConfig, DropoutRates, FeedForward, LmMemory,

@@ -32,7 +32,7 @@
 //! - [`train`], [`evaluate`], [`evaluate_budgets`], [`import`], [`export`], [`Trained`].
 //! - [`Task`], [`TaskModel`], [`Batches`]: what a task of your own implements.
 //! - [`Devices`]: several devices, here and elsewhere.
-//! - [`affordable_steps`], [`step_memory`], [`Workload`]: what a run costs.
+//! - [`affordable_steps`], [`MemoryPlan`], [`step_memory`], [`Workload`]: what a run costs.
 //! - [`records`], [`report`]: what a run writes.
 //!
 //! The book's page on this crate is
@@ -59,6 +59,7 @@ mod exchange;
 pub mod files;
 mod loader;
 mod measure;
+mod memory_plan;
 mod parallel;
 mod presets;
 mod recipe;
@@ -88,6 +89,7 @@ pub use error::{
 };
 pub use exchange::{ImportOptions, Imported, export, import};
 pub use measure::{Detail, Measure, Quality};
+pub use memory_plan::{MemoryPlan, PhaseBytes};
 pub use presets::Preset;
 pub use recipe::{FORMAT, Network, Optimizer, Recipe};
 #[cfg(feature = "remote")]

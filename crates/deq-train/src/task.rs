@@ -9,6 +9,7 @@ use crate::run::Trained;
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor, TensorData};
 use deq_core::{Depth, Equilibrium, EquilibriumCell};
+use deq_models::StepNumbers;
 use deq_models::checkpoint::{LoadReport, StateDict};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -89,6 +90,12 @@ pub trait Task:
     /// Naming the field, its value and what would be right.
     fn validate(&self) -> Result<(), TrainError> {
         Ok(())
+    }
+
+    /// What a training step on so many samples holds, by the kernels of the CPU if `on_host`, for a
+    /// [`MemoryPlan`](crate::MemoryPlan). Default: it is not known.
+    fn step_numbers(&self, _batch: usize, _on_host: bool) -> Option<StepNumbers> {
+        None
     }
 
     /// Where the data lie, for messages. Default: nothing to tell.

@@ -7,6 +7,7 @@ mod linear;
 mod lm;
 mod memory;
 mod names;
+mod size;
 mod softmax;
 mod xl;
 

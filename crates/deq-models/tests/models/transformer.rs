@@ -1,7 +1,7 @@
 //! The DEQ-Transformer against its own derivatives, in f64. Its numbers are checked against
 //! recorded ones by deq-parity.
 
-use crate::support::tolerances;
+use crate::support::{tolerances, trained_numbers};
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use deq_core::{
@@ -175,6 +175,23 @@ fn configurations_that_describe_no_model_are_rejected() {
         message(DeqTransformerLmConfig::new(0, 12, 3, 20)),
         "model.vocab_size is 0, but must be at least 1"
     );
+}
+
+#[test]
+fn parameters_are_counted_from_shapes() {
+    let device = f64_device().autodiff();
+    let base = || DeqTransformerLmConfig::new(40, 12, 3, 20);
+    let clusters = || base().with_cutoffs(vec![10, 25]);
+    for config in [
+        base(),
+        base().with_weight_norm(false).with_d_embed(Some(6)),
+        clusters().with_tie_weights(false),
+        clusters().with_div_val(2),
+        clusters().with_div_val(2).with_tie_projections(false),
+    ] {
+        let model = config.init(&device).unwrap();
+        assert_eq!(config.parameters(), trained_numbers(&model), "{config:?}");
+    }
 }
 
 #[test]

@@ -14,9 +14,11 @@ use crate::recipe::Network;
 use crate::run::Trained;
 use crate::task::{BatchPlan, Batches, Opening, Split, Task};
 use burn::tensor::{Device, TensorData};
-use deq_data::{LabelSurvey, Loader, LoaderConfig, Skipped, Spread, VisionSplits, VisionTask};
-use deq_models::ResNetConfig;
+use deq_data::{
+    LabelSurvey, Loader, LoaderConfig, Skipped, Spread, Transform, VisionSplits, VisionTask,
+};
 use deq_models::checkpoint::{LoadReport, StateDict};
+use deq_models::{ResNetConfig, StepNumbers};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -165,6 +167,22 @@ impl Task for ImagesTask {
             others: std::iter::once(pixels).chain(by_class).collect(),
             ..Quality::new(measure, mean)
         }
+    }
+
+    /// Unknown where images keep the sizes of their files.
+    fn step_numbers(&self, batch: usize, on_host: bool) -> Option<StepNumbers> {
+        let sides = match self.train_transform {
+            Transform::Whole | Transform::PadToMultiple { .. } => return None,
+            Transform::Resize { width, height } => [height, width],
+            Transform::ScaleCrop { width, height, .. } => [height, width],
+            Transform::PadCrop { size, .. } => [size; 2],
+            Transform::RandomResizedCrop { size } => [size; 2],
+            Transform::CenterCrop { crop, .. } => [crop; 2],
+        };
+        Some(match &self.model {
+            ImagesModelConfig::Classifier(model) => model.step_numbers(batch, sides, on_host),
+            ImagesModelConfig::Segmenter(model) => model.step_numbers(batch, sides, on_host),
+        })
     }
 
     fn validate(&self) -> Result<(), TrainError> {

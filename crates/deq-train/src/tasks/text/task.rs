@@ -12,8 +12,8 @@ use crate::recipe::Network;
 use crate::task::{BatchPlan, Batches, Opening, Split, Task};
 use burn::tensor::{Device, TensorData};
 use deq_data::{Corpus, CorpusFingerprint, Level, StreamBatcher, unigram_perplexity};
-use deq_models::DeqTransformerLmConfig;
 use deq_models::checkpoint::{LoadReport, StateDict, load, state_dict};
+use deq_models::{DeqTransformerLmConfig, StepNumbers};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -114,6 +114,21 @@ impl Task for TextTask {
             model.vocab_size = model.cutoffs.last().map_or(1, |last| last + 1);
         }
         Ok(model.validate()?)
+    }
+
+    /// Before the text has been read, bytes are taken to be 256, and words those of WikiText-103, or
+    /// of WikiText-2 if the clusters are smaller.
+    fn step_numbers(&self, batch: usize, on_host: bool) -> Option<StepNumbers> {
+        let mut model = self.model.clone();
+        if self.vocabulary.is_none() {
+            let most = model.cutoffs.last().copied().unwrap_or_default();
+            model.vocab_size = match self.level {
+                Level::Byte => 256,
+                _ if most < 33_278 => 33_278,
+                _ => 267_735,
+            };
+        }
+        Some(model.step_numbers(batch, self.segment, on_host))
     }
 
     fn place(&self) -> String {
