@@ -57,7 +57,6 @@ mod evaluate;
 mod events;
 mod exchange;
 pub mod files;
-mod loader;
 mod measure;
 mod parallel;
 mod presets;
@@ -86,7 +85,7 @@ pub use error::{
     BoxError, DeviceError, ExchangeError, RecipeError, RunError, Stopped, TrainError, require,
     with_causes,
 };
-pub use exchange::{ImportOptions, Imported, export, import};
+pub use exchange::{Imported, export, import};
 pub use measure::{Detail, Measure, Quality};
 pub use presets::Preset;
 pub use recipe::{FORMAT, Network, Optimizer, Recipe};
