@@ -190,10 +190,8 @@ impl CheckpointStore {
             let name = entry.map_err(error)?.file_name();
             Ok(name.to_string_lossy().into_owned())
         };
-        std::fs::read_dir(&self.folder)
-            .map_err(error)?
-            .map(name)
-            .collect()
+        let entries = std::fs::read_dir(&self.folder).map_err(error)?;
+        entries.map(name).collect()
     }
 
     fn steps(&self) -> Result<Vec<usize>, TrainError> {

@@ -41,10 +41,8 @@ pub fn device(name: &str) -> Result<Device, TrainError> {
             known: list(false),
         })
     };
-    let &(feature, compiled) = DEVICES
-        .iter()
-        .find(|(device, _)| *device == kind)
-        .ok_or_else(unknown)?;
+    let found = DEVICES.iter().find(|(device, _)| *device == kind);
+    let &(feature, compiled) = found.ok_or_else(unknown)?;
     let index: usize = index.parse().map_err(|_| unknown())?;
     if index > 0 && !matches!(feature, "cuda" | "rocm") {
         return Err(unknown());
@@ -158,11 +156,8 @@ fn try_out(device: &Device, kind: &str, index: usize) -> Result<(), String> {
         found if index >= found => return Err(format!("there are {found} of its kind")),
         _ => {}
     }
-    let two = catch_panic(|| {
-        Tensor::<1>::ones([1], device)
-            .add_scalar(1.0)
-            .try_into_data()
-    })?;
+    let two = || Tensor::<1>::ones([1], device).add_scalar(1.0);
+    let two = catch_panic(|| two().try_into_data())?;
     let two = two.map_err(|error| error.to_string())?;
     match two.iter::<f32>().next() {
         Some(two) if (two - 2.0).abs() < 1e-6 => Ok(()),

@@ -239,11 +239,8 @@ impl<T: Task> RoundStrategy<T> {
             let progress = progress(place, all);
             let item = TrainingItem::new(out.item, progress, Some(session.step), Some(rate));
             session.train_event(LearnerEvent::ProcessedItem(item));
-            let enough = self
-                .options
-                .stop_after
-                .is_some_and(|most| session.step >= most);
-            if enough && session.step < self.recipe.steps {
+            let most = self.options.stop_after.unwrap_or(usize::MAX);
+            if (most..self.recipe.steps).contains(&session.step) {
                 session.interrupter.stop(None);
             }
             if self.should_stop(&session.interrupter) {
@@ -362,9 +359,8 @@ pub(crate) fn launch<T: Task>(
         if !is_out_of_memory(&*panic) {
             resume_unwind(panic);
         }
-        Stopped::OutOfMemory {
-            batch: recipe.batch,
-        }
+        let batch = recipe.batch;
+        Stopped::OutOfMemory { batch }
     })?;
     let mut state = strategy.lock();
     if let Some(error) = state.error.take() {

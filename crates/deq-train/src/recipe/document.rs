@@ -186,10 +186,8 @@ mod tests {
     fn an_unknown_field_is_found_at_any_depth_with_the_nearest_name() {
         let known = json!({"a": {"max_steps": 1, "tol": 2}, "list": [{"x": 1}]});
         let unknown = |given| first_unknown(&given, &known);
-        assert_eq!(
-            unknown(json!({"a": {"max_steps": 3}, "list": [{"x": 5}]})),
-            None
-        );
+        let right = json!({"a": {"max_steps": 3}, "list": [{"x": 5}]});
+        assert_eq!(unknown(right), None);
         assert_eq!(
             unknown(json!({"a": {"max_step": 3}})),
             Some(("a.max_step".to_owned(), Some("max_steps".to_owned())))

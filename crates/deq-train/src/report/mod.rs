@@ -96,11 +96,8 @@ pub fn table<S: AsRef<str>>(
     let cell = |kind: &str, text: &str| format!("<{kind}>{}</{kind}>", escape(text));
     let mut html = String::from("<table>\n");
     if !header.is_empty() {
-        let names: String = header
-            .iter()
-            .map(|name| cell("th", name.as_ref()))
-            .collect();
-        html += &format!("<tr>{names}</tr>\n");
+        let names = header.iter().map(|name| cell("th", name.as_ref()));
+        html += &format!("<tr>{}</tr>\n", names.collect::<String>());
     }
     for row in rows {
         let kinds = std::iter::once("th").chain(std::iter::repeat("td"));
@@ -143,9 +140,8 @@ fn charts(records: &[Record]) -> Vec<Chart> {
     let evals: Vec<&EvalRecord> = records.iter().filter_map(Record::as_eval).collect();
     let held_out = |value: &dyn Fn(&EvalRecord) -> Option<f64>| held_out(&evals, value);
     let over_training = |title: &str, y: &str, curves: Vec<(&str, Vec<(f64, f64)>)>| {
-        let curves = curves
-            .into_iter()
-            .map(|(name, points)| Series::new(name, points));
+        let curves = curves.into_iter();
+        let curves = curves.map(|(name, points)| Series::new(name, points));
         Chart::new(title, ["training step", y], false, curves.collect())
     };
     let train = smoothed(&steps, |step| Some(step.loss));
@@ -193,27 +189,21 @@ fn smoothed(steps: &[&StepRecord], value: impl Fn(&StepRecord) -> Option<f64>) -
         let (x, y): (Vec<f64>, Vec<f64>) = chunk.iter().copied().unzip();
         (x.iter().sum::<f64>() / n, y.iter().sum::<f64>() / n)
     };
-    points
-        .chunks(points.len().div_ceil(200).max(1))
-        .map(mean)
-        .collect()
+    let window = points.len().div_ceil(200).max(1);
+    points.chunks(window).map(mean).collect()
 }
 
 /// The first, the middle and the last evaluation that traced a solve.
 fn residual_curves(evals: &[&EvalRecord]) -> Vec<Series> {
-    let traced = evals
-        .iter()
-        .filter(|eval| !eval.residual_by_step.is_empty());
-    let traced: Vec<&&EvalRecord> = traced.collect();
+    let is_traced = |eval: &&&EvalRecord| !eval.residual_by_step.is_empty();
+    let traced: Vec<&&EvalRecord> = evals.iter().filter(is_traced).collect();
     let mut chosen = vec![0, traced.len() / 2, traced.len().saturating_sub(1)];
     chosen.dedup();
     let chosen = chosen.into_iter().filter_map(|index| traced.get(index));
     let curve = |eval: &&&EvalRecord| {
         let residuals = eval.residual_by_step.iter().copied();
-        Series::new(
-            format!("after {} steps", eval.step),
-            (1..).map(f64::from).zip(residuals),
-        )
+        let name = format!("after {} steps", eval.step);
+        Series::new(name, (1..).map(f64::from).zip(residuals))
     };
     chosen.map(curve).collect()
 }
@@ -243,11 +233,8 @@ fn evaluations(records: &[Record]) -> String {
     let measure = evals().next().map(|eval| eval.quality.measure.name());
     let first = ["step", "split", measure.unwrap_or("quality")];
     let rows = evals().map(|eval| {
-        let which = [
-            eval.step.to_string(),
-            eval.split.clone(),
-            eval.quality.text(),
-        ];
+        let (step, split) = (eval.step.to_string(), eval.split.clone());
+        let which = [step, split, eval.quality.text()];
         [&which[..], &cells(eval)].concat()
     });
     "<h2>Evaluations</h2>\n".to_owned() + &table(&[&first[..], &COLUMNS].concat(), rows)
