@@ -3,11 +3,12 @@
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use deq_data::{
-    Arrangement, CachePlace, CachedText, Corpus, CorpusEvent, CorpusReader, Level, TextSurvey,
-    Vocabulary, survey,
+    Arrangement, CachePlace, CachedText, CorpusEvent, CorpusReader, Level, TextSurvey, Vocabulary,
+    survey,
 };
-use deq_train::{OnProgress, with_causes};
-use indicatif::{ProgressBar, ProgressStyle};
+use deq_train::OnProgress;
+use deq_train::tasks::text::reading_text;
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -73,42 +74,34 @@ fn fetch(args: &DataFetchArgs) -> Result<()> {
         None => Path::new("data").join(text.name),
     };
     let bar = bytes_bar()?;
-    let fetched = deq_data::fetch(
-        text,
-        &folder,
-        args.mirror.as_deref(),
-        &mut |event| match event {
-            FetchEvent::Downloading { done, total } => {
-                bar.set_message("downloading");
-                if let Some(total) = total {
-                    bar.set_length(total);
-                }
-                bar.set_position(done);
+    let mut on_event = |event: FetchEvent| match event {
+        FetchEvent::Downloading { done, total } => {
+            bar.set_message("downloading");
+            if let Some(total) = total {
+                bar.set_length(total);
             }
-            FetchEvent::Resuming { done } => {
-                bar.suspend(|| eprintln!("the connection was cut; going on after {done} bytes"));
-            }
-            FetchEvent::Checking => {
-                bar.finish_and_clear();
-                eprintln!("unpacking and checking");
-            }
-            _ => {}
-        },
-    )?;
+            bar.set_position(done);
+        }
+        FetchEvent::Resuming { done } => {
+            bar.suspend(|| eprintln!("the connection was cut; going on after {done} bytes"));
+        }
+        FetchEvent::Checking => {
+            bar.finish_and_clear();
+            eprintln!("unpacking and checking");
+        }
+        _ => {}
+    };
+    let fetched = deq_data::fetch(text, &folder, args.mirror.as_deref(), &mut on_event)?;
     bar.finish_and_clear();
+    let folder = folder.display();
     match fetched {
         true => println!(
-            "{} is in {}; its licence: {}",
-            text.name,
-            folder.display(),
-            text.licence
+            "{} is in {folder}; its licence: {}",
+            text.name, text.licence
         ),
-        false => println!(
-            "{} holds a text already: nothing was fetched",
-            folder.display()
-        ),
+        false => println!("{folder} holds a text already: nothing was fetched"),
     }
-    println!("train on it:  deq train lm --data {}", folder.display());
+    println!("train on it:  deq train lm --data {folder}");
     Ok(())
 }
 
@@ -122,43 +115,31 @@ fn info(args: &DataInfoArgs) -> Result<()> {
             CorpusReader::new(path, level)
         }
     };
-    let listener = Listener::new()?;
-    let listen = |event: &CorpusEvent<'_>| listener.hear(event);
+    let bar = bytes_bar()?;
+    let listen = |event: &CorpusEvent<'_>| show(&bar, event);
     let reader = reader.on_event(&listen);
     let corpus = match args.keep {
         true => reader.cache(CachePlace::Auto).read()?,
         false => reader.read()?,
     };
-    let Corpus {
-        vocabulary,
-        train,
-        valid,
-        test,
-        ..
-    } = &corpus;
+    let vocabulary = &corpus.vocabulary;
     let unit = match vocabulary.level() {
         Level::Byte => "bytes",
         Level::Word => "words, with one <eos> a line",
         Level::Tokenizer => "tokens of the tokenizer",
     };
     println!("read as:      {unit}");
-    let splits = [
-        ("train", Some(train)),
-        ("valid", Some(valid)),
-        ("test", test.as_ref()),
-    ];
-    for (name, split) in splits {
-        let Some(split) = split else { continue };
-        println!(
-            "{:<14}{:>13} tokens",
-            format!("{name}:"),
-            grouped(split.len() as u64)
-        );
+    let test = corpus.test.as_ref().map(|test| test.len());
+    for (name, tokens) in [
+        ("train:", Some(corpus.train.len())),
+        ("valid:", Some(corpus.valid.len())),
+        ("test:", test),
+        ("vocabulary:", Some(vocabulary.len())),
+    ] {
+        if let Some(tokens) = tokens {
+            println!("{name:<14}{:>13} tokens", grouped(tokens as u64));
+        }
     }
-    println!(
-        "vocabulary:   {:>13} tokens",
-        grouped(vocabulary.len() as u64)
-    );
     // Read again: this may have kept a token file.
     print_cached(&survey(path, &CachePlace::Auto, false)?.cached);
     Ok(())
@@ -168,11 +149,8 @@ fn verify(path: &Path) -> Result<()> {
     let survey = survey(path, &CachePlace::Auto, true)?;
     print_text(path, &survey);
     print_cached(&survey.cached);
-    let damaged = survey
-        .cached
-        .iter()
-        .filter(|cached| cached.problem.is_some());
-    match damaged.count() {
+    let cached = survey.cached.iter();
+    match cached.filter(|cached| cached.problem.is_some()).count() {
         0 => Ok(()),
         1 => bail!("a token file does not match: it will be written anew when the text is read"),
         many => bail!(
@@ -215,15 +193,7 @@ fn print_cached(cached: &[CachedText]) {
 
 /// A number with commas between thousands.
 fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    HumanCount(number).to_string()
 }
 
 /// A bar on standard error, drawn only on a terminal, and not before there is something to show.
@@ -235,43 +205,25 @@ fn bytes_bar() -> Result<ProgressBar> {
 }
 
 /// Shows the reading of a text on standard error.
-struct Listener {
-    bar: ProgressBar,
-}
-
-impl Listener {
-    fn new() -> Result<Self> {
-        Ok(Self { bar: bytes_bar()? })
-    }
-
-    fn hear(&self, event: &CorpusEvent<'_>) {
-        match event {
-            CorpusEvent::Counting { done, total } => self.show("counting words", *done, *total),
-            CorpusEvent::Encoding { done, total } => {
-                self.show("reading tokens", *done, *total);
-                if done == total {
-                    self.bar.finish_and_clear();
-                }
+fn show(bar: &ProgressBar, event: &CorpusEvent<'_>) {
+    let show = |what: &'static str, done: &u64, total: &u64| {
+        bar.set_message(what);
+        bar.set_length(*total);
+        bar.set_position(*done);
+    };
+    match event {
+        CorpusEvent::Counting { done, total } => show("counting words", done, total),
+        CorpusEvent::Encoding { done, total } => {
+            show("reading tokens", done, total);
+            if done == total {
+                bar.finish_and_clear();
             }
-            CorpusEvent::Discarded { file, problem } => {
-                eprintln!(
-                    "reading the text anew, since {} does not serve: {problem}",
-                    file.display()
-                );
-            }
-            CorpusEvent::Written { file } => eprintln!("tokens kept in {}", file.display()),
-            CorpusEvent::NotWritten { error } => {
-                let reason = with_causes(*error);
-                eprintln!("the tokens are not kept for the next time: {reason}");
-            }
-            _ => {}
         }
-    }
-
-    fn show(&self, what: &'static str, done: u64, total: u64) {
-        self.bar.set_message(what);
-        self.bar.set_length(total);
-        self.bar.set_position(done);
+        other => {
+            if let Some(sentence) = reading_text(other) {
+                eprintln!("{sentence}");
+            }
+        }
     }
 }
 
@@ -288,15 +240,4 @@ pub(crate) fn progress() -> OnProgress {
             crate::print::note(sentence);
         }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::grouped;
-
-    #[test]
-    fn thousands_are_set_apart() {
-        let numbers = [0, 12, 999, 1000, 103_227_021].map(grouped);
-        assert_eq!(numbers, ["0", "12", "999", "1,000", "103,227,021"]);
-    }
 }

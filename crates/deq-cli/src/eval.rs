@@ -1,6 +1,7 @@
 //! `deq eval`.
 
 use crate::print::{self, PARTS};
+use crate::recipe::set;
 use anyhow::{Result, bail};
 use clap::Args;
 use deq_data::ImageSource;
@@ -48,37 +49,21 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
             }
             let data = args.data.as_ref().map(|data| data.parse::<ImageSource>());
             let data = data.transpose()?;
-            let moved = |recipe: &mut Recipe<ImagesTask>| {
-                if let Some(data) = &data {
-                    recipe.task.data = data.clone();
-                }
-            };
-            eval(args, &moved, &[None], &|_, _| ())
-        }
-        _ => {
-            let moved = |recipe: &mut Recipe<TextTask>| {
-                if let Some(data) = &args.data {
-                    recipe.task.data = DataSource::Path(data.into());
-                }
-            };
-            let memory = match args.memory.as_slice() {
-                [] => vec![None],
-                lengths => lengths.iter().copied().map(Some).collect(),
-            };
-            eval(args, &moved, &memory, &|recipe, length| {
-                recipe.task.model.mem_len = length;
+            eval(args, &|recipe: &mut Recipe<ImagesTask>, _| {
+                set(&mut recipe.task.data, data.clone());
             })
         }
+        _ => eval(args, &|recipe: &mut Recipe<TextTask>, memory| {
+            let data = args.data.as_ref().map(|data| DataSource::Path(data.into()));
+            set(&mut recipe.task.data, data);
+            set(&mut recipe.task.model.mem_len, memory);
+        }),
     }
 }
 
 /// One evaluation, or a table where several lengths of the memory or several budgets are given.
-fn eval<T: Task>(
-    args: &EvalArgs,
-    moved: &dyn Fn(&mut Recipe<T>),
-    memory: &[Option<usize>],
-    remember: &dyn Fn(&mut Recipe<T>, usize),
-) -> Result<()> {
+/// `change` applies the place of the data and a length.
+fn eval<T: Task>(args: &EvalArgs, change: &dyn Fn(&mut Recipe<T>, Option<usize>)) -> Result<()> {
     let mut options = EvalOptions::new(Devices {
         token_file: args.token_file.clone(),
         ..Devices::from(&args.device)
@@ -86,16 +71,10 @@ fn eval<T: Task>(
     if args.test {
         options.split = Split::Test;
     }
-    let changed = |recipe: &mut Recipe<T>, length: Option<usize>| {
-        moved(recipe);
-        if let Some(length) = length {
-            remember(recipe, length);
-        }
-    };
-    if args.max_steps.len() < 2 && memory.len() < 2 {
+    if args.max_steps.len() < 2 && args.memory.len() < 2 {
         options.max_steps = args.max_steps.first().copied();
-        let change = |recipe: &mut Recipe<T>| changed(recipe, memory[0]);
-        let summary = evaluate_with::<T>(&args.run, &options, &change)?;
+        let memory = args.memory.first().copied();
+        let summary = evaluate_with::<T>(&args.run, &options, &|recipe| change(recipe, memory))?;
         if args.json {
             return print::json(&summary);
         }
@@ -109,13 +88,14 @@ fn eval<T: Task>(
         }
         budgets => budgets.to_vec(),
     };
-    let variants: Vec<Variant<'_, T>> = memory
-        .iter()
-        .map(|&length| Variant {
-            name: length.map_or("as trained".to_owned(), |length| format!("memory {length}")),
-            change: Box::new(move |recipe| changed(recipe, length)),
-        })
-        .collect();
+    let variant = |memory: Option<usize>| Variant {
+        name: memory.map_or("as trained".to_owned(), |length| format!("memory {length}")),
+        change: Box::new(move |recipe| change(recipe, memory)),
+    };
+    let variants: Vec<Variant<'_, T>> = match args.memory.as_slice() {
+        [] => vec![variant(None)],
+        lengths => lengths.iter().copied().map(Some).map(variant).collect(),
+    };
     let bar = print::progress_bar()?;
     let table = evaluate_budgets(&args.run, &options, &variants, &budgets, &mut |share| {
         bar.set_position((share * PARTS as f64) as u64);

@@ -1,6 +1,7 @@
 //! `deq info`, `deq import`, `deq export`.
 
 use crate::print;
+use crate::recipe::set;
 use anyhow::{Result, bail};
 use clap::Args;
 use deq_data::{ImageSource, Level};
@@ -10,7 +11,7 @@ use deq_models::{
 };
 use deq_train::tasks::images::{ImagesTask, preset_for};
 use deq_train::tasks::text::{DataSource, TextTask};
-use deq_train::{ImportOptions, Network, Recipe, RunFolder, Task, any_device, export, import};
+use deq_train::{Network, Recipe, RunFolder, Task, export, import};
 use serde::Serialize;
 use serde_json::json;
 use std::path::PathBuf;
@@ -78,29 +79,16 @@ pub(crate) fn info(args: &InfoArgs) -> Result<()> {
     let total = numbers.fold(0, usize::saturating_add);
     let found = Recognised::new(&file);
     if args.json {
-        let tensors: Vec<_> = tensors
-            .iter()
-            .map(|tensor| {
-                json!({
-                    "name": tensor.name,
-                    "shape": tensor.shape,
-                    "dtype": tensor.element.to_string(),
-                })
-            })
-            .collect();
-        return print::json(&json!({
-            "tensors": tensors,
-            "numbers": total,
-            "model": found,
-        }));
+        let tensors = tensors.iter().map(|tensor| {
+            let dtype = tensor.element.to_string();
+            json!({ "name": tensor.name, "shape": tensor.shape, "dtype": dtype })
+        });
+        let tensors: Vec<_> = tensors.collect();
+        return print::json(&json!({ "tensors": tensors, "numbers": total, "model": found }));
     }
     for tensor in &tensors {
-        let shape = format!("{:?}", tensor.shape);
-        println!(
-            "{:6} {shape:24} {}",
-            tensor.element,
-            printable(&tensor.name)
-        );
+        let (shape, name) = (format!("{:?}", tensor.shape), printable(&tensor.name));
+        println!("{:6} {shape:24} {name}", tensor.element);
     }
     println!("\n{} tensors, {total} numbers", tensors.len());
     println!("{}", found.sentence());
@@ -124,24 +112,24 @@ impl Recognised {
         let transformer = DeqTransformerLmConfig::new(1, 1, 1, 1);
         let classifier = MdeqClassifierConfig::imagenet_small();
         let segmenter = MdeqSegmenterConfig::cityscapes_small();
-        if let Ok(model) = DeqTransformerLmConfig::from_state_dict(file, &transformer) {
-            Self::DeqTransformer(model)
-        } else if let Ok(model) = MdeqClassifierConfig::from_state_dict(file, &classifier) {
-            Self::MdeqClassifier(model)
-        } else if let Ok(model) = MdeqSegmenterConfig::from_state_dict(file, &segmenter) {
-            Self::MdeqSegmenter(model)
-        } else if let Ok(model) = ResNetConfig::from_state_dict(file) {
-            Self::Resnet(model)
-        } else {
-            Self::Unknown
-        }
+        DeqTransformerLmConfig::from_state_dict(file, &transformer)
+            .map(Self::DeqTransformer)
+            .or_else(|_| {
+                MdeqClassifierConfig::from_state_dict(file, &classifier).map(Self::MdeqClassifier)
+            })
+            .or_else(|_| {
+                MdeqSegmenterConfig::from_state_dict(file, &segmenter).map(Self::MdeqSegmenter)
+            })
+            .or_else(|_| ResNetConfig::from_state_dict(file).map(Self::Resnet))
+            .unwrap_or(Self::Unknown)
     }
 
     fn sentence(&self) -> String {
         let switch = |on| if on { "on" } else { "off" };
-        let backbone = |model: &MdeqConfig| {
+        let mdeq = |kind: &str, classes: usize, model: &MdeqConfig| {
             format!(
-                "branches of {:?} channels, expansion {}, weight normalisation {}",
+                "an MDEQ {kind}: {classes} classes, branches of {:?} channels, expansion {}, weight \
+                 normalisation {}",
                 model.channels,
                 model.expansion,
                 switch(model.weight_norm)
@@ -157,16 +145,8 @@ impl Recognised {
                 model.cutoffs.len() + 1,
                 switch(model.weight_norm),
             ),
-            Self::MdeqClassifier(model) => format!(
-                "an MDEQ classifier: {} classes, {}",
-                model.num_classes,
-                backbone(&model.backbone)
-            ),
-            Self::MdeqSegmenter(model) => format!(
-                "an MDEQ segmenter: {} classes, {}",
-                model.num_classes,
-                backbone(&model.backbone)
-            ),
+            Self::MdeqClassifier(model) => mdeq("classifier", model.num_classes, &model.backbone),
+            Self::MdeqSegmenter(model) => mdeq("segmenter", model.num_classes, &model.backbone),
             Self::Resnet(model) => format!(
                 "a ResNet: {} classes, stages of {:?} blocks, width {}",
                 model.num_classes, model.stages, model.width
@@ -190,14 +170,11 @@ pub(crate) fn import_run(args: &ImportArgs) -> Result<()> {
 fn text(args: &ImportArgs) -> Result<Recipe<TextTask>> {
     let mut recipe = Recipe::<TextTask>::preset(&args.preset)?;
     let task = &mut recipe.task;
-    if let Some(data) = &args.data {
-        task.data = DataSource::Path(data.into());
-    }
-    task.level = args.level.unwrap_or(task.level);
-    task.model.mem_len = args.memory.unwrap_or(task.model.mem_len);
-    if let Some(cutoffs) = &args.cutoffs {
-        task.model.cutoffs.clone_from(cutoffs);
-    }
+    let data = args.data.as_ref().map(|data| DataSource::Path(data.into()));
+    set(&mut task.data, data);
+    set(&mut task.level, args.level);
+    set(&mut task.model.mem_len, args.memory);
+    set(&mut task.model.cutoffs, args.cutoffs.clone());
     Ok(recipe)
 }
 
@@ -219,18 +196,10 @@ fn images(args: &ImportArgs) -> Result<Recipe<ImagesTask>> {
 }
 
 fn finish<T: Task>(args: &ImportArgs, recipe: Recipe<T>) -> Result<()> {
-    let options = ImportOptions {
-        run: args.run.clone(),
-        device: any_device().to_owned(),
-        weights: args.weights.clone(),
-    };
-    let imported = import(&args.file, recipe, &options)?;
+    let imported = import(&args.file, recipe, &args.run, args.weights.as_deref())?;
     println!("{}", imported.report);
-    println!(
-        "{} parameters; run: {}",
-        imported.parameters,
-        args.run.display()
-    );
+    let run = args.run.display();
+    println!("{} parameters; run: {run}", imported.parameters);
     Ok(())
 }
 

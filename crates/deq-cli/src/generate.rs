@@ -1,16 +1,16 @@
 //! `deq generate`.
 
+use crate::predict::ModelArgs;
 use crate::print;
 use anyhow::Result;
 use clap::Args;
 use deq_train::tasks::text::{GenerateOptions, Sampling, generate};
 use std::io::Write;
-use std::path::PathBuf;
 
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
-    /// Folder of the run.
-    run: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The text to go on from. Default: the beginning of a line.
     #[arg(long, default_value = "")]
     prompt: String,
@@ -33,24 +33,16 @@ pub(crate) struct GenerateArgs {
     /// Seed of the draws.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Most steps of a solve. Default: the run's.
-    #[arg(long, value_name = "STEPS")]
-    max_steps: Option<usize>,
     /// Solve every so many tokens once more from zero, to tell what starting from the previous
     /// equilibrium saves; 0 for never.
     #[arg(long, value_name = "TOKENS", default_value_t = 8)]
     compare_every: usize,
-    /// Device to run on.
-    #[arg(long, default_value = "flex")]
-    device: String,
-    /// Print text and counts as JSON on standard output.
-    #[arg(long)]
-    json: bool,
 }
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
+    let model = &args.model;
     let options = GenerateOptions {
-        device: args.device.clone(),
+        device: model.device.clone(),
         prompt: args.prompt.clone(),
         tokens: args.tokens,
         sampling: Sampling {
@@ -60,18 +52,18 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         },
         unknown: args.unknown,
         seed: args.seed,
-        max_steps: args.max_steps,
+        max_steps: model.max_steps,
         compare_every: args.compare_every,
     };
-    if args.json {
-        return print::json(&generate(&args.run, &options, &mut |_| {})?);
+    if model.json {
+        return print::json(&generate(&model.run, &options, &mut |_| {})?);
     }
     let mut out = std::io::stdout();
     // Printed once it is clear that text follows.
     let mut prompt = Some(args.prompt.clone());
     // A closed pipe ends the command by the error of the last write.
     let mut written = Ok(());
-    let result = generate(&args.run, &options, &mut |text| {
+    let result = generate(&model.run, &options, &mut |text| {
         if written.is_ok() {
             let prompt = prompt.take().unwrap_or_default();
             written = write!(out, "{prompt}{text}").and_then(|()| out.flush());

@@ -5,59 +5,61 @@ use anyhow::{Result, bail};
 use clap::Args;
 use deq_train::tasks::images::{PredictOptions, Prediction, predict};
 use deq_train::with_causes;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub(crate) struct PredictArgs {
-    /// Folder of the run.
-    run: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Image files.
     #[arg(required = true)]
     images: Vec<PathBuf>,
     /// Folder of the coloured images of a segmentation. Default: beside each image.
     #[arg(long, value_name = "FOLDER")]
     overlays: Option<PathBuf>,
+}
+
+/// A trained model, to be used.
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// Folder of the run.
+    pub(crate) run: PathBuf,
     /// Most steps of a solve. Default: the run's.
     #[arg(long, value_name = "STEPS")]
-    max_steps: Option<usize>,
+    pub(crate) max_steps: Option<usize>,
     /// Device to run on.
     #[arg(long, default_value = "flex")]
-    device: String,
+    pub(crate) device: String,
     /// Print the result as JSON on standard output.
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 pub(crate) fn run(args: &PredictArgs) -> Result<()> {
+    let model = &args.model;
     let options = PredictOptions {
-        device: args.device.clone(),
-        max_steps: args.max_steps,
+        device: model.device.clone(),
+        max_steps: model.max_steps,
         overlays: args.overlays.clone(),
     };
     let mut predictions = Vec::new();
     let mut failed = 0;
-    predict(
-        &args.run,
-        &args.images,
-        &options,
-        &mut |_, outcome| match outcome {
-            Ok(prediction) if args.json => predictions.push(prediction),
-            Ok(prediction) => print_prediction(&prediction),
-            Err(error) => {
-                failed += 1;
-                eprintln!("{}", with_causes(&error));
-            }
-        },
-    )?;
-    if args.json {
+    let mut on_image = |_: &Path, outcome| match outcome {
+        Ok(prediction) if model.json => predictions.push(prediction),
+        Ok(prediction) => print_prediction(&prediction),
+        Err(error) => {
+            failed += 1;
+            eprintln!("{}", with_causes(&error));
+        }
+    };
+    predict(&model.run, &args.images, &options, &mut on_image)?;
+    if model.json {
         print::json(&predictions)?;
     }
+    let all = args.images.len();
     match failed {
         0 => Ok(()),
-        _ => bail!(
-            "{failed} of {} images could not be predicted",
-            args.images.len()
-        ),
+        _ => bail!("{failed} of {all} images could not be predicted"),
     }
 }
 

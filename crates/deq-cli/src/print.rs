@@ -30,15 +30,12 @@ pub(crate) fn summary(summary: &Summary) {
     let trained = clock(Duration::from_secs_f64(summary.training_seconds));
     let (steps, parameters) = (eval.step, summary.parameters);
     row("run:", summary.run.display());
-    row(
-        "trained:",
-        format_args!("{steps} steps in {trained}, {parameters} parameters"),
-    );
+    let trained = format!("{steps} steps in {trained}, {parameters} parameters");
+    row("trained:", trained);
     let quality = &eval.quality;
-    row(
-        &format!("{} {}:", eval.split, quality.measure.name()),
-        format_args!("{} over {} targets", quality.text(), eval.targets),
-    );
+    let name = format!("{} {}:", eval.split, quality.measure.name());
+    let value = format!("{} over {} targets", quality.text(), eval.targets);
+    row(&name, value);
     for other in &quality.others {
         let value = other.value.map(|value| other.measure.text(value));
         let name = format!("  {}:", other.measure.name());
@@ -47,44 +44,34 @@ pub(crate) fn summary(summary: &Summary) {
     for (name, value) in &summary.facts {
         row(&format!("{name}:"), value);
     }
-    row(
-        "evaluations per solve:",
-        format_args!("{:.2}", eval.nfe_per_solve),
-    );
+    let evaluations = format!("{:.2}", eval.nfe_per_solve);
+    row("evaluations per solve:", evaluations);
     if let Some(residual) = eval.residual {
         row("relative residual:", number(residual));
         row("solves:", status_text(&eval.status));
     }
     if let Some(radius) = eval.spectral_radius {
-        row(
-            "spectral radius:",
-            format_args!("{radius:.3} at the equilibria of the first batch"),
-        );
+        let radius = format!("{radius:.3} at the equilibria of the first batch");
+        row("spectral radius:", radius);
     }
     if let Some((path, reason)) = summary.left_out.first() {
-        let count = summary.left_out.len();
-        row(
-            "files left out:",
-            format_args!("{count}, the first {}: {reason}", path.display()),
-        );
+        let (count, path) = (summary.left_out.len(), path.display());
+        let first = format!("{count}, the first {path}: {reason}");
+        row("files left out:", first);
     }
 }
 
 /// Quality by the steps that a solve may take.
 pub(crate) fn budgets(table: &BudgetTable) {
     print!("{:22}", format!("{} with", table.measure.name()));
-    table
-        .budgets
-        .iter()
-        .for_each(|budget| print!("{budget:>10}"));
+    let budgets = table.budgets.iter();
+    budgets.for_each(|budget| print!("{budget:>10}"));
     println!("  solver steps");
     for row in &table.rows {
         print!("{:22}", row.name);
-        row.cells
-            .iter()
-            .for_each(|eval| print!("{:>10}", eval.quality.text()));
-        println!();
-        print!("{:22}", "  converged");
+        let cells = row.cells.iter();
+        cells.for_each(|eval| print!("{:>10}", eval.quality.text()));
+        print!("\n{:22}", "  converged");
         for eval in &row.cells {
             let share = 100.0 * eval.converged().unwrap_or(f64::NAN);
             print!("{:>10}", format!("{share:.1} %"));

@@ -21,16 +21,15 @@ fn run_task<T: Task>(
     (mut recipe, run): (Recipe<T>, PathBuf),
     args: &RecipeArgs,
 ) -> Result<()> {
-    let start = match args.resume {
-        true => Start::Resume,
-        false => Start::New,
-    };
     let devices = Devices {
         token_file: args.token_file.clone(),
         ..Devices::from(&args.device)
     };
     let options = TrainOptions {
-        start,
+        start: match args.resume {
+            true => Start::Resume,
+            false => Start::New,
+        },
         plain: args.plain || args.json,
         workers: args.workers,
         stop: Some(crate::signals::stop_flag()?),
@@ -47,8 +46,8 @@ fn run_task<T: Task>(
         train_for(&mut recipe, minutes, devices, resumed)?;
         print::note(format_args!("training for {} steps", recipe.steps));
     }
-    let summary =
-        train(recipe, &options).inspect_err(|error| say_how_to_go_on(error, command, &run))?;
+    let summary = train(recipe, &options);
+    let summary = summary.inspect_err(|error| say_how_to_go_on(error, command, &run))?;
     if args.json {
         return print::json(&summary);
     }

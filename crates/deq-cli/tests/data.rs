@@ -81,7 +81,7 @@ fn info_says_what_a_text_is_and_verify_finds_damage() {
     // Reading the text writes it anew and says why.
     let (_, progress) = success(&run(&["data", "info", "text", "--level", "word", "--keep"]));
     assert!(
-        progress.contains("does not serve: its tokens are damaged")
+        progress.contains("cannot be used: its tokens are damaged")
             && progress.contains("tokens kept in"),
         "{progress}"
     );

@@ -42,16 +42,15 @@ impl Verdict {
     /// Holds if every number of one is below every number of the other. A number that is NaN is
     /// below nothing.
     pub fn below(lower: &[f64], higher: &[f64]) -> Self {
-        let largest = lower.iter().copied().fold(f64::NEG_INFINITY, nan_or_max);
-        let every = largest < least(higher);
+        let every = largest(lower) < least(higher);
         let seeds = lower.len().min(higher.len());
         Self::judge(seeds, every, mean(lower) < mean(higher))
     }
 
     /// That numbers, one per seed, are at most `limit`.
     pub fn at_most(numbers: &[f64], limit: f64) -> Self {
-        let largest = numbers.iter().copied().fold(f64::NEG_INFINITY, nan_or_max);
-        Self::judge(numbers.len(), largest <= limit, mean(numbers) <= limit)
+        let every = largest(numbers) <= limit;
+        Self::judge(numbers.len(), every, mean(numbers) <= limit)
     }
 
     /// Of a statement about counts or bytes, which no seed changes.
@@ -80,18 +79,17 @@ impl Verdict {
     }
 }
 
-fn nan_or_max(a: f64, b: f64) -> f64 {
-    match a.is_nan() || b.is_nan() {
+/// The largest number; NaN if one of them is.
+fn largest(numbers: &[f64]) -> f64 {
+    match numbers.iter().any(|number| number.is_nan()) {
         true => f64::NAN,
-        false => a.max(b),
+        false => numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max),
     }
 }
 
+/// The smallest number; NaN if one of them is.
 fn least(numbers: &[f64]) -> f64 {
-    -numbers
-        .iter()
-        .map(|number| -number)
-        .fold(f64::NEG_INFINITY, nan_or_max)
+    -largest(&numbers.iter().map(|number| -number).collect::<Vec<_>>())
 }
 
 /// The mean; NaN of nothing.
@@ -105,25 +103,22 @@ pub(crate) fn spread(numbers: &[f64], text: impl Fn(f64) -> String) -> String {
         [] => "nothing".to_owned(),
         [one] => text(*one),
         _ => {
-            let largest = numbers.iter().copied().fold(f64::NEG_INFINITY, nan_or_max);
-            let (mean, least) = (text(mean(numbers)), text(least(numbers)));
-            format!("{mean} ({least} to {})", text(largest))
+            let shown = [mean(numbers), least(numbers), largest(numbers)].map(text);
+            format!("{} ({} to {})", shown[0], shown[1], shown[2])
         }
     }
 }
 
 /// The claims as a table of a page.
 pub(crate) fn claims_table(claims: &[Claim]) -> String {
-    let header = ["claim", "paper", "here", "verdict"].map(str::to_owned);
     let row = |claim: &Claim| {
-        vec![
-            claim.statement.clone(),
-            claim.paper.to_owned(),
-            claim.here.clone(),
-            claim.verdict.text().to_owned(),
-        ]
+        let (statement, here) = (claim.statement.as_str(), claim.here.as_str());
+        [statement, claim.paper, here, claim.verdict.text()].map(str::to_owned)
     };
-    table(&header, &claims.iter().map(row).collect::<Vec<_>>())
+    table(
+        &["claim", "paper", "here", "verdict"],
+        claims.iter().map(row),
+    )
 }
 
 #[cfg(test)]

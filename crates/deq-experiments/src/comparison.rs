@@ -4,13 +4,13 @@ use crate::claim::{Claim, Verdict, claims_table, mean, spread};
 use deq_core::GradientConfig;
 use deq_jacreg::WeightSchedule;
 use deq_train::records::{EvalRecord, Record, SolveRecord, StepRecord, read_records};
-use deq_train::report::{self, Chart, Series};
+use deq_train::report::{self, Chart, NamedRun, Series, comparison_charts};
 use deq_train::{
     EvalOptions, Measure, Recipe, RecipeError, RunFolder, Start, Stopped, Task, TrainError,
     TrainOptions, evaluate, files, require, train,
 };
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What the paper reports of a task, printed beside what is measured.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,36 +87,26 @@ pub struct Comparison<T: Task> {
 
 impl<T: Task> Comparison<T> {
     fn validate(&self) -> Result<(), TrainError> {
-        let (weights, budgets) = (self.weights.len(), self.budgets.len());
-        require(
-            weights >= 2,
-            "the number of weights",
-            weights as f64,
-            "at least 2",
-        )?;
-        require(
-            budgets >= 1,
-            "the number of budgets",
-            budgets as f64,
-            "at least 1",
-        )?;
         let steps = self.plain_steps.unwrap_or(1);
-        require(steps >= 1, "plain steps", steps as f64, "at least 1")?;
+        let smallest = self.budgets.iter().copied().min();
+        for (field, value, least, requirement) in [
+            ("the number of weights", self.weights.len(), 2, "at least 2"),
+            ("the number of budgets", self.budgets.len(), 1, "at least 1"),
+            ("plain steps", steps, 1, "at least 1"),
+            ("a budget", smallest.unwrap_or(1), 1, "at least 1"),
+        ] {
+            require(value >= least, field, value as f64, requirement)?;
+        }
         let seeds = (1..=1000).contains(&self.seeds);
         require(seeds, "seeds", self.seeds as f64, "from 1 to 1,000")?;
         for weight in &self.weights {
             let valid = weight.is_finite() && *weight >= 0.0;
             require(valid, "a weight", *weight, "a finite number of at least 0")?;
         }
-        for budget in &self.budgets {
-            require(*budget >= 1, "a budget", *budget as f64, "at least 1")?;
-        }
-        require(
-            self.recipe.penalty.is_some() || self.weights.iter().all(|weight| *weight <= 0.0),
-            "penalty.weight",
-            0.0,
-            "above 0 in the recipe, whose frequency the variants share",
-        )?;
+        let plain = self.weights.iter().all(|weight| *weight <= 0.0);
+        let valid = plain || self.recipe.penalty.is_some();
+        let right = "above 0 in the recipe, whose frequency the variants share";
+        require(valid, "penalty.weight", 0.0, right)?;
         let [steps, pretrain] = self.recipe.phases();
         match pretrain < steps {
             true => Ok(()),
@@ -157,6 +147,9 @@ pub struct VariantRun {
     pub evaluations: Vec<EvalRecord>,
     /// Means over tenths of the equilibrium steps.
     pub course: Vec<CoursePoint>,
+    /// The log of the training.
+    #[serde(skip)]
+    pub records: Vec<Record>,
 }
 
 /// Means over some training steps.
@@ -268,11 +261,8 @@ pub fn compare<T: Task>(
 }
 
 fn name<T: Task>(options: &Comparison<T>, weight: f64) -> String {
-    let schedule = options
-        .recipe
-        .penalty
-        .as_ref()
-        .map(|penalty| &penalty.schedule);
+    let penalty = options.recipe.penalty.as_ref();
+    let schedule = penalty.map(|penalty| &penalty.schedule);
     match schedule {
         Some(WeightSchedule::Controlled(config)) if weight > 0.0 => {
             format!("gamma from {weight} on, held at {} steps", config.target)
@@ -327,30 +317,26 @@ fn run<T: Task>(
         converged.push(eval.converged().unwrap_or(0.0));
         quality.push(eval.quality.value);
     }
-    measured(seed, diverged, quality, converged, &folder.metrics())
-}
-
-fn measured(
-    seed: u64,
-    diverged: bool,
-    quality: Vec<f64>,
-    converged: Vec<f64>,
-    metrics: &Path,
-) -> Result<VariantRun, TrainError> {
-    let records = read_records(metrics)?;
-    let evaluations = records.iter().filter_map(Record::as_eval).cloned();
-    let steps: Vec<&StepRecord> = records.iter().filter_map(Record::as_step).collect();
-    let solved = steps.iter().filter(|step| step.forward.is_some());
-    let work: Vec<f64> = solved.map(|step| work(step)).collect();
+    let records = read_records(&folder.metrics())?;
+    let steps = records.iter().filter_map(Record::as_step);
+    let solved: Vec<&StepRecord> = steps
+        .clone()
+        .filter(|step| step.forward.is_some())
+        .collect();
     Ok(VariantRun {
         seed,
         diverged,
-        training_seconds: steps.iter().map(|step| step.seconds).sum(),
-        work: mean(&work),
+        training_seconds: steps.map(|step| step.seconds).sum(),
+        work: mean(&solved.iter().map(|step| work(step)).collect::<Vec<_>>()),
         quality,
         converged,
-        evaluations: evaluations.collect(),
-        course: course(&records),
+        evaluations: records
+            .iter()
+            .filter_map(Record::as_eval)
+            .cloned()
+            .collect(),
+        course: course(&solved),
+        records,
     })
 }
 
@@ -361,51 +347,45 @@ fn work(step: &StepRecord) -> f64 {
     (step.forward_nfe + backward + penalty) as f64
 }
 
-fn course(records: &[Record]) -> Vec<CoursePoint> {
-    let steps: Vec<&StepRecord> = records
-        .iter()
-        .filter_map(Record::as_step)
-        .filter(|step| step.forward.is_some())
-        .collect();
-    let share = |solve: &SolveRecord| solve.converged().unwrap_or(0.0);
-    steps
-        .chunks(steps.len().div_ceil(10).max(1))
-        .map(|chunk| {
-            let solves = |of: fn(&StepRecord) -> Option<&SolveRecord>| -> Vec<&SolveRecord> {
-                chunk.iter().filter_map(|step| of(step)).collect()
-            };
-            let forward = solves(|step| step.forward.as_ref());
-            let backward = solves(|step| step.backward.as_ref());
-            let of = |solves: &[&SolveRecord], value: &dyn Fn(&SolveRecord) -> f64| {
-                mean(&solves.iter().map(|solve| value(solve)).collect::<Vec<_>>())
-            };
-            CoursePoint {
-                step: chunk[chunk.len() - 1].step,
-                solver_steps: of(&forward, &|solve| solve.steps),
-                converged: of(&forward, &share),
-                residual: of(&forward, &|solve| solve.residual),
-                backward_steps: of(&backward, &|solve| solve.steps),
-                backward_converged: of(&backward, &share),
-            }
-        })
-        .collect()
+fn course(steps: &[&StepRecord]) -> Vec<CoursePoint> {
+    type Solve = fn(&StepRecord) -> Option<&SolveRecord>;
+    let forward: Solve = |step| step.forward.as_ref();
+    let backward: Solve = |step| step.backward.as_ref();
+    let point = |chunk: &[&StepRecord]| {
+        let of = |solve: Solve, value: fn(&SolveRecord) -> f64| {
+            let solves = chunk.iter().filter_map(|step| solve(step));
+            mean(&solves.map(value).collect::<Vec<_>>())
+        };
+        let share = |solve: &SolveRecord| solve.converged().unwrap_or(0.0);
+        CoursePoint {
+            step: chunk[chunk.len() - 1].step,
+            solver_steps: of(forward, |solve| solve.steps),
+            converged: of(forward, share),
+            residual: of(forward, |solve| solve.residual),
+            backward_steps: of(backward, |solve| solve.steps),
+            backward_converged: of(backward, share),
+        }
+    };
+    let tenth = steps.len().div_ceil(10).max(1);
+    steps.chunks(tenth).map(point).collect()
 }
 
 fn claims<T: Task>(measure: &Measure, variants: &[Variant], options: &Comparison<T>) -> Vec<Claim> {
     let [plain, .., penalised] = variants else {
         return Vec::new();
     };
-    let smaller = |statement: &str,
-                   paper: &'static str,
-                   value: &dyn Fn(&VariantRun) -> f64,
-                   text: &dyn Fn(f64) -> String| {
+    let mut claims = Vec::new();
+    let mut smaller = |statement: &str,
+                       paper: &'static str,
+                       value: &dyn Fn(&VariantRun) -> f64,
+                       text: &dyn Fn(f64) -> String| {
         let [without, with] = [plain, penalised].map(|variant| variant.over_seeds(value));
-        Claim {
+        claims.push(Claim {
             statement: statement.to_owned(),
             paper,
             here: beside([plain, penalised], [&without, &with], text),
             verdict: Verdict::below(&with, &without),
-        }
+        });
     };
     let steps = |steps: f64| format!("{steps:.1}");
     let share = |share: f64| format!("{:.1} %", 100.0 * share);
@@ -422,73 +402,43 @@ fn claims<T: Task>(measure: &Measure, variants: &[Variant], options: &Comparison
     };
     let number = |number: f64| format!("{number:.3}");
     let figures = &options.figures;
-    let mut claims = vec![
-        smaller(
-            "late in training, forward solves take fewer steps",
-            figures.forward,
-            &|run| run.late(|point| point.solver_steps),
-            &steps,
-        ),
-        smaller(
-            "and fewer of them end without meeting the tolerance",
-            "",
-            &|run| run.late(|point| 1.0 - point.converged),
-            &share,
-        ),
-        smaller(
-            "late in training, backward solves take fewer steps",
-            figures.backward,
-            &|run| run.late(|point| point.backward_steps),
-            &steps,
-        ),
-        smaller(
-            "and fewer of them end without meeting the tolerance",
-            "",
-            &|run| run.late(|point| 1.0 - point.backward_converged),
-            &share,
-        ),
-        smaller(
-            "over all of training, fewer forward solves end without meeting the tolerance",
-            "",
-            &|run| run.overall(|point| 1.0 - point.converged),
-            &share,
-        ),
-        smaller(
-            "and fewer backward solves",
-            "",
-            &|run| run.overall(|point| 1.0 - point.backward_converged),
-            &share,
-        ),
-        smaller(
-            "over all of training, a step needs fewer evaluations and products, the penalty's \
-             included",
-            figures.work,
-            &|run| run.work,
-            &steps,
-        ),
-        smaller(
-            "held-out solves to tolerance take fewer steps",
-            figures.forward,
-            &|run| run.last(|eval| eval.steps),
-            &steps,
-        ),
-        smaller(
-            "the spectral radius at the equilibrium is smaller",
-            "",
-            &|run| run.last(|eval| eval.spectral_radius),
-            &number,
-        ),
-        smaller(
-            &format!(
-                "a budget of {} evaluations at inference costs less: {} with it, {over}",
-                hardest.map_or(0, |index| budgets[index]),
-                measure.name(),
-            ),
-            figures.early,
-            &loss,
-            &number,
-        ),
-    ];
+    // Steps, and the share that ends without meeting the tolerance.
+    type Solves = fn(&CoursePoint) -> [f64; 2];
+    let forward: Solves = |point| [point.solver_steps, 1.0 - point.converged];
+    let backward: Solves = |point| [point.backward_steps, 1.0 - point.backward_converged];
+    for (name, paper, solves) in [
+        ("forward", figures.forward, forward),
+        ("backward", figures.backward, backward),
+    ] {
+        let statement = format!("late in training, {name} solves take fewer steps");
+        smaller(&statement, paper, &|run| run.late(|p| solves(p)[0]), &steps);
+        let statement = "and fewer of them end without meeting the tolerance";
+        smaller(statement, "", &|run| run.late(|p| solves(p)[1]), &share);
+    }
+    let statement = "over all of training, fewer forward solves end without meeting the tolerance";
+    smaller(statement, "", &|run| run.overall(|p| forward(p)[1]), &share);
+    let statement = "and fewer backward solves";
+    smaller(
+        statement,
+        "",
+        &|run| run.overall(|p| backward(p)[1]),
+        &share,
+    );
+    let statement = "over all of training, a step needs fewer evaluations and products, the penalty's \
+                     included";
+    smaller(statement, figures.work, &|run| run.work, &steps);
+    let statement = "held-out solves to tolerance take fewer steps";
+    let held_out = |run: &VariantRun| run.last(|eval| eval.steps);
+    smaller(statement, figures.forward, &held_out, &steps);
+    let statement = "the spectral radius at the equilibrium is smaller";
+    let radius = |run: &VariantRun| run.last(|eval| eval.spectral_radius);
+    smaller(statement, "", &radius, &number);
+    let statement = format!(
+        "a budget of {} evaluations at inference costs less: {} with it, {over}",
+        hardest.map_or(0, |index| budgets[index]),
+        measure.name(),
+    );
+    smaller(&statement, figures.early, &loss, &number);
     claims.extend(stopped(measure, plain, penalised, options));
     claims.push(quality(measure, plain, penalised, figures));
     claims.push(stability(plain, penalised, figures));
@@ -557,10 +507,8 @@ fn quality(measure: &Measure, plain: &Variant, penalised: &Variant, figures: &Fi
     // Each seed against the mean without the penalty, since a seed does not pair two trainings.
     let finished: Vec<f64> = without.iter().copied().filter(|v| v.is_finite()).collect();
     let reference = mean(&finished);
-    let costs: Vec<f64> = with
-        .iter()
-        .map(|value| measure.loss(*value, reference))
-        .collect();
+    let costs = with.iter().map(|value| measure.loss(*value, reference));
+    let costs: Vec<f64> = costs.collect();
     let text = |value| measure.text(value);
     Claim {
         statement: format!(
@@ -603,76 +551,32 @@ fn write_page(result: &ComparisonResult, title: &str) -> Result<(), TrainError> 
             let values: Vec<f64> = finished.map(|run| run.quality[budget]).collect();
             spread(&values, |value| measure.text(value))
         });
-        std::iter::once(variant.name.clone())
-            .chain(values)
-            .collect()
+        let name = std::iter::once(variant.name.clone());
+        name.chain(values).collect::<Vec<_>>()
     };
-    let rows: Vec<Vec<String>> = result.variants.iter().map(row).collect();
-    let mut body = report::table(&header, &rows);
+    let mut body = report::table(&header, result.variants.iter().map(row));
     body += &claims_table(&result.claims);
-    let curves = |points: &dyn Fn(&VariantRun) -> Vec<(f64, f64)>| -> Vec<Series> {
-        let runs = result.variants.iter().flat_map(|variant| {
-            let name = move |run: &VariantRun| format!("{}, seed {}", variant.name, run.seed);
-            variant.runs.iter().map(move |run| (name(run), run))
-        });
-        runs.map(|(name, run)| Series::new(name, points(run)))
-            .collect()
+    let runs = || {
+        let variants = result.variants.iter();
+        variants.flat_map(|variant| variant.runs.iter().map(move |run| (variant, run)))
     };
-    let axes = |y| ["training step", y];
-    let course = |title: &str, y, log, value: &dyn Fn(&CoursePoint) -> f64| {
-        let points = |run: &VariantRun| {
-            let course = run.course.iter();
-            course.map(|p| (p.step as f64, value(p))).collect()
-        };
-        Chart::new(title, axes(y), log, curves(&points))
-    };
-    let evaluated = |title: &str, y, value: &dyn Fn(&EvalRecord) -> Option<f64>| {
-        let points = |run: &VariantRun| {
-            let evaluations = run.evaluations.iter();
-            evaluations
-                .filter_map(|e| Some((e.step as f64, value(e)?)))
-                .collect()
-        };
-        Chart::new(title, axes(y), false, curves(&points))
-    };
-    let by_budget = curves(&|run| {
+    let name = |variant: &Variant, run: &VariantRun| format!("{}, seed {}", variant.name, run.seed);
+    let by_budget = runs().map(|(variant, run)| {
         let budgets = result.budgets.iter().map(|budget| *budget as f64);
-        budgets.zip(run.quality.iter().copied()).collect()
+        Series::new(name(variant, run), budgets.zip(run.quality.iter().copied()))
     });
-    let charts = [
-        Chart::new(
-            "Quality against evaluations allowed",
-            ["evaluations", measure.name()],
-            !measure.higher_is_better(),
-            by_budget,
-        ),
-        course("Steps per training solve", "steps", false, &|p| {
-            p.solver_steps
-        }),
-        course("Training solves that converged", "share", false, &|p| {
-            p.converged
-        }),
-        course("Products per backward solve", "steps", false, &|p| {
-            p.backward_steps
-        }),
-        course("Backward solves that converged", "share", false, &|p| {
-            p.backward_converged
-        }),
-        evaluated("Steps of held-out solves to tolerance", "steps", &|e| {
-            e.steps
-        }),
-        course(
-            "Residual of training solves",
-            "relative residual",
-            true,
-            &|p| p.residual,
-        ),
-        evaluated("Spectral radius", "spectral radius", &|e| e.spectral_radius),
-        evaluated("Quality over training", measure.name(), &|e| {
-            Some(e.quality.value)
-        }),
-    ];
-    body += &report::figures(charts)?;
+    let by_budget = Chart::new(
+        "Quality against evaluations allowed",
+        ["evaluations", measure.name()],
+        !measure.higher_is_better(),
+        by_budget.collect(),
+    );
+    let logs = runs().map(|(variant, run)| NamedRun {
+        name: name(variant, run),
+        records: run.records.clone(),
+    });
+    let over_training = comparison_charts(&logs.collect::<Vec<_>>());
+    body += &report::figures(std::iter::once(by_budget).chain(over_training))?;
     report::write_page(
         &result.report,
         &format!("The Jacobian penalty on {title}"),

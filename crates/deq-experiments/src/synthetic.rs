@@ -247,15 +247,12 @@ pub fn run(
     options: &SyntheticOptions,
     progress: &mut dyn FnMut(f64, &str),
 ) -> Result<SyntheticResult, TrainError> {
-    for (field, value) in [
-        ("seeds", options.seeds as usize),
-        ("epochs", options.epochs),
-    ] {
-        require(value >= 1, field, value as f64, "at least 1")?;
-    }
+    let (seeds, epochs) = (options.seeds as f64, options.epochs as f64);
+    require(seeds >= 1.0, "seeds", seeds, "at least 1")?;
+    require(epochs >= 1.0, "epochs", epochs, "at least 1")?;
     let device = device(&options.device)?;
     files::create_folder(&options.folder)?;
-    let total = options.seeds as f64 * VARIANTS.len() as f64;
+    let total = seeds * VARIANTS.len() as f64;
     let mut runs = Vec::new();
     for seed in 0..options.seeds {
         for variant in VARIANTS {
@@ -289,15 +286,12 @@ fn start(layer: &Layer, x: &Tensor<2>) -> Tensor<2> {
 }
 
 fn layer(budget: usize) -> Result<Deq, TrainError> {
-    let stop = |tolerance| {
-        StopConfig::new()
-            .with_max_steps(budget)
-            .with_rel_tol(tolerance)
-    };
-    let adjoint = ImplicitConfig::new().with_stop(stop(TOLERANCE));
+    let stop = StopConfig::new().with_max_steps(budget);
+    let stop = stop.with_rel_tol(TOLERANCE);
+    let adjoint = ImplicitConfig::new().with_stop(stop.clone());
     Ok(DeqConfig::new()
         .with_solver(SolverConfig::anderson())
-        .with_stop(stop(TOLERANCE))
+        .with_stop(stop)
         .with_gradient(GradientConfig::Implicit(adjoint))
         .build()?)
 }
@@ -458,6 +452,10 @@ fn claims(runs: &[SyntheticRun]) -> Vec<Claim> {
     ]
 }
 
+/// What tables and charts show: spectral radius, residual, test loss.
+const NUMBERS: [fn(&Measurement) -> f64; 3] =
+    [|m| m.spectral_radius, |m| m.residual, |m| m.test_loss];
+
 /// Tables and pictures of the first seed, and the means over all.
 fn write_page(result: &SyntheticResult) -> Result<(), TrainError> {
     let first = || result.runs.iter().filter(|run| run.seed == 0);
@@ -468,25 +466,19 @@ fn write_page(result: &SyntheticResult) -> Result<(), TrainError> {
         };
         Chart::new(title, ["epoch", y], log, first().map(curve).collect())
     };
+    let [radius, residual, loss] = NUMBERS;
+    let title = "Residual after six evaluations";
     let charts = [
-        chart("Spectral radius", "spectral radius", false, &|m| {
-            m.spectral_radius
-        }),
-        chart(
-            "Residual after six evaluations",
-            "relative residual",
-            true,
-            &|m| m.residual,
-        ),
-        chart("Test loss", "mean squared error", true, &|m| m.test_loss),
+        chart("Spectral radius", "spectral radius", false, &radius),
+        chart(title, "relative residual", true, &residual),
+        chart("Test loss", "mean squared error", true, &loss),
     ];
     let mut body = table(result) + &claims_table(&result.claims);
     body += &report::figures(charts)?;
-    let largest = first()
-        .filter(|run| run.variant.weight_decay <= 0.0)
-        .flat_map(|run| run.jacobian.iter().copied())
-        .fold(0.0, f64::max);
-    for run in first().filter(|run| run.variant.weight_decay <= 0.0) {
+    let shown = first().filter(|run| run.variant.weight_decay <= 0.0);
+    let numbers = shown.clone().flat_map(|run| run.jacobian.iter().copied());
+    let largest = numbers.fold(0.0, f64::max);
+    for run in shown {
         let svg = Heat {
             title: format!("|J| at one point, {}", run.variant.name()),
             columns: WIDTH,
@@ -510,39 +502,33 @@ fn table(result: &SyntheticResult) -> String {
         "residual after 6",
         "test loss",
     ];
-    let row = |(name, [radius, residual, loss]): (String, [f64; 3])| {
-        vec![
+    let rows = summary(result).into_iter();
+    let rows = rows.map(|(name, [radius, residual, loss])| {
+        [
             name,
             format!("{radius:.3}"),
             format!("{residual:.2e}"),
             format!("{loss:.4}"),
         ]
-    };
-    let rows: Vec<Vec<String>> = summary(result).into_iter().map(row).collect();
-    report::table(&header.map(str::to_owned), &rows)
+    });
+    report::table(&header, rows)
 }
 
 /// Means over the seeds: variant, spectral radius, residual after six evaluations, test loss.
 pub fn summary(result: &SyntheticResult) -> Vec<(String, [f64; 3])> {
-    VARIANTS
-        .iter()
-        .map(|variant| {
-            let runs: Vec<&SyntheticRun> = result
-                .runs
-                .iter()
-                .filter(|run| run.variant == *variant)
-                .collect();
-            let mean = |value: &dyn Fn(&Measurement) -> f64| {
-                mean(&runs.iter().map(|run| value(run.last())).collect::<Vec<_>>())
-            };
-            let values = [
-                mean(&|m| m.spectral_radius),
-                mean(&|m| m.residual),
-                mean(&|m| m.test_loss),
-            ];
-            (variant.name(), values)
-        })
-        .collect()
+    let row = |variant: Variant| {
+        let runs = result.runs.iter().filter(|run| run.variant == variant);
+        let mean = |value: fn(&Measurement) -> f64| {
+            mean(
+                &runs
+                    .clone()
+                    .map(|run| value(run.last()))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        (variant.name(), NUMBERS.map(mean))
+    };
+    VARIANTS.map(row).to_vec()
 }
 
 #[cfg(test)]

@@ -104,17 +104,18 @@ fn write(result: &BudgetTable) -> Result<(), TrainError> {
     let columns = result.budgets.iter().map(usize::to_string);
     let header = std::iter::once(format!("{}, solver steps allowed", measure.name()));
     let header: Vec<String> = header.chain(columns).collect();
-    let share = |value: Option<f64>| value.map_or(String::new(), |v| format!("{:.1} %", 100.0 * v));
-    let mut rows = Vec::new();
-    for row in &result.rows {
-        let cells = |text: &dyn Fn(&EvalRecord) -> String| row.cells.iter().map(text).collect();
-        let line = |name: String, cells: Vec<String>| [vec![name], cells].concat();
-        rows.push(line(row.name.clone(), cells(&|eval| eval.quality.text())));
-        rows.push(line(
-            "converged".to_owned(),
-            cells(&|eval| share(eval.converged())),
-        ));
-    }
+    let quality = |eval: &EvalRecord| eval.quality.text();
+    let converged = |eval: &EvalRecord| match eval.converged() {
+        Some(share) => format!("{:.1} %", 100.0 * share),
+        None => String::new(),
+    };
+    let rows = result.rows.iter().flat_map(|row| {
+        let line = |name: &str, text: &dyn Fn(&EvalRecord) -> String| -> Vec<String> {
+            let cells = row.cells.iter().map(text);
+            std::iter::once(name.to_owned()).chain(cells).collect()
+        };
+        [line(&row.name, &quality), line("converged", &converged)]
+    });
     let chart = |title: &str, y: &str, log: bool, value: &dyn Fn(&EvalRecord) -> f64| {
         let line = |row: &BudgetRow| {
             let budgets = result.budgets.iter().map(|budget| *budget as f64);
@@ -123,21 +124,18 @@ fn write(result: &BudgetTable) -> Result<(), TrainError> {
         let series = result.rows.iter().map(line).collect();
         Chart::new(title, ["solver steps allowed", y], log, series)
     };
-    let better = measure.higher_is_better();
+    let value = |eval: &EvalRecord| eval.quality.value;
+    let evaluations = |eval: &EvalRecord| eval.nfe_per_solve;
+    let residual = |eval: &EvalRecord| eval.residual.unwrap_or(f64::NAN);
+    let (log, title) = (
+        !measure.higher_is_better(),
+        "Relative residual at the answers",
+    );
     let charts = [
-        chart("Quality", measure.name(), !better, &|eval| {
-            eval.quality.value
-        }),
-        chart("Evaluations per solve", "evaluations", false, &|eval| {
-            eval.nfe_per_solve
-        }),
-        chart(
-            "Relative residual at the answers",
-            "relative residual",
-            true,
-            &|eval| eval.residual.unwrap_or(f64::NAN),
-        ),
+        chart("Quality", measure.name(), log, &value),
+        chart("Evaluations per solve", "evaluations", false, &evaluations),
+        chart(title, "relative residual", true, &residual),
     ];
-    let body = table(&header, &rows) + &figures(charts)?;
+    let body = table(&header, rows) + &figures(charts)?;
     write_page(&result.page, "Quality by solver steps allowed", &body)
 }

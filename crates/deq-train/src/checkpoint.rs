@@ -1,27 +1,27 @@
 //! Checkpoints that exist whole or not at all.
 //!
 //! A checkpoint is one folder with the model, the optimizer, the memory carried between steps and
-//! a manifest with their checksums. burn-train hands over the first two one by one, from threads of
-//! its own; they are collected, written to a temporary folder, and the folder is renamed into place
-//! when the last one has come. The schedule of the learning rate follows from recipe and step.
+//! a manifest with their checksums. It is written to a temporary folder, which is renamed into place.
+//! The schedule of the learning rate follows from recipe and step.
 
 use crate::error::{RunError, TrainError, with_causes};
 use crate::files::{self, FileSum};
-use burn::optim::lr_scheduler::LrSchedulerRecord;
-use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
+use burn::store::RecordError;
 use burn::tensor::Bytes;
-use burn::train::checkpoint::{Checkpoint, Checkpointer, CheckpointerError};
 use deq_jacreg::PenaltyState;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
-const MODEL: &str = "model.bpk";
-const OPTIMIZER: &str = "optimizer.bpk";
+pub(crate) const MODEL: &str = "model.bpk";
+pub(crate) const OPTIMIZER: &str = "optimizer.bpk";
 /// The state carried between steps.
-const MEMORY: &str = "memory.safetensors";
+pub(crate) const MEMORY: &str = "memory.safetensors";
 const MANIFEST: &str = "manifest.json";
+
+/// Checkpoints kept: the newest, and the one before it in case the newest is damaged.
+const KEEP: usize = 2;
 
 /// Where a run stood when the checkpoint was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,42 +83,39 @@ pub(crate) struct Verified {
     pub(crate) run: RunSums,
 }
 
-/// The checkpoints of one run.
+impl Verified {
+    /// The content of one of its files.
+    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>, TrainError> {
+        files::read(&self.folder.join(name))
+    }
+
+    /// Whether training can go on from it.
+    pub(crate) fn is_trainable(&self) -> bool {
+        self.folder.join(OPTIMIZER).is_file()
+    }
+
+    /// That it is damaged, although its checksums are right.
+    pub(crate) fn corrupt(&self, reason: String) -> TrainError {
+        let path = self.folder.clone();
+        RunError::CorruptCheckpoint { path, reason }.into()
+    }
+}
+
+/// The checkpoints of one run, of which the newest two stay.
 #[derive(Clone, Debug)]
 pub(crate) struct CheckpointStore {
     folder: PathBuf,
-    keep: usize,
-    pending: Arc<Mutex<Pending>>,
-}
-
-#[derive(Debug, Default)]
-struct Pending {
-    position: Position,
-    run: RunSums,
-    parts: BTreeMap<&'static str, Vec<u8>>,
-    error: Option<TrainError>,
 }
 
 impl CheckpointStore {
-    /// The checkpoints in `folder`, of which the newest `keep` stay.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Io`] if the folder cannot be created.
-    pub(crate) fn open(folder: &Path, keep: usize) -> Result<Self, TrainError> {
+    /// The checkpoints in `folder`.
+    pub(crate) fn open(folder: &Path) -> Result<Self, TrainError> {
         files::create_folder(folder)?;
-        Ok(Self {
-            folder: folder.to_owned(),
-            keep: keep.max(1),
-            pending: Arc::default(),
-        })
+        let folder = folder.to_owned();
+        Ok(Self { folder })
     }
 
     /// Removes what a killed process left half-written. Not for a run that is still training.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Io`] if something cannot be removed.
     pub(crate) fn clear_partial(&self) -> Result<(), TrainError> {
         for name in self.names()? {
             if name.starts_with('.') {
@@ -128,22 +125,11 @@ impl CheckpointStore {
         Ok(())
     }
 
-    /// Begins a checkpoint: the position, the carried memory, the other files of the run. It is
-    /// complete once burn-train has saved its records.
-    pub(crate) fn begin(&self, position: Position, memory: Vec<u8>, run: RunSums) {
-        let mut pending = self.lock();
-        (pending.position, pending.run) = (position, run);
-        pending.parts = BTreeMap::from([(MEMORY, memory)]);
-    }
-
     /// The newest complete checkpoint with its position, after its checksums have been compared.
-    ///
-    /// # Errors
-    ///
-    /// [`RunError::CorruptCheckpoint`] if a file is missing or altered.
     pub(crate) fn newest(&self) -> Result<Option<Verified>, TrainError> {
         let newest = self.steps()?.into_iter().max();
-        newest.map(|step| verify(&self.folder_of(step))).transpose()
+        let verified = newest.map(|step| verify(&self.folder.join(folder_name(step))));
+        verified.transpose()
     }
 
     /// Lets the newest checkpoint belong to another recipe too.
@@ -154,124 +140,68 @@ impl CheckpointStore {
         files::write_json(&path, &manifest.sealed(&path)?)
     }
 
-    /// Saves and loads the model.
-    pub(crate) fn model_part(&self) -> CheckpointPart {
-        CheckpointPart {
-            store: self.clone(),
-            name: MODEL,
+    /// What Burn makes of a model or an optimizer.
+    pub(crate) fn bytes(&self, record: Result<Bytes, RecordError>) -> Result<Vec<u8>, TrainError> {
+        let error = |error: RecordError| std::io::Error::other(error.to_string());
+        let bytes = record.map_err(|reason| TrainError::io("write", &self.folder, error(reason)));
+        bytes.map(|bytes| bytes.to_vec())
+    }
+
+    /// Writes a checkpoint and drops old ones. One without an optimizer can be evaluated but not
+    /// trained further.
+    pub(crate) fn write<const N: usize>(
+        &self,
+        position: Position,
+        run: RunSums,
+        parts: [(&str, Vec<u8>); N],
+    ) -> Result<(), TrainError> {
+        let name = folder_name(position.step);
+        let partial = self.folder.join(format!(".{name}"));
+        files::create_folder(&partial)?;
+        for (name, bytes) in &parts {
+            files::write_whole(&partial.join(name), bytes)?;
         }
-    }
-
-    /// Saves and loads the optimizer.
-    pub(crate) fn optimizer_part(&self) -> CheckpointPart {
-        CheckpointPart {
-            store: self.clone(),
-            name: OPTIMIZER,
+        let sums = parts.map(|(name, bytes)| (name.to_owned(), FileSum::of(&bytes)));
+        let manifest = Manifest {
+            position,
+            files: BTreeMap::from(sums),
+            run,
+            checksum: FileSum::default(),
+        };
+        let path = partial.join(MANIFEST);
+        files::write_json(&path, &manifest.sealed(&path)?)?;
+        let place = self.folder.join(&name);
+        if place.exists() {
+            self.remove(&name)?;
         }
-    }
-
-    /// Begins with the given schedule, and saves nothing.
-    pub(crate) fn schedule_part(&self, schedule: ModuleLrScheduler) -> SchedulePart {
-        SchedulePart(schedule)
-    }
-
-    /// Why a checkpoint could not be written, if so.
-    pub(crate) fn take_error(&self) -> Option<TrainError> {
-        self.lock().error.take()
-    }
-
-    fn put(&self, name: &'static str, bytes: Vec<u8>) -> Result<(), TrainError> {
-        let mut pending = self.lock();
-        pending.parts.insert(name, bytes);
-        if ![MODEL, OPTIMIZER]
-            .iter()
-            .all(|part| pending.parts.contains_key(part))
-        {
-            return Ok(());
-        }
-        let complete = std::mem::take(&mut *pending);
-        drop(pending);
-        self.write(&complete)?;
+        let renamed = std::fs::rename(&partial, &place);
+        renamed.map_err(|source| TrainError::io("write", &place, source))?;
         let mut steps = self.steps()?;
         steps.sort_unstable();
-        for step in steps.iter().rev().skip(self.keep) {
+        for step in steps.iter().rev().skip(KEEP) {
             self.remove(&folder_name(*step))?;
         }
         Ok(())
     }
 
-    /// Writes a checkpoint with a model alone, which can be evaluated but not trained further.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Io`] if something cannot be written.
-    pub(crate) fn write_model(&self, model: Vec<u8>, run: RunSums) -> Result<(), TrainError> {
-        self.write(&Pending {
-            position: Position::default(),
-            run,
-            parts: BTreeMap::from([(MODEL, model)]),
-            error: None,
-        })
-    }
-
-    fn write(&self, complete: &Pending) -> Result<(), TrainError> {
-        let step = complete.position.step;
-        let partial = self.folder.join(format!(".{}", folder_name(step)));
-        files::create_folder(&partial)?;
-        for (name, bytes) in &complete.parts {
-            files::write_whole(&partial.join(name), bytes)?;
-        }
-        let parts = complete.parts.iter();
-        let manifest = Manifest {
-            position: complete.position,
-            files: parts
-                .map(|(name, bytes)| ((*name).to_owned(), FileSum::of(bytes)))
-                .collect(),
-            run: complete.run.clone(),
-            checksum: FileSum::default(),
-        };
-        let path = partial.join(MANIFEST);
-        files::write_json(&path, &manifest.sealed(&path)?)?;
-        let place = self.folder_of(step);
-        if place.exists() {
-            self.remove(&folder_name(step))?;
-        }
-        std::fs::rename(&partial, &place).map_err(|source| TrainError::io("write", &place, source))
-    }
-
     fn names(&self) -> Result<Vec<String>, TrainError> {
         let error = |source| TrainError::io("read", &self.folder, source);
+        let name = |entry: std::io::Result<DirEntry>| -> Result<String, TrainError> {
+            let name = entry.map_err(error)?.file_name();
+            Ok(name.to_string_lossy().into_owned())
+        };
         let entries = std::fs::read_dir(&self.folder).map_err(error)?;
-        entries
-            .map(|entry| {
-                Ok(entry
-                    .map_err(error)?
-                    .file_name()
-                    .to_string_lossy()
-                    .into_owned())
-            })
-            .collect()
+        entries.map(name).collect()
     }
 
     fn steps(&self) -> Result<Vec<usize>, TrainError> {
-        let names = self.names()?;
-        Ok(names
-            .iter()
-            .filter_map(|name| name.strip_prefix("step-")?.parse().ok())
-            .collect())
-    }
-
-    fn folder_of(&self, step: usize) -> PathBuf {
-        self.folder.join(folder_name(step))
+        let step = |name: &String| name.strip_prefix("step-")?.parse().ok();
+        Ok(self.names()?.iter().filter_map(step).collect())
     }
 
     fn remove(&self, name: &str) -> Result<(), TrainError> {
         let path = self.folder.join(name);
         std::fs::remove_dir_all(&path).map_err(|source| TrainError::io("remove", &path, source))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -306,77 +236,6 @@ fn verify(folder: &Path) -> Result<Verified, TrainError> {
     })
 }
 
-/// Whether training can go on from a verified checkpoint.
-pub(crate) fn is_trainable(folder: &Path) -> bool {
-    folder.join(OPTIMIZER).is_file()
-}
-
-/// The model of a verified checkpoint.
-pub(crate) fn model_bytes(folder: &Path) -> Result<Bytes, TrainError> {
-    files::read(&folder.join(MODEL)).map(Bytes::from_bytes_vec)
-}
-
-/// The optimizer of a verified checkpoint.
-pub(crate) fn optimizer_bytes(folder: &Path) -> Result<Bytes, TrainError> {
-    files::read(&folder.join(OPTIMIZER)).map(Bytes::from_bytes_vec)
-}
-
-/// The carried memory of a verified checkpoint.
-pub(crate) fn memory_bytes(folder: &Path) -> Result<Vec<u8>, TrainError> {
-    files::read(&folder.join(MEMORY))
-}
-
-/// Saves and loads one of burn-train's records as part of a whole checkpoint.
-pub(crate) struct CheckpointPart {
-    store: CheckpointStore,
-    name: &'static str,
-}
-
-impl<R: Checkpoint> Checkpointer<R> for CheckpointPart {
-    fn save(&self, _step: usize, record: R) -> Result<(), CheckpointerError> {
-        let bytes = record
-            .checkpoint_into_bytes()
-            .map_err(CheckpointerError::Record)?;
-        self.store.put(self.name, bytes.to_vec()).map_err(|error| {
-            let text = error.to_string();
-            self.store.lock().error.get_or_insert(error);
-            CheckpointerError::Unknown(text)
-        })
-    }
-
-    /// The store drops old checkpoints itself, whole.
-    fn delete(&self, _step: usize) -> Result<(), CheckpointerError> {
-        Ok(())
-    }
-
-    fn restore(&self, _round: usize) -> Result<R, CheckpointerError> {
-        // It was verified, and the run locked, before training was launched.
-        let unknown = |error: TrainError| CheckpointerError::Unknown(with_causes(&error));
-        let newest = self.store.steps().map_err(unknown)?.into_iter().max();
-        let newest = newest.ok_or(CheckpointerError::Unknown("no checkpoint".to_owned()))?;
-        let path = self.store.folder_of(newest).join(self.name);
-        let bytes = std::fs::read(path).map_err(CheckpointerError::IOError)?;
-        R::checkpoint_from_bytes(Bytes::from_bytes_vec(bytes)).map_err(CheckpointerError::Record)
-    }
-}
-
-/// The schedule of the learning rate, which follows from recipe and step.
-pub(crate) struct SchedulePart(ModuleLrScheduler);
-
-impl Checkpointer<LrSchedulerRecord> for SchedulePart {
-    fn save(&self, _step: usize, _record: LrSchedulerRecord) -> Result<(), CheckpointerError> {
-        Ok(())
-    }
-
-    fn delete(&self, _step: usize) -> Result<(), CheckpointerError> {
-        Ok(())
-    }
-
-    fn restore(&self, _round: usize) -> Result<LrSchedulerRecord, CheckpointerError> {
-        Ok(self.0.to_record())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -387,16 +246,14 @@ mod tests {
             seconds: 1.0,
             ..Position::default()
         };
-        store.begin(position, vec![9; 16], RunSums::default());
-        for name in [MODEL, OPTIMIZER] {
-            store.put(name, vec![step as u8; 32]).unwrap();
-        }
+        let parts = [MODEL, OPTIMIZER, MEMORY].map(|name| (name, vec![step as u8; 32]));
+        store.write(position, RunSums::default(), parts).unwrap();
     }
 
     #[test]
     fn the_newest_checkpoints_are_kept_and_found() {
         let folder = tempfile::tempdir().unwrap();
-        let store = CheckpointStore::open(folder.path(), 2).unwrap();
+        let store = CheckpointStore::open(folder.path()).unwrap();
         assert!(store.newest().unwrap().is_none());
         [10, 20, 30].into_iter().for_each(|step| save(&store, step));
         let newest = store.newest().unwrap().unwrap();
@@ -410,13 +267,11 @@ mod tests {
     #[test]
     fn an_incomplete_checkpoint_does_not_exist() {
         let folder = tempfile::tempdir().unwrap();
-        let store = CheckpointStore::open(folder.path(), 2).unwrap();
+        let store = CheckpointStore::open(folder.path()).unwrap();
         save(&store, 1);
-        store.begin(Position::default(), vec![1], RunSums::default());
-        store.put(MODEL, vec![1]).unwrap();
         // A process killed while writing leaves a hidden folder, which the next one clears.
         std::fs::create_dir(folder.path().join(".step-0000002")).unwrap();
-        let store = CheckpointStore::open(folder.path(), 2).unwrap();
+        let store = CheckpointStore::open(folder.path()).unwrap();
         assert_eq!(store.newest().unwrap().unwrap().position.step, 1);
         store.clear_partial().unwrap();
         assert_eq!(store.names().unwrap(), ["step-0000001"]);
@@ -425,7 +280,7 @@ mod tests {
     #[test]
     fn an_altered_checkpoint_is_refused_with_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
-        let store = CheckpointStore::open(folder.path(), 2).unwrap();
+        let store = CheckpointStore::open(folder.path()).unwrap();
         save(&store, 1);
         let model = folder.path().join("step-0000001").join("model.bpk");
         std::fs::write(&model, [1, 2, 3]).unwrap();
@@ -442,7 +297,7 @@ mod tests {
     #[test]
     fn an_edited_manifest_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let store = CheckpointStore::open(folder.path(), 2).unwrap();
+        let store = CheckpointStore::open(folder.path()).unwrap();
         save(&store, 1);
         let newest = store.newest().unwrap().unwrap();
         store.add_recipe(&newest, FileSum::of(b"recipe")).unwrap();

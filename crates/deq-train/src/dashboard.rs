@@ -1,6 +1,24 @@
 //! What burn-train shows while a model trains: its dashboard's metrics, and plain lines where there
 //! is no terminal.
 
+/// What burn-train's evaluator, which nothing here runs, wants of every renderer.
+macro_rules! without_evaluator {
+    ($renderer:ident) => {
+        impl EvaluationProgressLogger for $renderer {
+            fn start_global_progress(&mut self, _total_tests: usize) {}
+            fn start_test(&mut self, _name: &str, _total_items: usize) {}
+            fn update_test_progress(&mut self, _items_processed: usize) {}
+            fn end_test(&mut self) {}
+            fn end_global_progress(&mut self) {}
+            fn log_event_evaluation(&mut self, _event: String) {}
+        }
+
+        impl MetricsRendererEvaluation for $renderer {
+            fn update_test(&mut self, _name: EvaluationName, _state: MetricState) {}
+        }
+    };
+}
+
 #[cfg(feature = "dashboard")]
 mod terminal;
 
@@ -24,25 +42,19 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// burn-train's dashboard, where there is a terminal to show it on and nothing against it.
-#[cfg(feature = "dashboard")]
+/// burn-train's dashboard, where it is compiled in, there is a terminal to show it on, and nothing
+/// against it; lines otherwise.
+#[cfg_attr(not(feature = "dashboard"), expect(unused_variables))]
 pub(crate) fn renderer(
     plain: bool,
     interrupter: &Interrupter,
     round: Option<usize>,
-) -> Option<Box<dyn MetricsRenderer>> {
-    let terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
-    (terminal && !plain).then(|| terminal::guarded(interrupter, round))
-}
-
-/// No dashboard is compiled in.
-#[cfg(not(feature = "dashboard"))]
-pub(crate) fn renderer(
-    _plain: bool,
-    _interrupter: &Interrupter,
-    _round: Option<usize>,
-) -> Option<Box<dyn MetricsRenderer>> {
-    None
+) -> Box<dyn MetricsRenderer> {
+    #[cfg(feature = "dashboard")]
+    if !plain && std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+        return terminal::guarded(interrupter, round);
+    }
+    Box::new(LineRenderer::default())
 }
 
 /// A number of a step, averaged over a split.
@@ -239,16 +251,16 @@ pub fn number(value: f64) -> String {
 pub fn clock(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if hours > 0 {
-        format!("{hours}:{minutes:02}:{seconds:02}")
-    } else {
-        format!("{minutes}:{seconds:02}")
+    match hours {
+        0 => format!("{minutes}:{seconds:02}"),
+        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
     }
 }
 
 /// Progress as lines on standard error, for logs and pipes: at most one every two seconds, and one
 /// at the end of a split.
-pub(crate) struct LineRenderer {
+#[derive(Default)]
+struct LineRenderer {
     metrics: Vec<(MetricId, MetricName, String)>,
     rounds: usize,
     round: usize,
@@ -256,37 +268,17 @@ pub(crate) struct LineRenderer {
     split: String,
     done: usize,
     total: usize,
-    started: Instant,
+    started: Option<Instant>,
     last_line: Option<Instant>,
 }
 
 const LINE_INTERVAL: Duration = Duration::from_secs(2);
 
 impl LineRenderer {
-    pub(crate) fn new() -> Self {
-        Self {
-            metrics: Vec::new(),
-            rounds: 0,
-            round: 1,
-            first_round: 1,
-            split: String::new(),
-            done: 0,
-            total: 1,
-            started: Instant::now(),
-            last_line: None,
-        }
-    }
-
     fn update(&mut self, state: MetricState) {
-        let entry = match state {
-            MetricState::Generic(entry) => entry,
-            MetricState::Numeric(entry, _) => entry,
-        };
-        if let Some((_, _, text)) = self
-            .metrics
-            .iter_mut()
-            .find(|(id, ..)| *id == entry.metric_id)
-        {
+        let (MetricState::Generic(entry) | MetricState::Numeric(entry, _)) = state;
+        let mut metrics = self.metrics.iter_mut();
+        if let Some((_, _, text)) = metrics.find(|(id, ..)| *id == entry.metric_id) {
             *text = entry.serialized_entry.formatted;
         }
     }
@@ -304,7 +296,7 @@ impl LineRenderer {
             let shown = if training { current } else { mean };
             line += &format!(" | {} {shown}", name.to_lowercase());
         }
-        if let Some(left) = self.time_left() {
+        if let (true, Some(left)) = (training, self.time_left()) {
             line += &format!(" | {} left", clock(left));
         }
         // Nobody may be there to read it.
@@ -312,13 +304,11 @@ impl LineRenderer {
     }
 
     fn time_left(&self) -> Option<Duration> {
-        if self.split != "train" {
-            return None;
-        }
         let fraction = self.done as f64 / self.total.max(1) as f64;
         let done = (self.round - self.first_round) as f64 + fraction;
         let left = (self.rounds + 1 - self.first_round) as f64 - done;
-        (done > 0.0).then(|| self.started.elapsed().mul_f64(left / done))
+        let elapsed = self.started?.elapsed();
+        (done > 0.0).then(|| elapsed.mul_f64(left / done))
     }
 }
 
@@ -341,9 +331,8 @@ impl TrainingProgressLogger for LineRenderer {
         _label: Option<&str>,
     ) {
         self.rounds = total_epochs;
-        self.round = starting_epoch;
-        self.first_round = starting_epoch;
-        self.started = Instant::now();
+        (self.round, self.first_round) = (starting_epoch, starting_epoch);
+        self.started = Some(Instant::now());
     }
 
     fn update_epoch(&mut self, epoch: usize) {
@@ -351,17 +340,14 @@ impl TrainingProgressLogger for LineRenderer {
     }
 
     fn start_split(&mut self, split: &str, total_items: usize) {
+        (self.done, self.total) = (0, total_items);
         self.split = split.to_lowercase();
-        self.done = 0;
-        self.total = total_items;
     }
 
     fn update_split(&mut self, items_processed: usize) {
         self.done = items_processed;
-        if self
-            .last_line
-            .is_none_or(|at| at.elapsed() >= LINE_INTERVAL)
-        {
+        let last = self.last_line;
+        if last.is_none_or(|at| at.elapsed() >= LINE_INTERVAL) {
             self.line();
         }
     }
@@ -375,21 +361,7 @@ impl TrainingProgressLogger for LineRenderer {
     fn log_event_training(&mut self, _event: String) {}
 }
 
-// The traits below belong to burn-train's evaluator, which this renderer does not serve.
-impl EvaluationProgressLogger for LineRenderer {
-    fn start_global_progress(&mut self, _total_tests: usize) {}
-    fn start_test(&mut self, _name: &str, _total_items: usize) {}
-    fn update_test_progress(&mut self, _items_processed: usize) {}
-    fn end_test(&mut self) {}
-    fn end_global_progress(&mut self) {}
-    fn log_event_evaluation(&mut self, _event: String) {}
-}
-
-impl MetricsRendererEvaluation for LineRenderer {
-    fn update_test(&mut self, _name: EvaluationName, state: MetricState) {
-        self.update(state);
-    }
-}
+without_evaluator!(LineRenderer);
 
 impl MetricsRenderer for LineRenderer {
     fn manual_close(&mut self) {}

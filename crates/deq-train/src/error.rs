@@ -11,6 +11,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// An error of a training or evaluation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "messages say what the fields are")]
 pub enum TrainError {
     /// The recipe is wrong.
     #[error(transparent)]
@@ -54,45 +55,32 @@ pub enum TrainError {
     /// A file cannot be read or written.
     #[error("cannot {action} {path}")]
     Io {
-        /// `read`, `write`, `create`, ...
         action: &'static str,
-        /// The file or folder.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
     /// A chart could not be drawn.
     #[error("cannot draw the chart {title:?}: {reason}")]
-    Chart {
-        /// Its title.
-        title: String,
-        /// Why.
-        reason: String,
-    },
+    Chart { title: String, reason: String },
 }
 
 /// What can be wrong with a recipe.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "messages say what the fields are")]
 pub enum RecipeError {
     /// A field lies outside its range.
     #[error("{field} is {value}, but must be {requirement}")]
     OutOfRange {
-        /// The field.
         field: &'static str,
-        /// The value given.
         value: f64,
-        /// What would be right.
         requirement: &'static str,
     },
     /// There is no recipe of this name.
     #[error("there is no preset {name:?}{}: choose one of {known}", meant(nearest))]
     UnknownPreset {
-        /// The name given.
         name: String,
-        /// What was probably meant.
         nearest: Option<String>,
-        /// The names there are, separated by commas.
         known: String,
     },
     /// A field that no recipe has.
@@ -101,44 +89,27 @@ pub enum RecipeError {
         meant(nearest)
     )]
     UnknownField {
-        /// The file, or where the field was given.
         path: PathBuf,
-        /// The field, by its path in JSON.
         field: String,
-        /// What was probably meant.
         nearest: Option<String>,
     },
     /// A value of a wrong type, or a field that is missing.
     #[error("{path} is not right: {reason}")]
-    WrongValue {
-        /// The file or the field.
-        path: PathBuf,
-        /// What is wrong, and where.
-        reason: String,
-    },
+    WrongValue { path: PathBuf, reason: String },
     /// The name of a file or folder cannot be kept.
     #[error(
         "the recipe cannot be written as JSON: {reason}; \
          rename files and folders whose names are not UTF-8"
     )]
-    NotJson {
-        /// What serialising says.
-        reason: String,
-    },
+    NotJson { reason: String },
     /// The schedule of the learning rate cannot be made.
     #[error("the learning rate has no schedule: {reason}")]
-    Schedule {
-        /// Why.
-        reason: String,
-    },
+    Schedule { reason: String },
     /// The task has no network of this kind.
     #[error("{task} has no network {network:?}: {choices}")]
     NoSuchNetwork {
-        /// The task.
         task: &'static str,
-        /// The network asked for.
         network: crate::recipe::Network,
-        /// What there is.
         choices: &'static str,
     },
     /// An explicit network is to be evaluated in a type of its own.
@@ -155,12 +126,7 @@ pub enum RecipeError {
         "all {steps} steps are unrolled, {pretrain} were asked for, so that there is no \
          equilibrium to compare: set more steps, or fewer pretrain_steps"
     )]
-    NothingSolved {
-        /// Steps of the training.
-        steps: usize,
-        /// Steps of the pre-training.
-        pretrain: usize,
-    },
+    NothingSolved { steps: usize, pretrain: usize },
 }
 
 fn meant(nearest: &Option<String>) -> String {
@@ -172,25 +138,17 @@ fn meant(nearest: &Option<String>) -> String {
 /// What can be wrong with the folder of a run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "messages say what the fields are")]
 pub enum RunError {
     /// The folder holds no run.
     #[error("{path} is not a run: it has no config.json; give a folder that training has written")]
-    NotARun {
-        /// The folder.
-        path: PathBuf,
-    },
+    NotARun { path: PathBuf },
     /// The folder already holds a run.
     #[error("{path} already holds a run: resume it, or choose another folder")]
-    Exists {
-        /// The folder.
-        path: PathBuf,
-    },
+    Exists { path: PathBuf },
     /// There is nothing to resume.
     #[error("there is no run to resume in {path}: start one there")]
-    NothingToResume {
-        /// The folder searched.
-        path: PathBuf,
-    },
+    NothingToResume { path: PathBuf },
     /// The run was written by another version.
     #[error(
         "{path} has the format {}, but this program reads format {expected}: \
@@ -198,31 +156,22 @@ pub enum RunError {
         found.map_or("of no version".to_owned(), |found| found.to_string())
     )]
     OtherFormat {
-        /// The file.
         path: PathBuf,
-        /// Its version, if it has one.
         found: Option<u64>,
-        /// The one that is read.
         expected: u32,
     },
     /// The run is of another task.
     #[error("{path} is of the task {found}, not {expected}")]
     OtherTask {
-        /// The file.
         path: PathBuf,
-        /// Its task.
         found: String,
-        /// The one asked for.
         expected: &'static str,
     },
     /// A JSON file of the run is malformed.
     #[error("{path} is not a valid {what}: {reason}; restore it from a copy or start a new run")]
     Malformed {
-        /// The file.
         path: PathBuf,
-        /// What it should be.
         what: &'static str,
-        /// Where and why parsing failed.
         reason: String,
     },
     /// A resumed run is to have other data, another model or other draws.
@@ -231,13 +180,9 @@ pub enum RunError {
          model, batch and seed; leave the field as it was, or start a new run"
     )]
     CannotChange {
-        /// The run.
         path: PathBuf,
-        /// The field.
         field: String,
-        /// Its value in the run.
         there: String,
-        /// The value given.
         here: String,
     },
     /// The data are not those the run was started with.
@@ -246,41 +191,25 @@ pub enum RunError {
          give the same data, or start a new run"
     )]
     OtherData {
-        /// The run.
         path: PathBuf,
-        /// Where the data lie.
         data: String,
-        /// In what they differ.
         what: String,
     },
     /// Another process trains in the folder.
     #[error("{path} is being trained by another process: wait for it, or choose another folder")]
-    Busy {
-        /// The run.
-        path: PathBuf,
-    },
+    Busy { path: PathBuf },
     /// A file of the run is not what training has written.
     #[error(
         "{path} is not what training has written: {how}; \
          restore it from a copy, or start a new run"
     )]
-    Altered {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        how: &'static str,
-    },
+    Altered { path: PathBuf, how: &'static str },
     /// A checkpoint is damaged.
     #[error(
         "the checkpoint {path} is damaged ({reason}): \
          delete this folder to go on from the one before it"
     )]
-    CorruptCheckpoint {
-        /// The checkpoint folder.
-        path: PathBuf,
-        /// What does not fit.
-        reason: String,
-    },
+    CorruptCheckpoint { path: PathBuf, reason: String },
     /// The weights of a checkpoint are no numbers.
     #[error(
         "the model in {path} has diverged: {name} is the first of {parameters} parameters with \
@@ -288,49 +217,34 @@ pub enum RunError {
          before it, or start a new run"
     )]
     NotFinite {
-        /// The checkpoint folder.
         path: PathBuf,
-        /// The first such parameter.
         name: String,
-        /// Such parameters.
         parameters: usize,
     },
     /// The run has no checkpoint yet.
     #[error("{path} has no checkpoint: let it train until the first one is written")]
-    NoCheckpoint {
-        /// The run.
-        path: PathBuf,
-    },
+    NoCheckpoint { path: PathBuf },
     /// A budget of a solve was given to a network that solves nothing.
     #[error("{path} is of a network without an equilibrium: there are no solver steps to limit")]
-    NoEquilibrium {
-        /// The run.
-        path: PathBuf,
-    },
+    NoEquilibrium { path: PathBuf },
     /// The data have no such split.
     #[error("the data have no {split} split")]
-    NoSplit {
-        /// The split.
-        split: &'static str,
-    },
+    NoSplit { split: &'static str },
     /// A loader yields nothing.
     #[error("the {split} split has nothing to read")]
-    NothingToRead {
-        /// The split.
-        split: &'static str,
-    },
+    NothingToRead { split: &'static str },
 }
 
 /// Why a training came to an end before its last step.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "messages say what the fields are")]
 pub enum Stopped {
     /// It was told to stop.
     #[error("training was interrupted at step {step}: resume {run} to go on")]
     Interrupted {
         /// The steps made; the last checkpoint is of this step.
         step: usize,
-        /// The run.
         run: PathBuf,
     },
     /// The loss stopped being a number.
@@ -339,11 +253,8 @@ pub enum Stopped {
          larger penalty; its last checkpoint is of step {checkpoint}"
     )]
     NonFiniteLoss {
-        /// The step.
         step: usize,
-        /// The value.
         loss: f64,
-        /// The run.
         run: PathBuf,
         /// The step of the last checkpoint, 0 if there is none.
         checkpoint: usize,
@@ -353,49 +264,31 @@ pub enum Stopped {
         "the device has too little memory for a batch of {batch}: lower batch; \
          a shorter history of the solver or a smaller model needs less, too"
     )]
-    OutOfMemory {
-        /// Samples of a batch.
-        batch: usize,
-    },
+    OutOfMemory { batch: usize },
     /// A batch could not be made.
     #[error("a batch of step {step} could not be made")]
-    Batch {
-        /// The step.
-        step: usize,
-        /// Why.
-        source: BoxError,
-    },
+    Batch { step: usize, source: BoxError },
     /// The training framework failed.
     #[error("training stopped: {reason}")]
-    Framework {
-        /// Why.
-        reason: String,
-    },
+    Framework { reason: String },
 }
 
 /// What can be wrong with a device's name.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "messages say what the fields are")]
 pub enum DeviceError {
     /// There is no device of this name.
     #[error("there is no device {name:?}: choose one of {known}; flex is the CPU")]
-    Unknown {
-        /// The name given.
-        name: String,
-        /// The names there are, separated by commas.
-        known: String,
-    },
+    Unknown { name: String, known: String },
     /// The device exists but this program was built without it.
     #[error(
         "the device {name} is not compiled in (there is: {compiled}): \
          build with the cargo feature {feature}"
     )]
     NotCompiled {
-        /// The name given.
         name: String,
-        /// The cargo feature that brings it.
         feature: &'static str,
-        /// The devices compiled in, separated by commas.
         compiled: String,
     },
     /// The device is compiled in, but cannot compute on this machine.
@@ -404,11 +297,8 @@ pub enum DeviceError {
          install its driver, or choose another of {compiled}"
     )]
     NotWorking {
-        /// The name given.
         name: String,
-        /// What is missing, or what its runtime says.
         reason: String,
-        /// The devices compiled in, separated by commas.
         compiled: String,
     },
     /// The device cannot compute in the type that the recipe asks for.
@@ -425,24 +315,17 @@ pub enum DeviceError {
 /// What can be wrong between a run and a checkpoint of another program.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "messages say what the fields are")]
 pub enum ExchangeError {
     /// A checkpoint lacks something, or contradicts the model.
     #[error("the checkpoint {path} does not fit: {report}")]
-    Incomplete {
-        /// The file.
-        path: PathBuf,
-        /// What became of every tensor.
-        report: String,
-    },
+    Incomplete { path: PathBuf, report: String },
     /// The other program has no such network.
     #[error("the original program has no explicit network whose layers have weights of their own")]
     ExplicitNetwork,
     /// No other program has models of this task.
     #[error("there is no other program whose checkpoints the task {task} could exchange")]
-    NoOriginal {
-        /// The task.
-        task: &'static str,
-    },
+    NoOriginal { task: &'static str },
 }
 
 impl TrainError {

@@ -3,11 +3,10 @@
 use crate::error::{RunError, Stopped, TrainError};
 use crate::measure::Measure;
 use crate::parallel::Team;
-use crate::recipe::Recipe;
 use crate::records::{EvalRecord, StepRecord};
-use crate::step::{InputOf, LearnerOf, OutputOf};
-use crate::task::{MemoryOf, Solved, Tally, TallyOf, Task, TaskModel};
-use burn::data::dataloader::{DataLoader, Progress};
+use crate::step::{LearnerOf, OutputOf, input};
+use crate::task::{BatchOf, Batches, MemoryOf, Solved, Tally, TallyOf, Task, TaskModel};
+use burn::data::dataloader::Progress;
 use burn::tensor::Tensor;
 use deq_core::solvers::{SolverConfig, StatusCounts, StopConfig, TraceLevel};
 use deq_core::{EquilibriumCell, FrozenCell};
@@ -20,7 +19,6 @@ use std::time::Instant;
 const TRACE_STEPS: usize = 60;
 
 /// What an evaluation measures, after which step, and on which devices.
-#[derive(Clone)]
 pub(crate) struct EvalPlan<'a> {
     /// The name of the split.
     pub(crate) split: &'static str,
@@ -32,60 +30,38 @@ pub(crate) struct EvalPlan<'a> {
     pub(crate) team: &'a Team,
 }
 
-impl<'a> EvalPlan<'a> {
-    /// Everything is measured.
-    pub(crate) fn new<T: Task>(
-        recipe: &Recipe<T>,
-        split: &'static str,
-        step: usize,
-        team: &'a Team,
-    ) -> Self {
-        Self {
-            split,
-            step,
-            probe: Some(recipe.deq.solver.clone()),
-            team,
-        }
-    }
-}
-
-/// Reads every batch of `loader` in order, carrying the memory, and hands each output to `on_item`,
+/// Reads the first `most` batches in order, carrying the memory, and hands each output to `on_item`,
 /// until that says to stop: the record is `None` then.
-///
-/// # Errors
-///
-/// [`RunError::NothingToRead`] if there is nothing to read;
-/// [`DevicesError::Lost`](crate::DevicesError::Lost) naming a worker that is gone.
 pub(crate) fn evaluate<T: Task>(
     task: &T,
     learner: &LearnerOf<T>,
-    loader: &dyn DataLoader<InputOf<T>>,
+    (batches, most): (&dyn Batches<BatchOf<T>>, usize),
     plan: &EvalPlan<'_>,
     on_item: &mut dyn FnMut(OutputOf<T>, Progress) -> ControlFlow<()>,
 ) -> Result<Option<EvalRecord>, TrainError> {
-    let mut totals = Totals::new();
+    let started = Instant::now();
+    let mut totals = Totals::default();
     let mut tally = TallyOf::<T>::default();
     let mut memory = Vec::<MemoryOf<T>>::new();
-    let mut probes = Probes::default();
+    let (mut spectral_radius, mut residual_by_step) = (None, Vec::new());
     let replicas = plan.team.replicas(learner);
-    let mut iterator = loader.iter();
-    while let Some(input) = iterator.next() {
-        let input = input.map_err(|error| Stopped::Batch {
-            step: plan.step,
-            source: error.into(),
-        })?;
+    let step = plan.step;
+    for (place, batch) in batches.batches(0..most, plan.team.main()).enumerate() {
+        let batch = batch.map_err(|source| Stopped::Batch { step, source })?;
+        let input = input::<T>(batch, place);
         if let (Some(solver), 0) = (&plan.probe, totals.batches) {
             let batch = learner.model.probed(&input.batch);
             let solved = learner.read(&batch, &input.memory).solved;
             if let (Some(cell), Some(solved)) = (learner.model.cell(), solved) {
-                probes = probe(cell, &solved, solver)?;
+                let (radius, residuals) = probe(cell, &solved, solver)?;
+                (spectral_radius, residual_by_step) = (Some(radius), residuals);
             }
         }
         let mut out = plan.team.infer(&replicas, input, &mut memory)?;
         totals.add(&out.record);
         tally.add(&out.tally);
         out.record.quality = batch_quality(task, out.record.loss, &out.tally);
-        if on_item(out, iterator.progress()).is_break() {
+        if on_item(out, progress(place, most)).is_break() {
             return Ok(None);
         }
     }
@@ -96,7 +72,7 @@ pub(crate) fn evaluate<T: Task>(
     let solved = totals.status.total();
     let per_sample = |sum: f64| (solved > 0).then(|| sum / solved as f64);
     Ok(Some(EvalRecord {
-        step: plan.step,
+        step,
         split: plan.split.to_owned(),
         loss,
         quality: task.quality(loss, &tally),
@@ -106,10 +82,15 @@ pub(crate) fn evaluate<T: Task>(
         steps: per_sample(totals.steps),
         residual: per_sample(totals.residual),
         status: totals.status,
-        spectral_radius: probes.spectral_radius,
-        residual_by_step: probes.residual_by_step,
-        seconds: totals.started.elapsed().as_secs_f64(),
+        spectral_radius,
+        residual_by_step,
+        seconds: started.elapsed().as_secs_f64(),
     }))
+}
+
+/// That the batch at a place was read.
+pub(crate) fn progress(place: usize, all: usize) -> Progress {
+    Progress::new(place + 1, all, Some("batches".to_owned()))
 }
 
 /// The quality of one batch; `None` for a perplexity, which follows from the loss, and whose mean
@@ -120,8 +101,8 @@ pub(crate) fn batch_quality<T: Task>(task: &T, loss: f64, tally: &TallyOf<T>) ->
 }
 
 /// Sums over the batches of an evaluation.
+#[derive(Default)]
 struct Totals {
-    started: Instant,
     /// Over targets.
     loss: f64,
     targets: usize,
@@ -134,19 +115,6 @@ struct Totals {
 }
 
 impl Totals {
-    fn new() -> Self {
-        Self {
-            started: Instant::now(),
-            loss: 0.0,
-            targets: 0,
-            batches: 0,
-            nfe: 0,
-            steps: 0.0,
-            residual: 0.0,
-            status: StatusCounts::default(),
-        }
-    }
-
     fn add(&mut self, record: &StepRecord) {
         self.loss += record.loss * record.targets as f64;
         self.targets += record.targets;
@@ -161,20 +129,13 @@ impl Totals {
     }
 }
 
-/// What is measured at the equilibria of one batch.
-#[derive(Default)]
-struct Probes {
-    spectral_radius: Option<f64>,
-    residual_by_step: Vec<f64>,
-}
-
 /// The spectral radius at a state of a cell, and the residuals of one long solve. For a weight-tied
 /// network the radius is that at its last state, and tells whether it would settle if it went on.
 fn probe<C: EquilibriumCell>(
     cell: &C,
     solved: &Solved<C>,
     solver: &SolverConfig,
-) -> Result<Probes, TrainError> {
+) -> Result<(f64, Vec<f64>), TrainError> {
     let z = &solved.equilibrium.z;
     let radius = spectral_radius(cell, &solved.context, z, &SpectralRadiusConfig::new())?;
     // A tolerance that f32 does not reach, so that the whole curve is seen.
@@ -189,8 +150,6 @@ fn probe<C: EquilibriumCell>(
     let zero = frozen.layout().flatten(z.clone()).zeros_like();
     let mut map = |z: Tensor<2>| frozen.call(z);
     let solution = solver.solve(&mut map, zero, &stop);
-    Ok(Probes {
-        spectral_radius: Some(radius.mean()),
-        residual_by_step: solution.trace.map_or(Vec::new(), |trace| trace.mean_rel()),
-    })
+    let residuals = solution.trace.map_or(Vec::new(), |trace| trace.mean_rel());
+    Ok((radius.mean(), residuals))
 }

@@ -20,10 +20,6 @@ impl EventFile {
     /// Begins a file in the folder of a run that has made `step` steps. TensorBoard reads the files
     /// of a folder in the order of their names, and forgets the steps after `step` that an earlier
     /// file has: a killed run may have made some that its last checkpoint does not contain.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Io`] if it cannot be written.
     pub(crate) fn begin(run: &Path, step: usize) -> Result<Self, TrainError> {
         let now = seconds_now();
         let name = format!("events.out.tfevents.{:010}.{step:010}", now as u64);
@@ -41,10 +37,6 @@ impl EventFile {
     }
 
     /// Appends the scalars of a record, if it has any.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Io`] if it cannot be written.
     pub(crate) fn append(&mut self, record: &Record) -> Result<(), TrainError> {
         let (step, scalars) = match record {
             Record::Step(record) => (record.step, step_scalars(record)),
@@ -70,6 +62,7 @@ type Scalars = Vec<(String, f64)>;
 fn step_scalars(record: &StepRecord) -> Scalars {
     let (forward, backward) = (record.forward.as_ref(), record.backward.as_ref());
     let penalty = record.penalty.as_ref();
+    let converged = SolveRecord::converged;
     let values = [
         ("train/loss", Some(record.loss)),
         ("train/quality", record.quality),
@@ -77,17 +70,11 @@ fn step_scalars(record: &StepRecord) -> Scalars {
         ("forward/evaluations", Some(record.forward_nfe as f64)),
         ("forward/steps", forward.map(|solve| solve.steps)),
         ("forward/residual", forward.map(|solve| solve.residual)),
-        (
-            "forward/converged",
-            forward.and_then(SolveRecord::converged),
-        ),
+        ("forward/converged", forward.and_then(converged)),
         ("backward/products", backward.map(|solve| solve.nfe as f64)),
         ("backward/steps", backward.map(|solve| solve.steps)),
         ("backward/residual", backward.map(|solve| solve.residual)),
-        (
-            "backward/converged",
-            backward.and_then(SolveRecord::converged),
-        ),
+        ("backward/converged", backward.and_then(converged)),
         ("penalty/value", penalty.map(|penalty| penalty.value)),
         ("penalty/weight", penalty.map(|penalty| penalty.weight)),
     ];
@@ -113,30 +100,27 @@ fn eval_scalars(record: &EvalRecord) -> Scalars {
     values.into_iter().chain(others).filter_map(named).collect()
 }
 
-/// An `Event` with a wall time and a step; what it is about comes behind.
-fn event(time: f64, step: usize) -> Vec<u8> {
+/// An `Event` with a wall time, a step, and what it is about, a field of this number.
+fn event(time: f64, step: usize, field: u8, content: &[u8]) -> Vec<u8> {
     let mut event = vec![key(1, FIXED_64)];
     event.extend(time.to_le_bytes());
     if step > 0 {
         event.push(key(2, VARINT));
         varint(&mut event, step as u64);
     }
+    delimited(&mut event, field, content);
     event
 }
 
 /// The first event of a file: which version of the format it is in.
 fn version(time: f64) -> Vec<u8> {
-    let mut event = event(time, 0);
-    delimited(&mut event, 3, b"brain.Event:2");
-    event
+    event(time, 0, 3, b"brain.Event:2")
 }
 
 /// That a session starts with `step`, and what is there from it on does not count.
 fn restart(time: f64, step: usize) -> Vec<u8> {
     const START: u8 = 1;
-    let mut event = event(time, step);
-    delimited(&mut event, 7, &[key(1, VARINT), START]);
-    event
+    event(time, step, 7, &[key(1, VARINT), START])
 }
 
 /// The scalars of a step.
@@ -149,9 +133,7 @@ fn summary(time: f64, step: usize, scalars: &Scalars) -> Vec<u8> {
         scalar.extend((*value as f32).to_le_bytes());
         delimited(&mut summary, 1, &scalar);
     }
-    let mut event = event(time, step);
-    delimited(&mut event, 5, &summary);
-    event
+    event(time, step, 5, &summary)
 }
 
 /// How the value of a field is stored in protobuf.
@@ -207,7 +189,6 @@ fn crc32c(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::{Phase, StepRecord};
 
     #[test]
     fn a_checksum_is_that_of_the_standard() {
@@ -237,16 +218,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let record = Record::Step(StepRecord {
             step: 1,
-            phase: Phase::Unrolled,
             loss: f64::NAN,
-            targets: 8,
-            quality: None,
-            forward_nfe: 7,
-            forward: None,
-            backward: None,
-            penalty: None,
-            learning_rate: 1e-3,
-            seconds: 0.1,
+            ..StepRecord::default()
         });
         let mut begun = Vec::new();
         for step in [0, 20, 100] {

@@ -8,19 +8,7 @@ use crate::run_folder::RunFolder;
 use crate::task::{Opening, Task};
 use burn::module::Module;
 use deq_models::checkpoint::{LoadReport, StateDict, WeightsChoice, write};
-use std::path::{Path, PathBuf};
-
-/// How to import a checkpoint.
-#[derive(Clone, Debug)]
-pub struct ImportOptions {
-    /// The folder of the run to make.
-    pub run: PathBuf,
-    /// The device's name, see [`device`].
-    pub device: String,
-    /// Which weights are taken of a file that holds several, such as `ema`. Default: the trained
-    /// ones.
-    pub weights: Option<String>,
-}
+use std::path::Path;
 
 /// What an import made.
 #[derive(Clone, Debug)]
@@ -33,7 +21,9 @@ pub struct Imported<T: Task> {
     pub parameters: usize,
 }
 
-/// Makes a run of a checkpoint of another program, to be evaluated, used, and trained on.
+/// Makes a run in the folder `run` of a checkpoint of another program, to be evaluated, used, and
+/// trained on. Of a file that holds several weights, such as `ema`, `weights` names those that are
+/// taken; by default the trained ones.
 ///
 /// Names and shapes say what the model is; what they do not say is that of `recipe`, and so are the
 /// data, which must be those that the model was trained with as far as its shapes depend on them.
@@ -46,13 +36,13 @@ pub struct Imported<T: Task> {
 pub fn import<T: Task>(
     file: &Path,
     mut recipe: Recipe<T>,
-    options: &ImportOptions,
+    run: &Path,
+    weights: Option<&str>,
 ) -> Result<Imported<T>, TrainError> {
-    let run = &options.run;
-    RunFolder::new(run.clone()).require_vacant()?;
-    let device = device(&options.device)?;
+    RunFolder::new(run.to_owned()).require_vacant()?;
+    let device = device(any_device())?;
     let mut state = StateDict::open(file)?;
-    if let Some(weights) = &options.weights {
+    if let Some(weights) = weights {
         let Ok(choice) = weights.parse::<WeightsChoice>();
         state = state.with_choice(choice);
     }
@@ -90,11 +80,7 @@ pub fn export<T: Task>(run: &Path, file: &Path) -> Result<(), TrainError> {
 }
 
 /// The model with the weights of a run, or of a checkpoint file; layers of the head that do not fit
-/// keep theirs.
-///
-/// # Errors
-///
-/// [`ExchangeError::Incomplete`] if anything else does not fit.
+/// keep theirs. Anything else that does not fit is an error.
 pub(crate) fn with_weights_of<T: Task>(
     task: &T,
     model: T::Model,
@@ -116,12 +102,10 @@ pub(crate) fn with_weights_of<T: Task>(
 
 /// Refuses a checkpoint that does not fill the model.
 fn require_complete(path: &Path, report: &LoadReport) -> Result<(), TrainError> {
-    match report.is_complete() {
+    let (path, complete) = (path.to_owned(), report.is_complete());
+    let report = report.to_string();
+    match complete {
         true => Ok(()),
-        false => Err(ExchangeError::Incomplete {
-            path: path.to_owned(),
-            report: report.to_string(),
-        }
-        .into()),
+        false => Err(ExchangeError::Incomplete { path, report }.into()),
     }
 }

@@ -1,8 +1,9 @@
-//! Files that are written whole or not at all.
+//! Files that are written whole or not at all. What fails says what could not be done with which
+//! file ([`TrainError::Io`]), or what is wrong with its content ([`RunError::Malformed`]).
 
 use crate::error::{RunError, TrainError};
 use deq_models::checkpoint::printable;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::Write;
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
@@ -29,13 +30,9 @@ impl FileSum {
 }
 
 /// Writes `bytes` to a temporary file beside `path` and renames it into place.
-///
-/// # Errors
-///
-/// If it cannot be written.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
+    let write = || {
         let mut builder = tempfile::Builder::new();
         // Temporary files are private by default; a run is as readable as any other file of its
         // owner.
@@ -44,62 +41,40 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
         let mut file = builder.tempfile_in(folder)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
+        file.persist(path).map_err(std::io::Error::from)
     };
-    write().map_err(|source| TrainError::io("write", path, source))
+    let written = write().map_err(|source| TrainError::io("write", path, source));
+    written.map(drop)
 }
 
 /// Creates a folder and its parents.
-///
-/// # Errors
-///
-/// If it cannot be created.
 pub fn create_folder(path: &Path) -> Result<(), TrainError> {
     std::fs::create_dir_all(path).map_err(|source| TrainError::io("create", path, source))
 }
 
 /// Reads a whole file.
-///
-/// # Errors
-///
-/// If it cannot be read.
 pub fn read(path: &Path) -> Result<Vec<u8>, TrainError> {
     std::fs::read(path).map_err(|source| TrainError::io("read", path, source))
 }
 
 /// Reads a JSON file.
-///
-/// # Errors
-///
-/// If it cannot be read, or is not what it should be.
-pub fn read_json<T: serde::de::DeserializeOwned>(
-    path: &Path,
-    what: &'static str,
-) -> Result<T, TrainError> {
-    serde_json::from_slice(&read(path)?).map_err(|error| malformed(path, what, &error))
+pub fn read_json<T: DeserializeOwned>(path: &Path, what: &'static str) -> Result<T, TrainError> {
+    serde_json::from_slice(&read(path)?).map_err(|error| malformed(path, what, error))
 }
 
 /// Writes a value as indented JSON, whole or not at all.
-///
-/// # Errors
-///
-/// If it cannot be written.
-pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), TrainError> {
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), TrainError> {
     write_whole(path, &json_bytes(path, value)?)
 }
 
 /// A value as indented JSON.
 pub(crate) fn json_bytes<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, TrainError> {
-    serde_json::to_vec_pretty(value).map_err(|error| malformed(path, "JSON value", &error))
+    serde_json::to_vec_pretty(value).map_err(|error| malformed(path, "JSON value", error))
 }
 
-fn malformed(path: &Path, what: &'static str, error: &serde_json::Error) -> TrainError {
-    RunError::Malformed {
-        path: path.to_owned(),
-        what,
-        // It may quote what the file holds.
-        reason: printable(&error.to_string()),
-    }
-    .into()
+/// Why a file of a run cannot be used; the reason may quote what it holds.
+pub(crate) fn malformed(path: &Path, what: &'static str, reason: impl ToString) -> TrainError {
+    let reason = printable(&reason.to_string());
+    let path = path.to_owned();
+    RunError::Malformed { path, what, reason }.into()
 }

@@ -57,7 +57,6 @@ mod evaluate;
 mod events;
 mod exchange;
 pub mod files;
-mod loader;
 mod measure;
 mod memory_plan;
 mod parallel;
@@ -87,7 +86,7 @@ pub use error::{
     BoxError, DeviceError, ExchangeError, RecipeError, RunError, Stopped, TrainError, require,
     with_causes,
 };
-pub use exchange::{ImportOptions, Imported, export, import};
+pub use exchange::{Imported, export, import};
 pub use measure::{Detail, Measure, Quality};
 pub use memory_plan::{MemoryPlan, PhaseBytes};
 pub use presets::Preset;

@@ -23,6 +23,20 @@ pub struct Preset {
     pub json: &'static str,
 }
 
+/// The presets of these names in the folder `presets/TASK`.
+macro_rules! presets {
+    ($task:literal; $($name:literal),* $(,)?) => {
+        &[$($crate::presets::Preset {
+            name: $name,
+            json: include_str!(concat!(
+                env!("CARGO_MANIFEST_DIR"), "/presets/", $task, "/", $name, ".json"
+            )),
+        }),*]
+    };
+}
+
+pub(crate) use presets;
+
 impl Preset {
     /// What it is for.
     ///
@@ -99,12 +113,8 @@ mod tests {
         let resolve = |name| Preset::resolve(&PRESETS, name);
         assert_eq!(resolve("other").unwrap(), json!({"a": {"x": 1, "y": 3}}));
         assert_eq!(PRESETS[0].about().unwrap(), "a base");
-        assert!(
-            resolve("loop")
-                .unwrap_err()
-                .to_string()
-                .contains("extends itself")
-        );
+        let message = resolve("loop").unwrap_err().to_string();
+        assert!(message.contains("extends itself"), "{message}");
         let message = resolve("bass").unwrap_err().to_string();
         assert!(
             message.contains("did you mean \"base\"") && message.contains("other"),

@@ -2,8 +2,7 @@
 
 mod document;
 
-pub(crate) use document::nearest;
-pub(crate) use document::{differences, merge, to_json};
+pub(crate) use document::{differences, merge, nearest, to_json};
 
 use crate::checkpoint::Position;
 use crate::error::{RecipeError, TrainError, require};
@@ -174,11 +173,9 @@ impl<T: Task> Recipe<T> {
     /// [`RecipeError::UnknownPreset`] with the names there are.
     pub fn preset(name: &str) -> Result<Self, TrainError> {
         let value = Preset::resolve(T::presets(), name)?;
-        let recipe = document::parse(value, Path::new(name))?;
-        Ok(Self {
-            preset: name.to_owned(),
-            ..recipe
-        })
+        let mut recipe: Self = document::parse(&value, Path::new(name))?;
+        name.clone_into(&mut recipe.preset);
+        Ok(recipe)
     }
 
     /// A recipe from a JSON file: `config.json` of a run, with any field changed.
@@ -188,7 +185,7 @@ impl<T: Task> Recipe<T> {
     /// [`TrainError`] naming the file, and the field that is missing, unknown or of a wrong type.
     /// Values are checked when training starts.
     pub fn from_file(path: &Path) -> Result<Self, TrainError> {
-        document::parse(files::read_json(path, "recipe")?, path)
+        document::parse(&files::read_json(path, "recipe")?, path)
     }
 
     /// The recipe of the run in a folder.
@@ -198,7 +195,7 @@ impl<T: Task> Recipe<T> {
     /// [`RunError`](crate::RunError) if there is none, or it is not of this task.
     pub fn of_run(run: &Path) -> Result<Self, TrainError> {
         let folder = RunFolder::new(run.to_owned());
-        document::parse(folder.json()?, &folder.config())
+        document::parse(&folder.json()?, &folder.config())
     }
 
     /// Sets one field by its path in JSON, such as `deq.stop.max_steps`, to a JSON value; text that
@@ -256,13 +253,11 @@ impl<T: Task> Recipe<T> {
     /// The phase of a step, counted from 0, as the penalty knows it; `None` for an explicit
     /// network, which has no penalty.
     pub(crate) fn penalty_phase(&self, step: usize) -> Option<deq_jacreg::Phase> {
-        match self.network {
-            Network::Equilibrium if step < self.pretrain_steps => {
-                Some(deq_jacreg::Phase::Pretraining)
-            }
-            Network::Equilibrium => Some(deq_jacreg::Phase::Equilibrium),
-            _ => None,
-        }
+        let solved = self.network == Network::Equilibrium;
+        solved.then_some(match step < self.pretrain_steps {
+            true => deq_jacreg::Phase::Pretraining,
+            false => deq_jacreg::Phase::Equilibrium,
+        })
     }
 
     /// Sets the steps of the pre-training, and counts the increments of the penalty from its end if
@@ -332,59 +327,32 @@ impl<T: Task> Recipe<T> {
     /// penalty.
     pub fn validate(&self) -> Result<(), TrainError> {
         let (million, depth) = ((1_000_000, "at most 1,000,000"), (1_000, "at most 1,000"));
+        let layers = self.network.depth().unwrap_or(1);
+        let valid_batches = self.valid_batches.unwrap_or(1);
         for (field, value, (most, limit)) in [
             ("batch", self.batch, million),
             ("steps", self.steps, (999_999_999_999, "below 10^12")),
             ("rounds", self.rounds, million),
             ("pretrain_depth", self.pretrain_depth, depth),
-            (
-                "valid_batches",
-                self.valid_batches.unwrap_or(1),
-                (usize::MAX, ""),
-            ),
-            ("network.depth", self.network.depth().unwrap_or(1), depth),
+            ("valid_batches", valid_batches, (usize::MAX, "")),
+            ("network.depth", layers, depth),
         ] {
             require(value >= 1, field, value as f64, "at least 1")?;
             require(value <= most, field, value as f64, limit)?;
         }
-        let steps = self.steps as f64;
-        let rounds = self.rounds as f64;
-        require(
-            rounds <= steps,
-            "rounds",
-            rounds,
-            "at most the number of steps",
-        )?;
-        let warmup = self.warmup_steps as f64;
-        require(
-            warmup < steps,
-            "warmup_steps",
-            warmup,
-            "below the number of steps",
-        )?;
-        let rate = self.learning_rate;
-        require(
-            rate > 0.0 && rate <= 1.0,
-            "learning_rate",
-            rate,
-            "above 0 and at most 1",
-        )?;
-        let decay = self.weight_decay;
+        let (steps, rounds) = (self.steps as f64, self.rounds as f64);
+        let limit = "at most the number of steps";
+        require(rounds <= steps, "rounds", rounds, limit)?;
+        let (warmup, limit) = (self.warmup_steps as f64, "below the number of steps");
+        require(warmup < steps, "warmup_steps", warmup, limit)?;
+        let (rate, range) = (self.learning_rate, "above 0 and at most 1");
+        require(rate > 0.0 && rate <= 1.0, "learning_rate", rate, range)?;
+        let (decay, range) = (self.weight_decay, "a finite number of at least 0");
         let valid = decay.is_finite() && decay >= 0.0;
-        require(
-            valid,
-            "weight_decay",
-            decay,
-            "a finite number of at least 0",
-        )?;
-        if let Some(clip) = self.clip {
-            require(
-                clip.is_finite() && clip > 0.0,
-                "clip",
-                clip,
-                "a finite number above 0",
-            )?;
-        }
+        require(valid, "weight_decay", decay, range)?;
+        let (clip, range) = (self.clip.unwrap_or(1.0), "a finite number above 0");
+        let valid = clip.is_finite() && clip > 0.0;
+        require(valid, "clip", clip, range)?;
         to_json(self)?;
         self.task.validate()?;
         self.deq.build()?;
@@ -406,11 +374,11 @@ impl<T: Task> Recipe<T> {
             0 => decay.init(),
             _ => {
                 let rise = LinearLrSchedulerConfig::new(0.01 * peak, peak, warmup);
-                let parts = vec![
+                let (rise, decay) = (
                     LrSchedulerConfig::Linear(rise),
                     LrSchedulerConfig::Cosine(decay),
-                ];
-                SequentialLrSchedulerConfig::new(parts, vec![warmup]).init()
+                );
+                SequentialLrSchedulerConfig::new(vec![rise, decay], vec![warmup]).init()
             }
         };
         let mut schedule = schedule.map_err(|reason| RecipeError::Schedule { reason })?;

@@ -4,7 +4,6 @@ use crate::error::{RunError, TrainError};
 use crate::files::{self, FileSum};
 use crate::measure::Quality;
 use deq_core::solvers::StatusCounts;
-use deq_models::checkpoint::printable;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -12,12 +11,13 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
 /// How a step passes the layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// A fixed number of applications of `f`, differentiated through.
     Unrolled,
     /// The equilibrium.
+    #[default]
     Equilibrium,
 }
 
@@ -74,7 +74,7 @@ pub struct PenaltyRecord {
 }
 
 /// One training step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// The step, counted from 1.
     pub step: usize,
@@ -206,29 +206,24 @@ pub(crate) struct RunLog {
 impl RunLog {
     /// Opens the log, keeping only what the checkpoint knows, by its length and checksum: a killed
     /// run may have logged steps that its last checkpoint does not contain, and half a line.
-    ///
-    /// # Errors
-    ///
-    /// [`RunError::Altered`] if that part is not what it was; [`TrainError::Io`].
     pub(crate) fn open(path: &Path, known: &FileSum) -> Result<Self, TrainError> {
-        let error = |source| TrainError::io("write", path, source);
+        let error = |source: std::io::Error| match source.kind() {
+            ErrorKind::NotFound => altered(path, "it is missing"),
+            _ => TrainError::io("write", path, source),
+        };
         let mut options = OpenOptions::new();
         let options = options.read(true).append(true).create(known.bytes == 0);
-        let mut file = match options.open(path) {
-            Err(source) if source.kind() == ErrorKind::NotFound => {
-                return Err(altered(path, "it is missing"));
-            }
-            other => other.map_err(error)?,
-        };
-        let mut hash = Xxh3::new();
-        let copied = std::io::copy(&mut (&mut file).take(known.bytes), &mut Hashing(&mut hash));
-        let found = copied.map_err(error)?;
-        if found < known.bytes {
+        let mut file = options.open(path).map_err(error)?;
+        let mut kept = Vec::new();
+        let read = (&mut file).take(known.bytes).read_to_end(&mut kept);
+        if (read.map_err(error)? as u64) < known.bytes {
             return Err(altered(path, "it has become shorter"));
         }
-        if known.bytes > 0 && FileSum::new(found, hash.digest()) != *known {
+        if known.bytes > 0 && FileSum::of(&kept) != *known {
             return Err(altered(path, "it does not match its checksum"));
         }
+        let mut hash = Xxh3::new();
+        hash.update(&kept);
         file.set_len(known.bytes).map_err(error)?;
         Ok(Self {
             path: path.to_owned(),
@@ -238,12 +233,7 @@ impl RunLog {
         })
     }
 
-    /// Appends one record.
-    ///
-    /// # Errors
-    ///
-    /// [`RunError::Altered`] if the file at its place is no longer the one that was opened;
-    /// [`TrainError::Io`] if it cannot be written.
+    /// Appends one record, if the file at its place is still the one that was opened.
     pub(crate) fn append(&mut self, record: &Record) -> Result<(), TrainError> {
         self.check()?;
         let line = line(record);
@@ -261,37 +251,19 @@ impl RunLog {
 
     /// That the file at its place is the one that was opened, and nobody else has written to it.
     fn check(&self) -> Result<(), TrainError> {
-        let error = |source| TrainError::io("read", &self.path, source);
-        let there = match std::fs::metadata(&self.path) {
-            Err(source) if source.kind() == ErrorKind::NotFound => {
-                return Err(altered(
-                    &self.path,
-                    "it was removed or moved during training",
-                ));
-            }
-            other => other.map_err(error)?,
-        };
-        let ours = self.file.metadata().map_err(error)?;
+        let there = std::fs::metadata(&self.path).map_err(|source| match source.kind() {
+            ErrorKind::NotFound => altered(&self.path, "it was removed or moved during training"),
+            _ => TrainError::io("read", &self.path, source),
+        })?;
+        let ours = self.file.metadata();
+        let ours = ours.map_err(|source| TrainError::io("read", &self.path, source))?;
         match same_file(&there, &ours) && there.len() == self.bytes {
             true => Ok(()),
-            false => Err(altered(
-                &self.path,
-                "it was replaced or written to during training",
-            )),
+            false => {
+                let how = "it was replaced or written to during training";
+                Err(altered(&self.path, how))
+            }
         }
-    }
-}
-
-struct Hashing<'a>(&'a mut Xxh3);
-
-impl Write for Hashing<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 
@@ -306,12 +278,10 @@ fn same_file(_: &Metadata, _: &Metadata) -> bool {
     true
 }
 
-fn altered(path: &Path, how: &'static str) -> TrainError {
-    RunError::Altered {
-        path: path.to_owned(),
-        how,
-    }
-    .into()
+/// That a file of a run is not what training has written.
+pub(crate) fn altered(path: &Path, how: &'static str) -> TrainError {
+    let path = path.to_owned();
+    RunError::Altered { path, how }.into()
 }
 
 fn line(record: &Record) -> String {
@@ -328,26 +298,15 @@ fn line(record: &Record) -> String {
 pub fn read_records(path: &Path) -> Result<Vec<Record>, TrainError> {
     let bytes = files::read(path)?;
     let text = String::from_utf8_lossy(&bytes);
-    let records = parse(path, &text)?;
-    Ok(records.into_iter().map(|(_, record)| record).collect())
-}
-
-/// Every whole record with its line.
-fn parse<'a>(path: &Path, text: &'a str) -> Result<Vec<(&'a str, Record)>, TrainError> {
-    let whole = text.ends_with('\n');
     let lines: Vec<&str> = text.lines().collect();
     let mut records = Vec::with_capacity(lines.len());
     for (index, json) in lines.iter().enumerate() {
         match serde_json::from_str(json) {
-            Ok(record) => records.push((*json, record)),
-            Err(_) if index + 1 == lines.len() && !whole => break,
+            Ok(record) => records.push(record),
+            Err(_) if index + 1 == lines.len() && !text.ends_with('\n') => break,
             Err(error) => {
-                return Err(RunError::Malformed {
-                    path: path.to_owned(),
-                    what: "log of a run",
-                    reason: format!("line {}: {}", index + 1, printable(&error.to_string())),
-                }
-                .into());
+                let reason = format!("line {}: {error}", index + 1);
+                return Err(files::malformed(path, "log of a run", reason));
             }
         }
     }
@@ -375,10 +334,7 @@ pub(crate) mod any_float {
         }
 
         fn from_value(value: Value) -> Option<Self> {
-            match value {
-                Value::String(text) => text.parse().ok(),
-                other => other.as_f64(),
-            }
+            value.as_f64().or_else(|| value.as_str()?.parse().ok())
         }
     }
 
@@ -388,9 +344,9 @@ pub(crate) mod any_float {
         }
 
         fn from_value(value: Value) -> Option<Self> {
-            match value {
-                Value::Null => Some(None),
-                other => f64::from_value(other).map(Some),
+            match value.is_null() {
+                true => Some(None),
+                false => f64::from_value(value).map(Some),
             }
         }
     }
@@ -401,10 +357,8 @@ pub(crate) mod any_float {
         }
 
         fn from_value(value: Value) -> Option<Self> {
-            match value {
-                Value::Array(values) => values.into_iter().map(f64::from_value).collect(),
-                _ => None,
-            }
+            let values = value.as_array()?.iter().cloned();
+            values.map(f64::from_value).collect()
         }
     }
 
@@ -431,26 +385,16 @@ mod tests {
     fn step(step: usize) -> Record {
         Record::Step(StepRecord {
             step,
-            phase: Phase::Equilibrium,
             loss: 1.5,
-            targets: 8,
-            quality: None,
-            forward_nfe: 7,
             forward: Some(SolveRecord::default()),
-            backward: None,
-            penalty: None,
-            learning_rate: 1e-3,
-            seconds: 0.1,
+            ..StepRecord::default()
         })
     }
 
     fn steps(path: &Path) -> Vec<usize> {
         let records = read_records(path).unwrap();
-        records
-            .iter()
-            .filter_map(Record::as_step)
-            .map(|step| step.step)
-            .collect()
+        let steps = records.iter().filter_map(Record::as_step);
+        steps.map(|step| step.step).collect()
     }
 
     #[test]
@@ -541,11 +485,8 @@ mod tests {
     fn a_broken_line_in_the_middle_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        std::fs::write(
-            &path,
-            format!("{}broken\n{}", line(&step(1)), line(&step(2))),
-        )
-        .unwrap();
+        let lines = [line(&step(1)), "broken\n".to_owned(), line(&step(2))];
+        std::fs::write(&path, lines.concat()).unwrap();
         let message = read_records(&path).unwrap_err().to_string();
         assert!(message.contains("line 2"), "{message}");
     }

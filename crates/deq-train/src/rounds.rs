@@ -1,23 +1,25 @@
-//! Training in rounds: burn-train's events and checkpoints around steps that may carry a memory.
+//! Training in rounds: burn-train's events around steps that may carry a memory.
 
-use crate::checkpoint::{CheckpointStore, Position, RunSums};
-use crate::dashboard::{self, Gauge, LineRenderer, StatusText};
+use crate::checkpoint::{CheckpointStore, MEMORY, MODEL, OPTIMIZER, Position, RunSums};
+use crate::dashboard::{self, Gauge, StatusText};
 use crate::device::is_out_of_memory;
 use crate::error::{Stopped, TrainError};
-use crate::evaluate::{EvalPlan, batch_quality, evaluate};
+use crate::evaluate::{EvalPlan, batch_quality, evaluate, progress};
 use crate::events::EventFile;
 use crate::files::FileSum;
 use crate::parallel::{Team, joined};
 use crate::recipe::Recipe;
 use crate::records::{Record, RunLog};
+use crate::run::TrainOptions;
 use crate::run_folder::RunFolder;
-use crate::step::{InputOf, LearnerOf, OutputOf};
-use crate::task::{Memory, MemoryOf, Task};
-use burn::data::dataloader::DataLoader;
+use crate::step::{LearnerOf, OutputOf, input};
+use crate::task::{BatchOf, Batches, Memory, MemoryOf, Task};
+use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::module::Module;
-use burn::train::checkpoint::{CheckpointingAction, CheckpointingStrategy};
+use burn::optim::ModuleOptimizer;
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
+use burn::tensor::Device;
 use burn::train::logger::InMemoryMetricLogger;
-use burn::train::metric::store::EventStoreClient;
 use burn::train::{
     EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
     SupervisedTraining, SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents,
@@ -26,7 +28,7 @@ use burn::train::{
 use deq_jacreg::{Observation, PenaltyPolicy};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -39,12 +41,13 @@ pub(crate) struct RoundStrategy<T: Task> {
     pub(crate) recipe: Recipe<T>,
     pub(crate) team: Arc<Team>,
     pub(crate) store: CheckpointStore,
+    pub(crate) batches: Box<dyn Batches<BatchOf<T>>>,
+    pub(crate) held_out: Arc<dyn Batches<BatchOf<T>>>,
     /// Where training begins, and the memory there.
     pub(crate) start: (Position, MemoryOf<T>),
-    /// The step after which training is interrupted.
-    pub(crate) stop_after: Option<usize>,
-    /// Interrupts training when it is set.
-    pub(crate) stop: Option<Arc<AtomicBool>>,
+    pub(crate) optimizer: ModuleOptimizer,
+    pub(crate) schedule: ModuleLrScheduler,
+    pub(crate) options: TrainOptions,
     pub(crate) folder: RunFolder,
     /// The recipe as it was written.
     pub(crate) recipe_sum: FileSum,
@@ -72,7 +75,9 @@ type Events<T> = SupervisedTrainingEventProcessor<LearnerOf<T>>;
 
 /// What changes while training.
 struct Session<T: Task> {
-    learner: Learner<LearnerOf<T>>,
+    learner: LearnerOf<T>,
+    optimizer: ModuleOptimizer,
+    schedule: ModuleLrScheduler,
     /// Of every part of a batch.
     memory: Vec<MemoryOf<T>>,
     policy: Option<PenaltyPolicy>,
@@ -100,27 +105,25 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
         &self,
         components: TrainingComponents<LearnerOf<T>>,
         learner: Learner<LearnerOf<T>>,
-        train: TrainLoader<LearnerOf<T>>,
-        valid: ValidLoader<LearnerOf<T>>,
+        _train: TrainLoader<LearnerOf<T>>,
+        _valid: ValidLoader<LearnerOf<T>>,
         _starting_epoch: usize,
     ) -> (LearnerOf<T>, Events<T>) {
         let plain = self.team.main();
         let tracked = plain.clone().autodiff();
-        let train = train.to_device(&tracked);
-        let valid = valid.to_device(plain);
         let (position, memory) = self.start.clone();
         let mut session = Session::<T> {
-            learner,
+            learner: learner.model().fork(&tracked),
+            optimizer: self.optimizer.clone(),
+            schedule: self.schedule.clone(),
             memory: vec![memory],
             policy: self.policy(&position),
             step: position.step,
             events: components.event_processor,
             interrupter: components.interrupter,
         };
-        session.learner.fork(&tracked);
-        let mut checkpointer = components.checkpointer;
         let started = Instant::now();
-        let mut save = |session: &Session<T>, evaluated: bool| {
+        let save = |session: &Session<T>, evaluated: bool| {
             let known = std::slice::from_ref(&self.recipe_sum);
             self.folder.check_recipe(known)?;
             let position = Position {
@@ -137,21 +140,21 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
             };
             // Running statistics take in their last update when a model turns to evaluation, and
             // not when it is recorded.
-            drop(session.learner.model().valid());
+            drop(session.learner.valid());
+            let model = session.learner.clone().into_record().into_bytes();
             let memory = joined(session.memory.clone(), plain);
-            self.store.begin(position, memory.to_bytes(), run);
-            if let Some(checkpointer) = &mut checkpointer {
-                checkpointer.checkpoint(&session.learner, session.step, &components.event_store);
-            }
-            Ok(())
+            let parts = [
+                (MODEL, self.store.bytes(model)?),
+                (OPTIMIZER, self.store.bytes(session.optimizer.into_bytes())?),
+                (MEMORY, memory.to_bytes()),
+            ];
+            self.store.write(position, run, parts)
         };
 
         for round in self.recipe.round_at(&position)..=self.recipe.rounds {
-            let end = self.recipe.steps_after(round);
-            let slice = train.slice(session.step.min(end), end);
             let result = self
-                .train_round(round, &mut session, slice)
-                .and_then(|()| self.validate(round, &mut session, &valid))
+                .train_round(round, &mut session, &tracked)
+                .and_then(|()| self.validate(round, &mut session))
                 .and_then(|evaluated| save(&session, evaluated));
             if let Err(error) = result {
                 session.interrupter.stop(Some(&error.to_string()));
@@ -163,9 +166,7 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
                 break;
             }
         }
-        // Waits for the last checkpoint to be written.
-        drop(checkpointer);
-        (session.learner.model(), session.events)
+        (session.learner, session.events)
     }
 }
 
@@ -185,44 +186,43 @@ impl<T: Task> RoundStrategy<T> {
     }
 
     fn non_finite(&self, step: usize, loss: f64) -> TrainError {
-        let (run, checkpoint) = (self.folder.path().to_owned(), self.lock().checkpoint);
-        let stopped = Stopped::NonFiniteLoss {
+        Stopped::NonFiniteLoss {
             step,
             loss,
-            run,
-            checkpoint,
-        };
-        stopped.into()
+            run: self.folder.path().to_owned(),
+            checkpoint: self.lock().checkpoint,
+        }
+        .into()
     }
 
     fn train_round(
         &self,
         round: usize,
         session: &mut Session<T>,
-        loader: TrainLoader<LearnerOf<T>>,
+        device: &Device,
     ) -> Result<(), TrainError> {
+        let end = self.recipe.steps_after(round);
+        let steps = session.step.min(end)..end;
+        let all = steps.len();
         session.train_event(LearnerEvent::StartSplit {
             epoch_number: round,
-            total_items: loader.num_items(),
+            total_items: all,
         });
-        let mut iterator = loader.iter();
-        while let Some(input) = iterator.next() {
+        for (place, batch) in self.batches.batches(steps, device).enumerate() {
             let step = session.step;
-            let mut input = input.map_err(|error| Stopped::Batch {
-                step: step + 1,
-                source: error.into(),
+            let batch = batch.map_err(|source| {
+                let step = step + 1;
+                Stopped::Batch { step, source }
             })?;
-            input.step = step;
+            let mut input = input::<T>(batch, step);
             let seed = self.recipe.seed;
             input.penalty = match (&mut session.policy, self.recipe.penalty_phase(step)) {
                 (Some(policy), Some(phase)) => policy.decide(seed, step, phase),
                 _ => None,
             };
-            let model = session.learner.model();
-            let mut out = self.team.train(&model, input, &mut session.memory)?;
-            drop(model);
-            session.learner.lr_step();
-            let rate = session.learner.lr_current();
+            let team = &self.team;
+            let mut out = team.train(&session.learner, input, &mut session.memory)?;
+            let rate = session.schedule.step();
             let record = &mut out.item.record;
             record.learning_rate = rate.base();
             record.quality = batch_quality(&self.recipe.task, record.loss, &out.item.tally);
@@ -233,13 +233,14 @@ impl<T: Task> RoundStrategy<T> {
                 return Err(self.non_finite(step + 1, record.loss));
             }
             self.lock().record(&Record::Step(record.clone()))?;
-            session.learner.optimizer_step(out.grads);
+            let learner = session.learner.clone();
+            session.learner = session.optimizer.step(rate.clone(), learner, out.grads);
             session.step += 1;
-            let progress = iterator.progress();
+            let progress = progress(place, all);
             let item = TrainingItem::new(out.item, progress, Some(session.step), Some(rate));
             session.train_event(LearnerEvent::ProcessedItem(item));
-            let enough = self.stop_after.is_some_and(|most| session.step >= most);
-            if enough && session.step < self.recipe.steps {
+            let most = self.options.stop_after.unwrap_or(usize::MAX);
+            if (most..self.recipe.steps).contains(&session.step) {
                 session.interrupter.stop(None);
             }
             if self.should_stop(&session.interrupter) {
@@ -252,45 +253,43 @@ impl<T: Task> RoundStrategy<T> {
 
     /// Whether training is to stop, by this library's means or burn-train's.
     fn should_stop(&self, interrupter: &Interrupter) -> bool {
-        let asked = self.stop.as_ref();
-        if asked.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+        if let Some(stop) = &self.options.stop
+            && stop.load(Ordering::Relaxed)
+        {
             interrupter.stop(None);
         }
         interrupter.should_stop()
     }
 
     /// The evaluation at the end of a round; `false` if it was interrupted.
-    fn validate(
-        &self,
-        round: usize,
-        session: &mut Session<T>,
-        loader: &ValidLoader<LearnerOf<T>>,
-    ) -> Result<bool, TrainError> {
+    fn validate(&self, round: usize, session: &mut Session<T>) -> Result<bool, TrainError> {
         if self.should_stop(&session.interrupter) {
             return Ok(false);
         }
+        let all = self.held_out.per_pass();
+        let most = self.recipe.valid_batches.map_or(all, |most| most.min(all));
         session.valid_event(LearnerEvent::StartSplit {
             epoch_number: round,
-            total_items: loader.num_items(),
+            total_items: most,
         });
-        let model = session.learner.model().valid();
-        let plan = EvalPlan::new(&self.recipe, "valid", session.step, &self.team);
-        let task = &self.recipe.task;
-        let record = evaluate(
-            task,
-            &model,
-            loader.as_ref(),
-            &plan,
-            &mut |out, progress| {
-                let iteration = progress.items_processed;
-                let item = TrainingItem::new(out, progress, Some(iteration), None);
-                session.valid_event(LearnerEvent::ProcessedItem(item));
-                match self.should_stop(&session.interrupter) {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
-            },
-        )?;
+        let model = session.learner.valid();
+        let plan = EvalPlan {
+            split: "valid",
+            step: session.step,
+            probe: Some(self.recipe.deq.solver.clone()),
+            team: &self.team,
+        };
+        let mut on_item = |out, progress: Progress| {
+            let iteration = progress.items_processed;
+            let item = TrainingItem::new(out, progress, Some(iteration), None);
+            session.valid_event(LearnerEvent::ProcessedItem(item));
+            match self.should_stop(&session.interrupter) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        let (task, batches) = (&self.recipe.task, (&*self.held_out, most));
+        let record = evaluate(task, &model, batches, &plan, &mut on_item)?;
         let Some(record) = record else {
             return Ok(false);
         };
@@ -304,64 +303,67 @@ impl<T: Task> RoundStrategy<T> {
     }
 }
 
-/// A checkpoint whenever the strategy asks for one; the store itself drops old ones.
-struct Always;
+/// In the place of a loader, which burn-train hands from its caller to the strategy and leaves alone.
+struct NoLoader;
 
-impl CheckpointingStrategy for Always {
-    fn checkpointing(&mut self, _: usize, _: &EventStoreClient) -> Vec<CheckpointingAction> {
-        vec![CheckpointingAction::Save]
+impl<O> DataLoader<O> for NoLoader {
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<O> + 'a> {
+        unreachable!("the strategy makes its batches")
+    }
+
+    fn num_items(&self) -> usize {
+        0
+    }
+
+    fn to_device(&self, _device: &Device) -> Arc<dyn DataLoader<O>> {
+        Arc::new(Self)
+    }
+
+    fn slice(&self, _start: usize, _end: usize) -> Arc<dyn DataLoader<O>> {
+        Arc::new(Self)
     }
 }
 
-/// The loaders of training and of evaluation.
-pub(crate) type Loaders<T> = [Arc<dyn DataLoader<InputOf<T>>>; 2];
-
 /// Trains from where the strategy begins to the last round.
 pub(crate) fn launch<T: Task>(
-    learner: Learner<LearnerOf<T>>,
-    [train, valid]: Loaders<T>,
+    learner: LearnerOf<T>,
     strategy: &Arc<RoundStrategy<T>>,
-    plain: bool,
 ) -> Result<LearnerOf<T>, TrainError> {
-    let (store, recipe) = (&strategy.store, &strategy.recipe);
+    let recipe = &strategy.recipe;
+    let (optimizer, schedule) = (strategy.optimizer.clone(), strategy.schedule.clone());
+    let learner = Learner::new(learner, optimizer, schedule);
     let position = strategy.start.0;
-    let mut training = SupervisedTraining::new(strategy.folder.path(), train, valid)
-        .metrics((
-            Gauge::loss(),
-            Gauge::quality(&recipe.task.measure()),
-            Gauge::steps(),
-            Gauge::residual(),
-        ))
-        .metrics_text((StatusText::default(),))
-        .with_metric_logger(InMemoryMetricLogger::new())
-        .with_application_logger(None)
-        .with_checkpointing_strategy(Always)
-        .with_custom_checkpointers(
-            store.model_part(),
-            store.optimizer_part(),
-            store.schedule_part(recipe.schedule(position.step)?),
-        )
-        .with_training_strategy(TrainingStrategy::Custom(strategy.clone()))
-        .num_epochs(recipe.rounds);
+    let mut training = SupervisedTraining::new(
+        strategy.folder.path(),
+        Arc::new(NoLoader),
+        Arc::new(NoLoader),
+    )
+    .metrics((
+        Gauge::loss(),
+        Gauge::quality(&recipe.task.measure()),
+        Gauge::steps(),
+        Gauge::residual(),
+    ))
+    .metrics_text((StatusText::default(),))
+    .with_metric_logger(InMemoryMetricLogger::new())
+    .with_application_logger(None)
+    .with_training_strategy(TrainingStrategy::Custom(strategy.clone()))
+    .num_epochs(recipe.rounds);
     let done = (position.step > 0).then(|| recipe.round_at(&position) - 1);
     if let Some(done) = done {
         training = training.checkpoint(done);
     }
-    training = match dashboard::renderer(plain, &training.interrupter(), done) {
-        Some(renderer) => training.renderer(renderer),
-        None => training.renderer(Box::new(LineRenderer::new())),
-    };
-    let training = AssertUnwindSafe(|| training.launch(learner));
+    let renderer = dashboard::renderer(strategy.options.plain, &training.interrupter(), done);
+    let training = AssertUnwindSafe(|| training.renderer(renderer).launch(learner));
     let result = catch_unwind(training).map_err(|panic| {
         if !is_out_of_memory(&*panic) {
             resume_unwind(panic);
         }
-        Stopped::OutOfMemory {
-            batch: recipe.batch,
-        }
+        let batch = recipe.batch;
+        Stopped::OutOfMemory { batch }
     })?;
     let mut state = strategy.lock();
-    if let Some(error) = state.error.take().or_else(|| store.take_error()) {
+    if let Some(error) = state.error.take() {
         return Err(error);
     }
     if let Some(error) = result.error {

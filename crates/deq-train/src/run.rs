@@ -1,20 +1,19 @@
 //! Training, resuming, evaluating.
 
-use crate::checkpoint::{CheckpointStore, Position, is_trainable, memory_bytes};
+use crate::checkpoint::{CheckpointStore, MEMORY, Position};
 use crate::device::device;
 use crate::devices::Devices;
 use crate::error::{RunError, TrainError, require};
 use crate::evaluate::{EvalPlan, evaluate as pass};
 use crate::events::EventFile;
 use crate::exchange::with_weights_of;
-use crate::files::{self, FileSum};
-use crate::loader::BatchLoader;
+use crate::files;
 use crate::parallel::Team;
 use crate::recipe::{Network, Recipe};
-use crate::records::{ChangeRecord, EvalRecord, Record, RunLog, read_records};
-use crate::report::{ReportHeader, totals, write_report};
-use crate::rounds::{Loaders, RoundStrategy, StrategyState, launch};
-use crate::run_folder::{KEEP, RunFolder, load_model, try_optimizer};
+use crate::records::{EvalRecord, Record, RunLog, read_records};
+use crate::report::{totals, write_report};
+use crate::rounds::{RoundStrategy, StrategyState, launch};
+use crate::run_folder::{RunFolder, load_model, load_optimizer};
 use crate::step::{Learner, LearnerOf};
 use crate::task::{BatchOf, Batches, Memory, MemoryOf, Opening, Reading, Split, Task};
 use burn::module::Module;
@@ -87,9 +86,6 @@ impl std::fmt::Debug for TrainOptions {
             .field("devices", &self.devices)
             .field("run", &self.run)
             .field("start", &self.start)
-            .field("plain", &self.plain)
-            .field("workers", &self.workers)
-            .field("stop_after", &self.stop_after)
             .finish_non_exhaustive()
     }
 }
@@ -188,7 +184,7 @@ impl<T: Task> Trained<T> {
     fn open_as(recipe: Recipe<T>, run: &Path, device: &Device) -> Result<Self, TrainError> {
         recipe.validate()?;
         let newest = RunFolder::new(run.to_owned()).newest()?;
-        let learner = load_model(Learner::fresh(&recipe, device)?, &newest.folder)?;
+        let learner = load_model(Learner::fresh(&recipe, device)?, &newest)?;
         let device = device.clone();
         Ok(Self::new((recipe, learner), run, newest.position, device))
     }
@@ -207,21 +203,20 @@ impl<T: Task> Trained<T> {
     /// Evaluates all of some batches.
     fn measure(
         &self,
-        batches: Arc<dyn Batches<BatchOf<T>>>,
+        batches: HeldOut<T>,
         (split, probe): (Split, bool),
         team: &Team,
     ) -> Result<EvalRecord, TrainError> {
-        let mut plan = EvalPlan::new(&self.recipe, split.name(), self.step, team);
-        plan.probe = plan.probe.filter(|_| probe);
-        let loader = BatchLoader::<T>::held_out(batches, None, &self.device);
+        let plan = EvalPlan {
+            split: split.name(),
+            step: self.step,
+            probe: probe.then(|| self.recipe.deq.solver.clone()),
+            team,
+        };
+        let (task, learner) = (&self.recipe.task, &self.learner);
         let mut on_item = |_, _| ControlFlow::Continue(());
-        let record = pass(
-            &self.recipe.task,
-            &self.learner,
-            &loader,
-            &plan,
-            &mut on_item,
-        )?;
+        let batches = (&*batches, batches.per_pass());
+        let record = pass(task, learner, batches, &plan, &mut on_item)?;
         Ok(record.expect("nothing stops the evaluation"))
     }
 
@@ -259,11 +254,7 @@ fn train_with<T: Task>(
     options: &TrainOptions,
     team: &Arc<Team>,
 ) -> Result<Summary, TrainError> {
-    let Rounds {
-        trained,
-        data,
-        held_out,
-    } = run_rounds(recipe, options, team)?;
+    let (trained, data, held_out) = run_rounds(recipe, options, team)?;
     let folder = RunFolder::new(options.run.clone());
     let records = read_records(&folder.metrics())?;
     let last = records.iter().rev().find_map(Record::as_eval);
@@ -276,8 +267,9 @@ fn train_with<T: Task>(
     };
     let summary = trained.summary(&data, Split::Valid, eval);
     let gallery = trained.recipe.task.gallery(&trained, &data)?;
-    let header = header(&trained.recipe, &summary, &records);
-    write_report(&folder.report(), &header, &records, &gallery)?;
+    let title = format!("{}: {}", T::NAME, trained.recipe.preset);
+    let facts = facts(&trained.recipe, &summary, &records);
+    write_report(&folder.report(), (&title, &facts), &records, &gallery)?;
     Ok(summary)
 }
 
@@ -289,17 +281,14 @@ fn train_with<T: Task>(
 pub fn train_only<T: Task>(recipe: Recipe<T>, options: &TrainOptions) -> Result<f64, TrainError> {
     let options = options.clone();
     Team::open(&options.devices)?
-        .watch(move |team| Ok(run_rounds(recipe, &options, team)?.trained.seconds))
+        .watch(move |team| Ok(run_rounds(recipe, &options, team)?.0.seconds))
 }
 
-/// A model whose rounds are done, with what measures it.
-struct Rounds<T: Task> {
-    trained: Trained<T>,
-    data: T::Data,
-    held_out: Arc<dyn Batches<BatchOf<T>>>,
-}
+type HeldOut<T> = Arc<dyn Batches<BatchOf<T>>>;
+type Rounds<T> = (Trained<T>, <T as Task>::Data, HeldOut<T>);
 
-/// All steps of training that the run still lacks.
+/// Makes all steps of training that the run still lacks, and returns the model with the data and
+/// batches that measure it.
 fn run_rounds<T: Task>(
     mut recipe: Recipe<T>,
     options: &TrainOptions,
@@ -308,21 +297,23 @@ fn run_rounds<T: Task>(
     let plain = team.main().clone();
     let workers = options.workers;
     require(workers <= 1024, "workers", workers as f64, "at most 1,024")?;
-    let folder = RunFolder::new(options.run.clone());
-    let resume = options.start == Start::Resume;
-    match options.start {
-        Start::New => folder.require_vacant()?,
-        Start::Resume if !folder.exists() => {
-            let path = options.run.clone();
-            return Err(RunError::NothingToResume { path }.into());
-        }
-        Start::Resume => {}
+    let (path, resume) = (options.run.clone(), options.start == Start::Resume);
+    let folder = RunFolder::new(path.clone());
+    match resume {
+        false => folder.require_vacant()?,
+        true if folder.exists() => {}
+        true => return Err(RunError::NothingToResume { path }.into()),
     }
-    let data = open(&mut recipe, options)?;
+    recipe.task.prepare(recipe.network)?;
+    let data = recipe.task.open(&Opening {
+        run: resume.then_some(&*options.run),
+        training: true,
+        progress: options.progress.as_deref(),
+    })?;
+    recipe.validate()?;
     let plan = recipe.batch_plan(workers);
     let batches = recipe.task.training(&data, &plan)?;
-    let held_out: Arc<dyn Batches<BatchOf<T>>> =
-        recipe.task.held_out(&data, Split::Valid, &plan)?.into();
+    let held_out: HeldOut<T> = recipe.task.held_out(&data, Split::Valid, &plan)?.into();
 
     let tracked = plain.clone().autodiff();
     let mut learner = Learner::fresh(&recipe, &tracked)?;
@@ -338,7 +329,7 @@ fn run_rounds<T: Task>(
         // Another training may have begun and ended here since the folder was looked at.
         folder.require_vacant()?;
     }
-    let store = CheckpointStore::open(&folder.checkpoints(), KEEP)?;
+    let store = CheckpointStore::open(&folder.checkpoints())?;
     store.clear_partial()?;
     let newest = match resume {
         true => store.newest()?,
@@ -348,57 +339,47 @@ fn run_rounds<T: Task>(
         folder.check_recipe(&newest.run.recipe)?;
     }
     // An imported model has weights, but no steps behind it.
-    let trainable = newest
-        .as_ref()
-        .filter(|newest| is_trainable(&newest.folder));
+    let trainable = newest.as_ref().filter(|newest| newest.is_trainable());
     let step = trainable.map_or(0, |newest| newest.position.step);
     let changes = match resume {
         true => folder.changes(&recipe, step)?,
         false => Vec::new(),
     };
     if let Some(newest) = &newest {
-        learner = load_model(learner, &newest.folder)?;
+        learner = load_model(learner, newest)?;
     }
-    let start = match trainable {
-        Some(newest) => {
-            try_optimizer(&recipe, &learner, &newest.folder)?;
-            (newest.position, load_memory::<T>(&newest.folder, &plain)?)
-        }
-        None => (Position::default(), MemoryOf::<T>::default()),
-    };
-    let known = newest
-        .as_ref()
-        .map_or(FileSum::default(), |newest| newest.run.log.clone());
-    let mut log = RunLog::open(&folder.metrics(), &known)?;
+    let mut start = (Position::default(), MemoryOf::<T>::default());
+    let mut optimizer = recipe.optimizer();
+    if let Some(newest) = trainable {
+        optimizer = load_optimizer(&recipe, &learner, newest)?;
+        let memory = MemoryOf::<T>::from_bytes(&newest.read(MEMORY)?, &plain);
+        let memory = memory.map_err(|reason| newest.corrupt(reason))?;
+        start = (newest.position, memory);
+    }
+    let known = newest.as_ref().map(|newest| newest.run.log.clone());
+    let mut log = RunLog::open(&folder.metrics(), &known.unwrap_or_default())?;
     let kept = newest.as_ref().map(|newest| (&store, newest));
     let recipe_sum = folder.write_recipe(&recipe, kept)?;
     recipe.task.keep(&data, folder.path())?;
     for change in changes {
         if let Some(progress) = &options.progress {
-            let ChangeRecord {
-                field, from, to, ..
-            } = &change;
+            let (field, from, to) = (&change.field, &change.from, &change.to);
             progress(&format!("{field} was {from} and is {to} from here on"));
         }
         log.append(&Record::Change(change))?;
     }
 
     if step < recipe.steps || !start.0.evaluated {
-        let most = recipe.valid_batches;
-        let loaders: Loaders<T> = [
-            Arc::new(BatchLoader::<T>::training(batches, recipe.steps, &tracked)),
-            Arc::new(BatchLoader::<T>::held_out(held_out.clone(), most, &plain)),
-        ];
-        let schedule = recipe.schedule(step)?;
-        let learner_and_optimizer =
-            burn::train::Learner::new(learner, recipe.optimizer(), schedule);
         let strategy = RoundStrategy {
             recipe: recipe.clone(),
             team: team.clone(),
             store,
+            batches,
+            held_out: held_out.clone(),
             start,
-            stop_after: options.stop_after,
-            stop: options.stop.clone(),
+            optimizer,
+            schedule: recipe.schedule(step)?,
+            options: options.clone(),
             folder: folder.clone(),
             recipe_sum,
             state: Mutex::new(StrategyState {
@@ -409,32 +390,11 @@ fn run_rounds<T: Task>(
                 error: None,
             }),
         };
-        learner = launch(
-            learner_and_optimizer,
-            loaders,
-            &Arc::new(strategy),
-            options.plain,
-        )?;
+        learner = launch(learner, &Arc::new(strategy))?;
     }
     let position = folder.newest()?.position;
-    Ok(Rounds {
-        trained: Trained::new((recipe, learner), folder.path(), position, plain),
-        data,
-        held_out,
-    })
-}
-
-/// Opens the data of a recipe, which is filled in and checked.
-fn open<T: Task>(recipe: &mut Recipe<T>, options: &TrainOptions) -> Result<T::Data, TrainError> {
-    recipe.task.prepare(recipe.network)?;
-    let run = (options.start == Start::Resume).then_some(&*options.run);
-    let data = recipe.task.open(&Opening {
-        run,
-        training: true,
-        progress: options.progress.as_deref(),
-    })?;
-    recipe.validate()?;
-    Ok(data)
+    let trained = Trained::new((recipe, learner), folder.path(), position, plain);
+    Ok((trained, data, held_out))
 }
 
 /// The recipe of a run, with another budget for solves if `max_steps` is given.
@@ -446,16 +406,6 @@ fn limited<T: Task>(run: &Path, max_steps: Option<usize>) -> Result<Recipe<T>, T
     }
     recipe.limit_eval_steps(max_steps);
     Ok(recipe)
-}
-
-fn load_memory<T: Task>(checkpoint: &Path, device: &Device) -> Result<MemoryOf<T>, TrainError> {
-    MemoryOf::<T>::from_bytes(&memory_bytes(checkpoint)?, device).map_err(|reason| {
-        RunError::CorruptCheckpoint {
-            path: checkpoint.to_owned(),
-            reason,
-        }
-        .into()
-    })
 }
 
 /// Measures the newest checkpoint of a run on a whole split.
@@ -484,21 +434,24 @@ pub fn evaluate_with<T: Task>(
     Team::open(&options.devices)?.watch(move |team| {
         let data = recipe.task.open(&Opening {
             run: Some(&run),
-            training: false,
-            progress: None,
+            ..Opening::default()
         })?;
         let trained = Trained::open_as(recipe, &run, team.main())?;
         let plan = trained.recipe.batch_plan(1);
-        let held_out: Arc<dyn Batches<BatchOf<T>>> =
-            trained.recipe.task.held_out(&data, split, &plan)?.into();
+        let task = &trained.recipe.task;
+        let held_out: HeldOut<T> = task.held_out(&data, split, &plan)?.into();
         team.require_divisible(&trained.recipe, &trained.learner, &*held_out)?;
         let eval = trained.measure(held_out, (split, probe), team)?;
         Ok(trained.summary(&data, split, eval))
     })
 }
 
-fn header<T: Task>(recipe: &Recipe<T>, summary: &Summary, records: &[Record]) -> ReportHeader {
-    let fact = |name: &str, value: String| (name.to_owned(), value);
+/// What the report says besides the curves.
+fn facts<T: Task>(
+    recipe: &Recipe<T>,
+    summary: &Summary,
+    records: &[Record],
+) -> Vec<(String, String)> {
     let quality = &summary.eval.quality;
     let network = match recipe.network {
         Network::Equilibrium => "equilibrium".to_owned(),
@@ -506,34 +459,32 @@ fn header<T: Task>(recipe: &Recipe<T>, summary: &Summary, records: &[Record]) ->
         Network::Layers { depth } => format!("explicit, {depth} layers of their own"),
     };
     let penalty = match (&recipe.penalty, recipe.network) {
-        (Some(penalty), Network::Equilibrium) => format!(
-            "weight {} on {:.0} % of the training steps",
-            penalty.weight,
-            100.0 * penalty.frequency
-        ),
+        (Some(penalty), Network::Equilibrium) => {
+            let share = 100.0 * penalty.frequency;
+            format!(
+                "weight {} on {share:.0} % of the training steps",
+                penalty.weight
+            )
+        }
         _ => "none".to_owned(),
     };
-    let mut facts = vec![fact(
-        &format!("held-out {}", quality.measure.name()),
+    let mut facts = vec![(
+        format!("held-out {}", quality.measure.name()),
         quality.text(),
     )];
     facts.extend(summary.facts.iter().cloned());
-    facts.extend([
-        fact("network", network),
-        fact("Jacobian penalty", penalty),
-        fact("parameters", summary.parameters.to_string()),
-    ]);
+    let mut fact = |name: &str, value: String| facts.push((name.to_owned(), value));
+    fact("network", network);
+    fact("Jacobian penalty", penalty);
+    fact("parameters", summary.parameters.to_string());
     if let Some(precision) = recipe.deq.precision {
-        facts.push(fact("cell evaluated in", precision.name().to_owned()));
+        fact("cell evaluated in", precision.name().to_owned());
     }
     if !summary.left_out.is_empty() {
-        facts.push(fact("files left out", summary.left_out.len().to_string()));
+        fact("files left out", summary.left_out.len().to_string());
     }
     facts.extend(totals(records));
-    ReportHeader {
-        title: format!("{}: {}", T::NAME, recipe.preset),
-        facts,
-    }
+    facts
 }
 
 /// What an import makes.

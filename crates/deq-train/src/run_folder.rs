@@ -1,23 +1,20 @@
 //! The files of a run.
 
-use crate::checkpoint::{CheckpointStore, RunSums, Verified, model_bytes, optimizer_bytes};
+use crate::checkpoint::{CheckpointStore, MODEL, OPTIMIZER, Position, RunSums, Verified};
 use crate::error::{RunError, TrainError};
 use crate::files::{self, FileSum};
 use crate::recipe::{FIXED, Recipe, differences, to_json};
-use crate::records::ChangeRecord;
+use crate::records::{ChangeRecord, altered};
 use crate::step::LearnerOf;
 use crate::task::Task;
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::GradientsParams;
+use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::store::{ModuleRecord, RecordError};
-use burn::tensor::Tensor;
+use burn::tensor::{Bytes, Tensor};
 use deq_data::catch_panic;
 use deq_models::checkpoint::printable;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
-
-/// Checkpoints kept: the newest, and the one before it in case the newest is damaged.
-pub(crate) const KEEP: usize = 2;
 
 /// The files of a run.
 #[derive(Clone, Debug)]
@@ -57,11 +54,9 @@ impl RunFolder {
 
     /// Refuses a folder that already holds a run.
     pub(crate) fn require_vacant(&self) -> Result<(), TrainError> {
+        let path = self.path.clone();
         match self.exists() {
-            true => Err(RunError::Exists {
-                path: self.path.clone(),
-            }
-            .into()),
+            true => Err(RunError::Exists { path }.into()),
             false => Ok(()),
         }
     }
@@ -78,17 +73,14 @@ impl RunFolder {
     /// [`RunError::NotARun`] if there is none, [`RunError::Malformed`] if its configuration is
     /// damaged.
     pub fn kind(&self) -> Result<String, TrainError> {
-        let kind = self
-            .json()?
-            .get("kind")
-            .and_then(|kind| Some(kind.as_str()?.to_owned()));
-        kind.ok_or_else(|| {
-            TrainError::from(RunError::Malformed {
-                path: self.config(),
-                what: "configuration",
-                reason: "it has no kind".to_owned(),
-            })
-        })
+        match self.json()?.get("kind").and_then(|kind| kind.as_str()) {
+            Some(kind) => Ok(kind.to_owned()),
+            None => Err(files::malformed(
+                &self.config(),
+                "configuration",
+                "it has no kind",
+            )),
+        }
     }
 
     /// The configuration as it was written.
@@ -97,13 +89,11 @@ impl RunFolder {
     ///
     /// [`RunError::NotARun`] if there is none, [`RunError::Malformed`] if it is not JSON.
     pub fn json(&self) -> Result<serde_json::Value, TrainError> {
-        if !self.exists() {
-            return Err(RunError::NotARun {
-                path: self.path.clone(),
-            }
-            .into());
+        let path = self.path.clone();
+        match self.exists() {
+            true => files::read_json(&self.config(), "configuration"),
+            false => Err(RunError::NotARun { path }.into()),
         }
-        files::read_json(&self.config(), "configuration")
     }
 
     /// Writes a run of a model that came from elsewhere: a checkpoint without an optimizer, and
@@ -113,19 +103,13 @@ impl RunFolder {
         model: M,
         recipe: &Recipe<T>,
     ) -> Result<(), TrainError> {
-        let bytes = model.into_record().into_bytes().map_err(|error| {
-            TrainError::io(
-                "write",
-                &self.path,
-                std::io::Error::other(error.to_string()),
-            )
-        })?;
-        let store = CheckpointStore::open(&self.checkpoints(), 1)?;
+        let store = CheckpointStore::open(&self.checkpoints())?;
+        let model = store.bytes(model.into_record().into_bytes())?;
         let run = RunSums {
             log: FileSum::default(),
             recipe: vec![self.recipe_sum(recipe)?],
         };
-        store.write_model(bytes.to_vec(), run)?;
+        store.write(Position::default(), run, [(MODEL, model)])?;
         files::write_json(&self.config(), recipe)
     }
 
@@ -137,18 +121,13 @@ impl RunFolder {
     /// That the recipe in the folder is one of those a checkpoint belongs to.
     pub(crate) fn check_recipe(&self, known: &[FileSum]) -> Result<(), TrainError> {
         let path = self.config();
-        let altered = |how| RunError::Altered {
-            path: path.clone(),
-            how,
-        };
         if !path.is_file() {
-            return Err(altered("it is missing").into());
+            return Err(altered(&path, "it is missing"));
         }
+        let how = "it was edited; a resumed run takes its changes as options";
         match known.contains(&FileSum::of(&files::read(&path)?)) {
             true => Ok(()),
-            false => {
-                Err(altered("it was edited; a resumed run takes its changes as options").into())
-            }
+            false => Err(altered(&path, how)),
         }
     }
 
@@ -181,13 +160,11 @@ impl RunFolder {
         let mut changes = Vec::new();
         for (field, from, to) in differences(&before, &after) {
             let within = |name: &str| {
-                field
-                    .strip_prefix(name)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                let rest = field.strip_prefix(name);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             };
-            let place = T::PLACES
-                .iter()
-                .any(|place| within(&format!("task.{place}")));
+            let mut places = T::PLACES.iter();
+            let place = places.any(|place| within(&format!("task.{place}")));
             if within("task.fingerprint") {
                 return Err(RunError::OtherData {
                     path: self.path.clone(),
@@ -236,23 +213,18 @@ impl RunFolder {
 
     /// The newest checkpoint with its position.
     pub(crate) fn newest(&self) -> Result<Verified, TrainError> {
-        let none = || {
-            TrainError::from(RunError::NoCheckpoint {
-                path: self.path.clone(),
-            })
+        let newest = match self.checkpoints().is_dir() {
+            true => CheckpointStore::open(&self.checkpoints())?.newest()?,
+            false => None,
         };
-        if !self.checkpoints().is_dir() {
-            return Err(none());
-        }
-        CheckpointStore::open(&self.checkpoints(), KEEP)?
-            .newest()?
-            .ok_or_else(none)
+        let path = self.path.clone();
+        newest.ok_or(RunError::NoCheckpoint { path }.into())
     }
 }
 
 /// Loads the model of a verified checkpoint.
-pub(crate) fn load_model<M: Module>(model: M, checkpoint: &Path) -> Result<M, TrainError> {
-    let bytes = model_bytes(checkpoint)?;
+pub(crate) fn load_model<M: Module>(model: M, checkpoint: &Verified) -> Result<M, TrainError> {
+    let bytes = Bytes::from_bytes_vec(checkpoint.read(MODEL)?);
     let model = guarded(checkpoint, "the model", || {
         model.try_load_record(ModuleRecord::from_bytes(bytes)?)
     })?;
@@ -260,13 +232,13 @@ pub(crate) fn load_model<M: Module>(model: M, checkpoint: &Path) -> Result<M, Tr
     Ok(model)
 }
 
-fn require_finite<M: Module>(model: &M, checkpoint: &Path) -> Result<(), TrainError> {
+fn require_finite<M: Module>(model: &M, checkpoint: &Verified) -> Result<(), TrainError> {
     let mut infinite = NotFinite::default();
     model.visit(&mut infinite);
     match infinite.names.first() {
         None => Ok(()),
         Some(name) => Err(RunError::NotFinite {
-            path: checkpoint.to_owned(),
+            path: checkpoint.folder.clone(),
             name: name.clone(),
             parameters: infinite.names.len(),
         }
@@ -274,23 +246,25 @@ fn require_finite<M: Module>(model: &M, checkpoint: &Path) -> Result<(), TrainEr
     }
 }
 
-/// Makes a step of a length of 0 with the optimizer of a verified checkpoint, since Burn finds out
-/// only then what does not fit.
-pub(crate) fn try_optimizer<T: Task>(
+/// Loads the optimizer of a verified checkpoint, and tries it by a step of a length of 0, since Burn
+/// finds out only then what does not fit.
+pub(crate) fn load_optimizer<T: Task>(
     recipe: &Recipe<T>,
     learner: &LearnerOf<T>,
-    checkpoint: &Path,
-) -> Result<(), TrainError> {
-    let bytes = optimizer_bytes(checkpoint)?;
-    let stepped = guarded(checkpoint, "the optimizer", || {
-        let mut optimizer = recipe.optimizer().from_bytes(bytes)?;
+    checkpoint: &Verified,
+) -> Result<ModuleOptimizer, TrainError> {
+    let bytes = Bytes::from_bytes_vec(checkpoint.read(OPTIMIZER)?);
+    let (optimizer, stepped) = guarded(checkpoint, "the optimizer", || {
+        let optimizer = recipe.optimizer().from_bytes(bytes)?;
         let mut zeros = Zeros(GradientsParams::new());
         learner.visit(&mut zeros);
-        let stepped = optimizer.step(0.0, learner.clone(), zeros.0);
+        let stepped = optimizer.clone().step(0.0, learner.clone(), zeros.0);
         // A state of another shape may have stretched a parameter.
-        learner.clone().try_load_record(stepped.into_record())
+        let stepped = learner.clone().try_load_record(stepped.into_record())?;
+        Ok((optimizer, stepped))
     })?;
-    require_finite(&stepped, checkpoint)
+    require_finite(&stepped, checkpoint)?;
+    Ok(optimizer)
 }
 
 /// Gradients of 0.
@@ -305,7 +279,7 @@ impl ModuleVisitor for Zeros {
 
 /// Hands a part of a checkpoint to Burn, which panics on some that it should refuse.
 fn guarded<T>(
-    checkpoint: &Path,
+    checkpoint: &Verified,
     part: &str,
     load: impl FnOnce() -> Result<T, RecordError>,
 ) -> Result<T, TrainError> {
@@ -314,11 +288,8 @@ fn guarded<T>(
         Ok(Err(error)) => error.to_string(),
         Err(panic) => panic,
     };
-    Err(RunError::CorruptCheckpoint {
-        path: checkpoint.to_owned(),
-        reason: format!("{part} does not fit: {}", printable(&reason)),
-    }
-    .into())
+    let reason = printable(&reason);
+    Err(checkpoint.corrupt(format!("{part} does not fit: {reason}")))
 }
 
 /// The parameters with numbers that are NaN or infinite.

@@ -4,7 +4,7 @@ use crate::clip::clip_global_norm;
 use crate::error::{DeviceError, TrainError};
 use crate::recipe::{Network, Recipe};
 use crate::records::{PenaltyRecord, Phase, SolveRecord, StepRecord};
-use crate::task::{MemoryOf, Reading, Task, TaskModel};
+use crate::task::{BatchOf, MemoryOf, Reading, Task, TaskModel};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
@@ -153,14 +153,10 @@ fn record<M: TaskModel>(
         step: input.step + 1,
         phase,
         loss,
-        quality: None,
         targets: model.targets(&input.batch),
         forward_nfe: reading.nfe,
         forward: solve.map(SolveRecord::from),
-        backward: None,
-        penalty: None,
-        learning_rate: 0.0,
-        seconds: 0.0,
+        ..StepRecord::default()
     }
 }
 
@@ -233,16 +229,12 @@ impl<M: TaskModel> Learner<M> {
             seconds: started.elapsed().as_secs_f64(),
             ..record(&self.model, (&input, phase), &reading, number(loss))
         };
-        let tally = self.model.tally(&reading.output, &input.batch);
-        let memory = reading.memory;
-        TrainOutput {
-            grads,
-            item: StepOutput {
-                record,
-                memory,
-                tally,
-            },
-        }
+        let item = StepOutput {
+            record,
+            tally: self.model.tally(&reading.output, &input.batch),
+            memory: reading.memory,
+        };
+        TrainOutput { grads, item }
     }
 }
 
@@ -275,7 +267,7 @@ pub(crate) type InputOf<T> = StepInput<<T as Task>::Model>;
 pub(crate) type OutputOf<T> = StepOutput<<T as Task>::Model>;
 
 /// What a step reads whose batch is `batch`, before the trainer has told it memory and penalty.
-pub(crate) fn input<T: Task>(batch: crate::task::BatchOf<T>, step: usize) -> InputOf<T> {
+pub(crate) fn input<T: Task>(batch: BatchOf<T>, step: usize) -> InputOf<T> {
     StepInput {
         batch,
         step,

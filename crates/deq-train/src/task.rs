@@ -22,6 +22,11 @@ use std::path::{Path, PathBuf};
 ///
 /// The value is a configuration, kept in the run's `config.json`. The methods open the data, make
 /// the model, and say how good a result is. Only the first group has no defaults.
+///
+/// # Errors
+///
+/// Methods that can fail say what is wrong, in which file or field, and what would be right; errors
+/// of one's own go through [`TrainError::task`].
 pub trait Task:
     Clone + PartialEq + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
 {
@@ -40,36 +45,22 @@ pub trait Task:
 
     /// Opens the data and fills in what depends on them: sizes, names, a fingerprint by which a
     /// resumed run knows the data again.
-    ///
-    /// # Errors
-    ///
-    /// Whatever keeps the data from being used, naming the file.
     fn open(&mut self, from: &Opening<'_>) -> Result<Self::Data, TrainError>;
 
-    /// A model with fresh weights on `device`, whose random numbers have been seeded.
-    ///
-    /// # Errors
-    ///
-    /// If the configuration is wrong, or there is no such [`Network`] for this task.
+    /// A model with fresh weights on `device`, whose random numbers have been seeded; an error if
+    /// there is no such network for this task.
     fn init(&self, network: Network, device: &Device) -> Result<Self::Model, TrainError>;
 
     /// The batches to train on. Batch `step` must depend on nothing but the step and the seed, so
     /// that a resumed run reads what the first one would have.
-    ///
-    /// # Errors
-    ///
-    /// If the data have no such batches.
     fn training(
         &self,
         data: &Self::Data,
         plan: &BatchPlan,
     ) -> Result<Box<dyn Batches<BatchOf<Self>>>, TrainError>;
 
-    /// The batches of one pass over a held-out split, the first ones a sample of all.
-    ///
-    /// # Errors
-    ///
-    /// If the data have no such split.
+    /// The batches of one pass over a held-out split, the first ones a sample of all; an error if
+    /// the data have no such split.
     fn held_out(
         &self,
         data: &Self::Data,
@@ -84,10 +75,6 @@ pub trait Task:
     fn quality(&self, loss: f64, tally: &TallyOf<Self>) -> Quality;
 
     /// Checks every field that [`init`](Self::init) does not check.
-    ///
-    /// # Errors
-    ///
-    /// Naming the field, its value and what would be right.
     fn validate(&self) -> Result<(), TrainError> {
         Ok(())
     }
@@ -110,20 +97,12 @@ pub trait Task:
 
     /// Adapts the configuration of a recipe to its network before the data are opened, such as the
     /// width of an explicit network that is to have as many parameters. Default: nothing.
-    ///
-    /// # Errors
-    ///
-    /// If there is no such network for this task.
     fn prepare(&mut self, _network: Network) -> Result<(), TrainError> {
         Ok(())
     }
 
     /// Keeps with a run what must be known to use its model without the data, such as a
     /// vocabulary. Default: nothing.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be written.
     fn keep(&self, _data: &Self::Data, _run: &Path) -> Result<(), TrainError> {
         Ok(())
     }
@@ -140,38 +119,22 @@ pub trait Task:
 
     /// HTML that the report of a run shows behind its curves; files beside the report may be
     /// written too. Default: nothing.
-    ///
-    /// # Errors
-    ///
-    /// If something cannot be read, drawn or written.
     fn gallery(&self, _trained: &Trained<Self>, _data: &Self::Data) -> Result<String, TrainError> {
         Ok(String::new())
     }
 
     /// Takes from a checkpoint of another program what its names and shapes say of the model.
     /// Default: there are no such checkpoints.
-    ///
-    /// # Errors
-    ///
-    /// If the file is not of such a model.
     fn sized_by(&mut self, _file: &StateDict) -> Result<(), TrainError> {
         Err(ExchangeError::NoOriginal { task: Self::NAME }.into())
     }
 
     /// Checks the opened data against a model that was sized by a checkpoint. Default: nothing.
-    ///
-    /// # Errors
-    ///
-    /// If the model was trained on other data.
     fn fits(&self, _before: &Self, _file: &Path) -> Result<(), TrainError> {
         Ok(())
     }
 
     /// Takes the weights of a checkpoint of another program. Default: there are none.
-    ///
-    /// # Errors
-    ///
-    /// If the file is not of such a model.
     fn load(
         &self,
         _model: Self::Model,
@@ -181,10 +144,6 @@ pub trait Task:
     }
 
     /// The weights under the names of the other program. Default: there is none.
-    ///
-    /// # Errors
-    ///
-    /// If the other program has no such model.
     fn state_dict(&self, _model: &Self::Model) -> Result<Vec<(String, TensorData)>, TrainError> {
         Err(ExchangeError::NoOriginal { task: Self::NAME }.into())
     }
@@ -417,15 +376,6 @@ pub struct Opening<'a> {
     pub training: bool,
     /// Called with progress, as a sentence, while large data are read; ignored by default.
     pub progress: Option<&'a (dyn Fn(&str) + Send + Sync)>,
-}
-
-impl Debug for Opening<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Opening")
-            .field("run", &self.run)
-            .field("training", &self.training)
-            .finish_non_exhaustive()
-    }
 }
 
 /// How batches are made.

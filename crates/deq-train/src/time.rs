@@ -52,11 +52,8 @@ pub fn affordable_steps<T: Task>(
     };
     let total = train_only(trial(recipe, TRIAL, first), &options)?;
     let records = read_records(&run.metrics())?;
-    let taken: Vec<f64> = records
-        .iter()
-        .filter_map(Record::as_step)
-        .map(|step| step.seconds)
-        .collect();
+    let steps_made = records.iter().filter_map(Record::as_step);
+    let taken: Vec<f64> = steps_made.map(|step| step.seconds).collect();
     // The first steps of a phase find nothing in the caches.
     let warm = |range: std::ops::Range<usize>| typical(&taken[range.start + 2..range.end]);
     let share = (unrolled as f64 / steps.max(1) as f64).min(1.0);

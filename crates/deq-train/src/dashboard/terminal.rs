@@ -43,17 +43,14 @@ impl Guarded {
         let Some(dashboard) = &mut self.dashboard else {
             return;
         };
+        keep_signals();
         if catch_panic(|| act(&mut **dashboard)).is_err() {
-            self.give_up();
+            self.interrupter.stop(None);
+            let dashboard = self.dashboard.take();
+            // Its end panics too.
+            let _ = catch_panic(|| drop(dashboard));
+            restore_terminal();
         }
-    }
-
-    fn give_up(&mut self) {
-        self.interrupter.stop(None);
-        let dashboard = self.dashboard.take();
-        // Its end panics too.
-        let _ = catch_panic(|| drop(dashboard));
-        restore_terminal();
     }
 }
 
@@ -83,14 +80,17 @@ fn keep_signals() {
 #[cfg(not(unix))]
 fn keep_signals() {}
 
-impl MetricsRendererTraining for Guarded {
-    fn update_train(&mut self, state: MetricState) {
-        self.with(|dashboard| dashboard.update_train(state));
-    }
+/// Methods of a trait that the dashboard's own stand behind.
+macro_rules! guarded {
+    ($trait:ident: $($method:ident($($argument:ident: $type:ty),*))*) => {
+        $(fn $method(&mut self, $($argument: $type),*) {
+            self.with(|dashboard| $trait::$method(dashboard, $($argument),*));
+        })*
+    };
+}
 
-    fn update_valid(&mut self, state: MetricState) {
-        self.with(|dashboard| dashboard.update_valid(state));
-    }
+impl MetricsRendererTraining for Guarded {
+    guarded!(MetricsRendererTraining: update_train(state: MetricState) update_valid(state: MetricState));
 
     fn on_train_end(
         &mut self,
@@ -102,96 +102,19 @@ impl MetricsRendererTraining for Guarded {
 }
 
 impl TrainingProgressLogger for Guarded {
-    fn start(
-        &mut self,
-        total_epochs: usize,
-        starting_epoch: usize,
-        total_items: Option<usize>,
-        label: Option<&str>,
-    ) {
-        self.with(|dashboard| {
-            TrainingProgressLogger::start(
-                dashboard,
-                total_epochs,
-                starting_epoch,
-                total_items,
-                label,
-            );
-        });
-    }
-
-    fn update_epoch(&mut self, epoch: usize) {
-        self.with(|dashboard| dashboard.update_epoch(epoch));
-    }
-
-    fn start_split(&mut self, split: &str, total_items: usize) {
-        self.with(|dashboard| dashboard.start_split(split, total_items));
-    }
-
-    fn update_split(&mut self, items_processed: usize) {
-        keep_signals();
-        self.with(|dashboard| dashboard.update_split(items_processed));
-    }
-
-    fn end_split(&mut self) {
-        self.with(|dashboard| dashboard.end_split());
-    }
-
-    fn end(&mut self) {
-        self.with(|dashboard| TrainingProgressLogger::end(dashboard));
-    }
-
-    fn log_event_training(&mut self, event: String) {
-        self.with(|dashboard| dashboard.log_event_training(event));
-    }
-}
-
-impl EvaluationProgressLogger for Guarded {
-    fn start_global_progress(&mut self, total_tests: usize) {
-        self.with(|dashboard| dashboard.start_global_progress(total_tests));
-    }
-
-    fn start_test(&mut self, name: &str, total_items: usize) {
-        self.with(|dashboard| dashboard.start_test(name, total_items));
-    }
-
-    fn update_test_progress(&mut self, items_processed: usize) {
-        self.with(|dashboard| dashboard.update_test_progress(items_processed));
-    }
-
-    fn end_test(&mut self) {
-        self.with(|dashboard| dashboard.end_test());
-    }
-
-    fn end_global_progress(&mut self) {
-        self.with(|dashboard| dashboard.end_global_progress());
-    }
-
-    fn log_event_evaluation(&mut self, event: String) {
-        self.with(|dashboard| dashboard.log_event_evaluation(event));
-    }
-}
-
-impl MetricsRendererEvaluation for Guarded {
-    fn update_test(&mut self, name: EvaluationName, state: MetricState) {
-        self.with(|dashboard| dashboard.update_test(name, state));
-    }
-
-    fn on_test_end(
-        &mut self,
-        summary: Option<LearnerSummary>,
-    ) -> Result<(), Box<dyn std::error::Error>> {
-        self.with(|dashboard| drop(dashboard.on_test_end(summary)));
-        Ok(())
-    }
+    guarded!(TrainingProgressLogger:
+        start(epochs: usize, first: usize, items: Option<usize>, label: Option<&str>)
+        update_epoch(epoch: usize)
+        start_split(split: &str, items: usize)
+        update_split(items: usize)
+        end_split()
+        end()
+        log_event_training(event: String)
+    );
 }
 
 impl MetricsRenderer for Guarded {
-    fn manual_close(&mut self) {
-        self.with(|dashboard| dashboard.manual_close());
-    }
-
-    fn register_metric(&mut self, definition: MetricDefinition) {
-        self.with(|dashboard| dashboard.register_metric(definition));
-    }
+    guarded!(MetricsRenderer: manual_close() register_metric(definition: MetricDefinition));
 }
+
+without_evaluator!(Guarded);

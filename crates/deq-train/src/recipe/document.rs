@@ -6,51 +6,43 @@ use crate::task::Task;
 use deq_models::checkpoint::printable;
 use serde_json::{Map, Value};
 use std::path::Path;
+use strsim::levenshtein;
 
-/// The recipe in a JSON value that was read from `path`.
-///
-/// # Errors
-///
-/// [`TrainError`] if it is of another version or task, or a field is missing, unknown or wrong.
-pub(crate) fn parse<T: Task>(value: Value, path: &Path) -> Result<Recipe<T>, TrainError> {
-    let found = value.get("format").and_then(Value::as_u64);
+/// The recipe in a JSON value that was read from `path`, which must be of this version and task.
+pub(crate) fn parse<T: Task>(value: &Value, path: &Path) -> Result<Recipe<T>, TrainError> {
+    let (format, kind) = (value.get("format"), value.get("kind"));
+    let (found, path_buf) = (format.and_then(Value::as_u64), path.to_owned());
     if found != Some(u64::from(FORMAT)) {
         return Err(RunError::OtherFormat {
-            path: path.to_owned(),
+            path: path_buf,
             found,
             expected: FORMAT,
         }
         .into());
     }
-    let kind = value.get("kind").and_then(Value::as_str);
+    let kind = kind.and_then(Value::as_str);
     if kind != Some(T::NAME) {
         return Err(RunError::OtherTask {
-            path: path.to_owned(),
+            path: path_buf,
             found: printable(kind.unwrap_or("missing")),
             expected: T::NAME,
         }
         .into());
     }
-    from_value(&value, path)
-}
-
-fn from_value<T: Task>(value: &Value, path: &Path) -> Result<Recipe<T>, TrainError> {
-    let wrong = |reason: String| RecipeError::WrongValue {
-        path: path.to_owned(),
-        reason,
-    };
-    let recipe: Recipe<T> = serde_json::from_value(value.clone()).map_err(|error| {
-        let text = printable(&error.to_string());
-        match wrong_field::<T>(value) {
-            Some(field) if Path::new(&field) != path => wrong(format!("{field}: {text}")),
-            _ => wrong(text),
-        }
+    let recipe: Recipe<T> = serde_path_to_error::deserialize(value).map_err(|error| {
+        let told = [error.path().to_string(), error.inner().to_string()];
+        let [field, text] = told.map(|text| printable(&text));
+        // The field may be what was given, and "." is the whole recipe.
+        let reason = match field == "." || Path::new(&field) == path {
+            true => text,
+            false => format!("{field}: {text}"),
+        };
+        wrong(path, reason)
     })?;
-    let known = serde_json::to_value(&recipe).map_err(|error| wrong(error.to_string()))?;
-    match first_unknown(value, &known) {
+    match first_unknown(value, &to_json(&recipe)?) {
         None => Ok(recipe),
         Some((field, nearest)) => Err(RecipeError::UnknownField {
-            path: path.to_owned(),
+            path: path_buf,
             field,
             nearest,
         }
@@ -58,25 +50,9 @@ fn from_value<T: Task>(value: &Value, path: &Path) -> Result<Recipe<T>, TrainErr
     }
 }
 
-/// The path of the field whose value is of a wrong type, if that is what is wrong. Serde tells the
-/// line of a text, and every field of an indented one has its own.
-fn wrong_field<T: Task>(value: &Value) -> Option<String> {
-    let text = serde_json::to_string_pretty(value).ok()?;
-    let error = serde_json::from_str::<Recipe<T>>(&text).err()?;
-    error.to_string().strip_prefix("invalid ")?;
-    let mut path: Vec<&str> = Vec::new();
-    for line in text.lines().take(error.line()) {
-        let inner = line.trim_start();
-        if let Some((key, _)) = inner
-            .strip_prefix('"')
-            .and_then(|key| key.split_once("\":"))
-        {
-            // Two spaces for each level.
-            path.truncate((line.len() - inner.len()) / 2 - 1);
-            path.push(key);
-        }
-    }
-    (!path.is_empty()).then(|| path.join("."))
+fn wrong(path: &Path, reason: String) -> RecipeError {
+    let path = path.to_owned();
+    RecipeError::WrongValue { path, reason }
 }
 
 /// The path of the first field of `given` that `known`, the same document as its type writes it,
@@ -110,24 +86,9 @@ fn first_unknown(given: &Value, known: &Value) -> Option<(String, Option<String>
 
 /// The name that `name` was most likely meant to be, if one is near.
 pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
-    let (distance, best) = known.map(|other| (distance(name, other), other)).min()?;
+    let (distance, best) = known.map(|other| (levenshtein(name, other), other)).min()?;
     // A third of the letters may be wrong.
     (distance <= name.chars().count().div_ceil(3).max(1)).then(|| best.to_owned())
-}
-
-/// The edit distance of Levenshtein.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let substitute = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 /// The recipe as JSON, which has no names that are not UTF-8.
@@ -143,39 +104,39 @@ pub(super) fn set<T: Task>(
     path: &str,
     text: &str,
 ) -> Result<Recipe<T>, TrainError> {
-    let wrong = |reason: String| {
-        TrainError::from(RecipeError::WrongValue {
-            path: path.into(),
-            reason,
-        })
-    };
     let mut document = to_json(recipe)?;
     let mut place = &mut document;
     let mut walked = String::new();
     for name in path.split('.') {
-        if place.is_null() {
-            return Err(wrong(format!(
-                "{walked} is null: set it as a whole, to an object in JSON"
-            )));
-        }
+        let null = place.is_null();
         let Value::Object(fields) = place else {
-            return Err(wrong(format!("{walked} has no fields")));
+            let how = match null {
+                true => "is null: set it as a whole, to an object in JSON",
+                false => "has no fields",
+            };
+            return Err(wrong(Path::new(path), format!("{walked} {how}")).into());
         };
-        let known: Vec<String> = fields.keys().cloned().collect();
-        place = fields
-            .get_mut(name)
-            .ok_or_else(|| RecipeError::UnknownField {
+        if !fields.contains_key(name) {
+            return Err(RecipeError::UnknownField {
                 path: "recipe".into(),
                 field: path.to_owned(),
-                nearest: nearest(name, known.iter().map(String::as_str)),
-            })?;
-        walked = match walked.as_str() {
-            "" => name.to_owned(),
-            before => format!("{before}.{name}"),
-        };
+                nearest: nearest(name, fields.keys().map(String::as_str)),
+            }
+            .into());
+        }
+        place = &mut fields[name];
+        walked = joined(&walked, name);
     }
     *place = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
-    parse(document, Path::new(path))
+    parse(&document, Path::new(path))
+}
+
+/// The path of a field of what lies at `path`, which is empty for the whole document.
+fn joined(path: &str, field: &str) -> String {
+    match path {
+        "" => field.to_owned(),
+        _ => format!("{path}.{field}"),
+    }
 }
 
 /// `changes` laid over `base`: objects are merged field by field, anything else is replaced. So is
@@ -203,12 +164,8 @@ pub(crate) fn differences(before: &Value, after: &Value) -> Vec<(String, Value, 
             (Value::Object(a), Value::Object(b)) => {
                 let added = b.keys().filter(|key| !a.contains_key(*key));
                 for key in a.keys().chain(added) {
-                    let path = match path {
-                        "" => key.clone(),
-                        _ => format!("{path}.{key}"),
-                    };
-                    let or_null = |side: Option<&Value>| side.cloned().unwrap_or(Value::Null);
-                    walk(&path, &or_null(a.get(key)), &or_null(b.get(key)), out);
+                    // Indexing gives null for a field that is not there.
+                    walk(&joined(path, key), &before[key], &after[key], out);
                 }
             }
             _ if before == after => {}
@@ -229,32 +186,25 @@ mod tests {
     fn an_unknown_field_is_found_at_any_depth_with_the_nearest_name() {
         let known = json!({"a": {"max_steps": 1, "tol": 2}, "list": [{"x": 1}]});
         let unknown = |given| first_unknown(&given, &known);
-        assert_eq!(
-            unknown(json!({"a": {"max_steps": 3}, "list": [{"x": 5}]})),
-            None
-        );
+        let right = json!({"a": {"max_steps": 3}, "list": [{"x": 5}]});
+        assert_eq!(unknown(right), None);
         assert_eq!(
             unknown(json!({"a": {"max_step": 3}})),
             Some(("a.max_step".to_owned(), Some("max_steps".to_owned())))
         );
         assert_eq!(
-            unknown(json!({"list": [{"whatever": 3}]})).unwrap().0,
-            "list[0].whatever"
+            unknown(json!({"list": [{"whatever": 3}]})),
+            Some(("list[0].whatever".to_owned(), None))
         );
-        assert_eq!(unknown(json!({"list": [{"whatever": 3}]})).unwrap().1, None);
         // Left out by its type where it says nothing.
         assert_eq!(unknown(json!({"a": {"optional": null}})), None);
     }
 
     #[test]
-    fn distances_are_those_of_levenshtein() {
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(
-            nearest("pentalty", ["penalty", "preset"].into_iter()).unwrap(),
-            "penalty"
-        );
-        assert_eq!(nearest("zzz", ["penalty", "preset"].into_iter()), None);
+    fn a_name_is_near_if_a_third_of_its_letters_is_wrong_at_most() {
+        let nearest = |name| nearest(name, ["penalty", "preset"].into_iter());
+        assert_eq!(nearest("pentalty").as_deref(), Some("penalty"));
+        assert_eq!(nearest("zzz"), None);
     }
 
     #[test]

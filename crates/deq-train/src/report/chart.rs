@@ -29,10 +29,9 @@ impl Chart {
 
     fn keep_what_can_be_shown(&mut self) {
         let log = self.log;
+        let shown = |x: f64, y: f64| x.is_finite() && y.is_finite() && (!log || y > 0.0);
         for series in &mut self.series {
-            series
-                .points
-                .retain(|(x, y)| x.is_finite() && y.is_finite() && (!log || *y > 0.0));
+            series.points.retain(|(x, y)| shown(*x, *y));
         }
         self.series.retain(|series| !series.points.is_empty());
     }
@@ -91,11 +90,7 @@ impl Chart {
     }
 }
 
-/// Charts from left to right as one `<svg>` element.
-///
-/// # Errors
-///
-/// If one has no point to show, or cannot be drawn.
+/// Charts from left to right as one `<svg>` element; each must have a point to show.
 pub fn side_by_side(charts: &[Chart]) -> Result<String, TrainError> {
     let mut charts = charts.to_vec();
     for chart in &mut charts {
@@ -128,10 +123,6 @@ fn draw_all(charts: &[Chart], svg: &mut String) -> Result<(), Box<dyn std::error
 
 impl Heat<'_> {
     /// The image as an `<svg>` element.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be drawn.
     pub fn svg(&self) -> Result<String, TrainError> {
         let mut svg = String::new();
         self.draw(&mut svg).map_err(|reason| TrainError::Chart {
@@ -142,26 +133,18 @@ impl Heat<'_> {
     }
 
     fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error + '_>> {
-        let (columns, rows) = (
-            self.columns as i32,
-            self.values.len().div_ceil(self.columns) as i32,
-        );
+        let rows = self.values.len().div_ceil(self.columns) as i32;
+        let columns = self.columns as i32;
         let area = SVGBackend::with_string(svg, (320, 340)).into_drawing_area();
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&area)
             .caption(&self.title, ("sans-serif", 14))
             .margin(8)
             .build_cartesian_2d(0..columns, rows..0)?;
-        chart
-            .configure_mesh()
-            .disable_mesh()
-            .disable_axes()
-            .draw()?;
-        let cells = self
-            .values
-            .iter()
-            .enumerate()
-            .filter(|(_, value)| **value > 0.0);
+        let mut mesh = chart.configure_mesh();
+        mesh.disable_mesh().disable_axes().draw()?;
+        let cells = self.values.iter().enumerate();
+        let cells = cells.filter(|(_, value)| **value > 0.0);
         chart.draw_series(cells.map(|(index, value)| {
             let (row, column) = (index as i32 / columns, index as i32 % columns);
             let share = (value / self.largest.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
@@ -176,16 +159,12 @@ impl Heat<'_> {
 
 /// The smallest and the largest value, set apart if they coincide.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
-    if high > low {
-        (low, high)
-    } else {
-        (
-            low - 0.5 * low.abs().max(1e-9),
-            high + 0.5 * high.abs().max(1e-9),
-        )
+    let wider = |(low, high): (f64, f64), value: f64| (low.min(value), high.max(value));
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), wider);
+    let half = |value: f64| 0.5 * value.abs().max(1e-9);
+    match high > low {
+        true => (low, high),
+        false => (low - half(low), high + half(high)),
     }
 }
 
@@ -203,18 +182,15 @@ fn tick(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Series;
 
     fn chart(log: bool, points: Vec<(f64, f64)>) -> Chart {
-        Chart {
-            title: "Loss".to_owned(),
-            x: "step".to_owned(),
-            y: "nats".to_owned(),
+        Chart::new(
+            "Loss",
+            ["step", "nats"],
             log,
-            series: vec![crate::report::Series {
-                name: "train".to_owned(),
-                points,
-            }],
-        }
+            vec![Series::new("train", points)],
+        )
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Several runs on one page.
 
-use super::{Chart, Series, figures, smoothed, table, write_page};
-use crate::dashboard::{number, status_text};
+use super::{COLUMNS, Chart, Series, cells, figures, held_out, smoothed, table, write_page};
 use crate::error::TrainError;
 use crate::records::{EvalRecord, Record, SolveRecord, StepRecord};
 use std::path::Path;
@@ -16,37 +15,32 @@ pub struct NamedRun {
 }
 
 impl NamedRun {
-    fn steps(&self) -> Vec<&StepRecord> {
-        self.records.iter().filter_map(Record::as_step).collect()
-    }
-
-    fn evals(&self) -> impl Iterator<Item = &EvalRecord> {
+    fn evals(&self) -> impl DoubleEndedIterator<Item = &EvalRecord> {
         let evals = self.records.iter().filter_map(Record::as_eval);
         evals.filter(|eval| eval.split == "valid")
     }
 }
 
-/// Charts with one curve per run: loss in training, quality of held-out data, steps of the solves
-/// in training, how many of them converge, and the spectral radius.
+/// Charts with one curve per run: steps of the solves in training, how many of them converge, and
+/// their residuals; loss in training; quality of held-out data, steps of its solves, and the spectral
+/// radius.
 pub fn comparison_charts(runs: &[NamedRun]) -> Vec<Chart> {
+    let chart = |title: &str, y: &str, points: &dyn Fn(&NamedRun) -> Vec<(f64, f64)>| {
+        let curves = runs.iter().map(|run| Series::new(&run.name, points(run)));
+        Chart::new(title, ["training step", y], false, curves.collect())
+    };
     let training = |title: &str, y: &str, value: &dyn Fn(&StepRecord) -> Option<f64>| {
-        let curve = |run: &NamedRun| Series::new(&run.name, smoothed(&run.steps(), value));
-        let curves = runs.iter().map(curve).collect();
-        Chart::new(title, ["training step", y], false, curves)
+        chart(title, y, &|run| {
+            let steps: Vec<_> = run.records.iter().filter_map(Record::as_step).collect();
+            smoothed(&steps, value)
+        })
     };
-    let held_out = |title: &str, y: &str, value: &dyn Fn(&EvalRecord) -> Option<f64>| {
-        let curve = |run: &NamedRun| {
-            let points = run.evals();
-            let points = points.filter_map(|eval| Some((eval.step as f64, value(eval)?)));
-            Series::new(&run.name, points)
-        };
-        let curves = runs.iter().map(curve).collect();
-        Chart::new(title, ["training step", y], false, curves)
+    let measured = |title: &str, y: &str, value: &dyn Fn(&EvalRecord) -> Option<f64>| {
+        chart(title, y, &|run| {
+            held_out(&run.evals().collect::<Vec<_>>(), value)
+        })
     };
-    let converged = |solve: &SolveRecord| {
-        let total = solve.status.total();
-        (total > 0).then(|| 100.0 * solve.status.converged as f64 / total as f64)
-    };
+    let converged = |solve: &SolveRecord| Some(100.0 * solve.converged()?);
     let measure = runs.iter().flat_map(NamedRun::evals).next();
     let measure = measure.map_or("quality", |eval| eval.quality.measure.name());
     vec![
@@ -65,8 +59,17 @@ pub fn comparison_charts(runs: &[NamedRun]) -> Vec<Chart> {
         training("Loss in training", "loss per target", &|step| {
             Some(step.loss)
         }),
-        held_out("Held-out data", measure, &|eval| Some(eval.quality.value)),
-        held_out(
+        Chart {
+            log: true,
+            ..training(
+                "Residual of training solves",
+                "relative residual",
+                &|step| Some(step.forward.as_ref()?.residual),
+            )
+        },
+        measured("Held-out data", measure, &|eval| Some(eval.quality.value)),
+        measured("Steps of held-out solves", "steps", &|eval| eval.steps),
+        measured(
             "Spectral radius of the Jacobian at the equilibrium",
             "spectral radius",
             &|eval| eval.spectral_radius,
@@ -75,40 +78,19 @@ pub fn comparison_charts(runs: &[NamedRun]) -> Vec<Chart> {
 }
 
 /// Writes a page with the [`comparison_charts`] of the runs and their last evaluations.
-///
-/// # Errors
-///
-/// If a chart cannot be drawn or the file cannot be written.
 pub fn write_comparison(path: &Path, runs: &[NamedRun]) -> Result<(), TrainError> {
-    let header = [
-        "run",
-        "step",
-        "quality",
-        "loss per target",
-        "evaluations of f per solve",
-        "residual",
-        "spectral radius",
-        "solves",
-    ];
-    let optional = |value: Option<f64>| value.map_or("–".to_owned(), number);
     let row = |run: &NamedRun| {
-        let Some(eval) = run.evals().last() else {
-            let dashes = std::iter::repeat_n("–".to_owned(), header.len() - 1);
-            return std::iter::once(run.name.clone()).chain(dashes).collect();
-        };
-        vec![
-            run.name.clone(),
-            eval.step.to_string(),
-            format!("{} {}", eval.quality.measure.name(), eval.quality.text()),
-            format!("{:.4}", eval.loss),
-            format!("{:.2}", eval.nfe_per_solve),
-            optional(eval.residual),
-            optional(eval.spectral_radius),
-            status_text(&eval.status),
-        ]
+        let mut row = vec![run.name.clone()];
+        if let Some(eval) = run.evals().next_back() {
+            let quality = format!("{} {}", eval.quality.measure.name(), eval.quality.text());
+            row.extend([eval.step.to_string(), quality]);
+            row.extend(cells(eval));
+        }
+        row.resize(3 + COLUMNS.len(), "–".to_owned());
+        row
     };
-    let rows: Vec<Vec<String>> = runs.iter().map(row).collect();
-    let mut page = table(&header.map(str::to_owned), &rows);
+    let header = [&["run", "step", "quality"], &COLUMNS[..]].concat();
+    let mut page = table(&header, runs.iter().map(row));
     page += &figures(comparison_charts(runs))?;
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
     write_page(path, &names.join(", "), &page)

@@ -1,4 +1,5 @@
-//! Self-contained pages: tables, charts, and the report of a run.
+//! Self-contained pages: tables, charts, and the report of a run. A chart that cannot be drawn, or a
+//! file that cannot be written, is an error ([`TrainError::Chart`], [`TrainError::Io`]).
 
 #[cfg(feature = "charts")]
 mod chart;
@@ -15,41 +16,25 @@ use crate::records::{EvalRecord, Phase, Record, StepRecord};
 use std::path::Path;
 use std::time::Duration;
 
-/// What the page says besides the curves.
-#[derive(Clone, Debug)]
-pub struct ReportHeader {
-    /// The title.
-    pub title: String,
-    /// Rows of the table at the top: what, and its value.
-    pub facts: Vec<(String, String)>,
-}
-
 /// One curve.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
-    /// Its name in the legend.
-    pub name: String,
-    /// Its points; those that are not finite are left out.
-    pub points: Vec<(f64, f64)>,
+    name: String,
+    points: Vec<(f64, f64)>,
 }
 
 /// A line chart with a linear x axis.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chart {
-    /// What it shows.
-    pub title: String,
-    /// The quantity on the x axis.
-    pub x: String,
-    /// The quantity on the y axis.
-    pub y: String,
-    /// Whether the y axis is logarithmic.
-    pub log: bool,
-    /// The curves.
-    pub series: Vec<Series>,
+    title: String,
+    x: String,
+    y: String,
+    log: bool,
+    series: Vec<Series>,
 }
 
 impl Series {
-    /// A curve of this name.
+    /// A curve of this name in the legend; points that are not finite are left out.
     pub fn new(name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
         Self {
             name: name.into(),
@@ -84,50 +69,45 @@ pub struct Heat<'a> {
     pub largest: f64,
 }
 
-/// Writes the report of a run: facts, charts of loss, quality, steps per solve, residual against
-/// the step of a solve and spectral radius, `more` HTML, and a table of the evaluations.
-///
-/// # Errors
-///
-/// If a chart cannot be drawn or the file cannot be written.
+/// Writes the report of a run: facts by name, charts of loss, quality, steps per solve, residual
+/// against the step of a solve and spectral radius, `more` HTML, and a table of the evaluations.
 pub fn write_report(
     path: &Path,
-    header: &ReportHeader,
+    (title, facts): (&str, &[(String, String)]),
     records: &[Record],
     more: &str,
 ) -> Result<(), TrainError> {
-    let mut page = String::from("<table>\n");
-    for (name, value) in &header.facts {
-        let (name, value) = (escape(name), escape(value));
-        page += &format!("<tr><th>{name}</th><td>{value}</td></tr>\n");
-    }
-    page += "</table>\n";
+    let facts = facts
+        .iter()
+        .map(|(name, value)| [name.clone(), value.clone()]);
+    let mut page = table::<&str>(&[], facts);
     page += &figures(charts(records))?;
     page += more;
     page += &evaluations(records);
     page += &changes(records);
-    write_page(path, &header.title, &page)
+    write_page(path, title, &page)
 }
 
-/// A table of HTML: a row of column names, then rows whose first cell names them.
-pub fn table(header: &[String], rows: &[Vec<String>]) -> String {
-    let row = |cells: String| format!("<tr>{cells}</tr>\n");
-    let th = |text: &String| format!("<th>{}</th>", escape(text));
-    let td = |text: &String| format!("<td>{}</td>", escape(text));
+/// A table of HTML: a row of column names, if there are any, then rows whose first cell names them.
+pub fn table<S: AsRef<str>>(
+    header: &[S],
+    rows: impl IntoIterator<Item = impl AsRef<[String]>>,
+) -> String {
+    let cell = |kind: &str, text: &str| format!("<{kind}>{}</{kind}>", escape(text));
     let mut html = String::from("<table>\n");
-    html += &row(header.iter().map(th).collect());
-    for cells in rows {
-        let (first, rest) = cells.split_at(1.min(cells.len()));
-        html += &row(first.iter().map(th).chain(rest.iter().map(td)).collect());
+    if !header.is_empty() {
+        let names = header.iter().map(|name| cell("th", name.as_ref()));
+        html += &format!("<tr>{}</tr>\n", names.collect::<String>());
+    }
+    for row in rows {
+        let kinds = std::iter::once("th").chain(std::iter::repeat("td"));
+        let cells = kinds.zip(row.as_ref()).map(|(kind, text)| cell(kind, text));
+        html += &format!("<tr>{}</tr>\n", cells.collect::<String>());
     }
     html + "</table>\n"
 }
 
 /// Writes a page of the given title whose body is HTML already.
-///
-/// # Errors
-///
-/// If the file cannot be written.
 pub fn write_page(path: &Path, title: &str, body: &str) -> Result<(), TrainError> {
     let page = format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n\
@@ -142,13 +122,10 @@ pub fn write_page(path: &Path, title: &str, body: &str) -> Result<(), TrainError
 
 /// Charts as figures of a page; those without a point are left out, and all of them without the
 /// feature `charts`.
-///
-/// # Errors
-///
-/// If a chart cannot be drawn.
-#[cfg(feature = "charts")]
+#[cfg_attr(not(feature = "charts"), expect(unused_variables, unused_mut))]
 pub fn figures(charts: impl IntoIterator<Item = Chart>) -> Result<String, TrainError> {
     let mut figures = String::new();
+    #[cfg(feature = "charts")]
     for chart in charts {
         if let Some(svg) = chart.svg()? {
             figures += &format!("<figure>{svg}</figure>\n");
@@ -157,49 +134,29 @@ pub fn figures(charts: impl IntoIterator<Item = Chart>) -> Result<String, TrainE
     Ok(figures)
 }
 
-/// Charts as figures of a page: none, without the feature `charts`.
-///
-/// # Errors
-///
-/// None.
-#[cfg(not(feature = "charts"))]
-pub fn figures(_charts: impl IntoIterator<Item = Chart>) -> Result<String, TrainError> {
-    Ok(String::new())
-}
-
 /// The charts of a run.
 fn charts(records: &[Record]) -> Vec<Chart> {
     let steps: Vec<&StepRecord> = records.iter().filter_map(Record::as_step).collect();
     let evals: Vec<&EvalRecord> = records.iter().filter_map(Record::as_eval).collect();
-    // The test split is measured once and not in the course of training.
-    let held_out = |value: &dyn Fn(&EvalRecord) -> Option<f64>| -> Vec<(f64, f64)> {
-        let evals = evals.iter().filter(|eval| eval.split == "valid");
-        evals
-            .filter_map(|eval| Some((eval.step as f64, value(eval)?)))
-            .collect()
-    };
-    let over_training = |title: &str, y: &str, curves: [(&str, Vec<(f64, f64)>); 2]| {
+    let held_out = |value: &dyn Fn(&EvalRecord) -> Option<f64>| held_out(&evals, value);
+    let over_training = |title: &str, y: &str, curves: Vec<(&str, Vec<(f64, f64)>)>| {
         let curves = curves.into_iter();
-        let series = curves
-            .map(|(name, points)| Series::new(name, points))
-            .collect();
-        Chart::new(title, ["training step", y], false, series)
+        let curves = curves.map(|(name, points)| Series::new(name, points));
+        Chart::new(title, ["training step", y], false, curves.collect())
     };
-    let loss = smoothed(&steps, |step| Some(step.loss));
-    let curves = [
-        ("train", loss),
-        ("held out", held_out(&|eval| Some(eval.loss))),
-    ];
+    let train = smoothed(&steps, |step| Some(step.loss));
+    let valid = held_out(&|eval| Some(eval.loss));
+    let curves = vec![("train", train), ("held out", valid)];
     let mut charts = vec![over_training("Loss", "loss per target", curves)];
-    if let Some(measure) = evals.first().map(|eval| &eval.quality.measure) {
+    if let Some(measure) = evals.first().map(|eval| eval.quality.measure.name()) {
         let train = smoothed(&steps, |step| step.quality);
-        let held_out = held_out(&|eval| Some(eval.quality.value));
-        let curves = [("train", train), ("held out", held_out)];
-        charts.push(over_training("Quality", measure.name(), curves));
+        let valid = held_out(&|eval| Some(eval.quality.value));
+        let curves = vec![("train", train), ("held out", valid)];
+        charts.push(over_training("Quality", measure, curves));
     }
     let forward = smoothed(&steps, |step| Some(step.forward.as_ref()?.steps));
     let backward = smoothed(&steps, |step| Some(step.backward.as_ref()?.steps));
-    let curves = [("forward", forward), ("backward", backward)];
+    let curves = vec![("forward", forward), ("backward", backward)];
     charts.push(over_training("Steps per solve", "steps", curves));
     charts.push(Chart::new(
         "Residual against step of a solve",
@@ -207,85 +164,80 @@ fn charts(records: &[Record]) -> Vec<Chart> {
         true,
         residual_curves(&evals),
     ));
-    let radius = Series::new("held out", held_out(&|eval| eval.spectral_radius));
-    charts.push(Chart::new(
-        "Spectral radius of the Jacobian at the equilibrium",
-        ["training step", "spectral radius"],
-        false,
-        vec![radius],
-    ));
+    let title = "Spectral radius of the Jacobian at the equilibrium";
+    let radius = vec![("held out", held_out(&|eval| eval.spectral_radius))];
+    charts.push(over_training(title, "spectral radius", radius));
     charts
+}
+
+/// A number over training of the valid split; the test split is measured once, and not in the course
+/// of training.
+fn held_out(evals: &[&EvalRecord], value: impl Fn(&EvalRecord) -> Option<f64>) -> Vec<(f64, f64)> {
+    let evals = evals.iter().filter(|eval| eval.split == "valid");
+    let points = evals.filter_map(|eval| Some((eval.step as f64, value(eval)?)));
+    points.collect()
 }
 
 /// Means over about 200 windows, so that a long run stays readable and the page small.
 fn smoothed(steps: &[&StepRecord], value: impl Fn(&StepRecord) -> Option<f64>) -> Vec<(f64, f64)> {
-    let points: Vec<(f64, f64)> = steps
-        .iter()
+    let points = steps.iter();
+    let points: Vec<(f64, f64)> = points
         .filter_map(|step| Some((step.step as f64, value(step)?)))
         .collect();
+    let mean = |chunk: &[(f64, f64)]| {
+        let n = chunk.len() as f64;
+        let (x, y): (Vec<f64>, Vec<f64>) = chunk.iter().copied().unzip();
+        (x.iter().sum::<f64>() / n, y.iter().sum::<f64>() / n)
+    };
     let window = points.len().div_ceil(200).max(1);
-    points
-        .chunks(window)
-        .map(|chunk| {
-            let n = chunk.len() as f64;
-            let sum = chunk
-                .iter()
-                .fold((0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
-            (sum.0 / n, sum.1 / n)
-        })
-        .collect()
+    points.chunks(window).map(mean).collect()
 }
 
 /// The first, the middle and the last evaluation that traced a solve.
 fn residual_curves(evals: &[&EvalRecord]) -> Vec<Series> {
-    let traced: Vec<&&EvalRecord> = evals
-        .iter()
-        .filter(|eval| !eval.residual_by_step.is_empty())
-        .collect();
+    let is_traced = |eval: &&&EvalRecord| !eval.residual_by_step.is_empty();
+    let traced: Vec<&&EvalRecord> = evals.iter().filter(is_traced).collect();
     let mut chosen = vec![0, traced.len() / 2, traced.len().saturating_sub(1)];
     chosen.dedup();
-    chosen
-        .into_iter()
-        .filter_map(|index| traced.get(index))
-        .map(|eval| {
-            let residuals = (1..)
-                .map(f64::from)
-                .zip(eval.residual_by_step.iter().copied());
-            Series::new(format!("after {} steps", eval.step), residuals)
-        })
-        .collect()
+    let chosen = chosen.into_iter().filter_map(|index| traced.get(index));
+    let curve = |eval: &&&EvalRecord| {
+        let residuals = eval.residual_by_step.iter().copied();
+        let name = format!("after {} steps", eval.step);
+        Series::new(name, (1..).map(f64::from).zip(residuals))
+    };
+    chosen.map(curve).collect()
+}
+
+/// The columns of an evaluation in a table, behind those that say which one it is.
+const COLUMNS: [&str; 5] = [
+    "loss per target",
+    "evaluations of f per solve",
+    "residual",
+    "spectral radius",
+    "solves",
+];
+
+fn cells(eval: &EvalRecord) -> [String; COLUMNS.len()] {
+    let optional = |value: Option<f64>| value.map_or("–".to_owned(), number);
+    [
+        format!("{:.4}", eval.loss),
+        format!("{:.2}", eval.nfe_per_solve),
+        optional(eval.residual),
+        optional(eval.spectral_radius),
+        status_text(&eval.status),
+    ]
 }
 
 fn evaluations(records: &[Record]) -> String {
-    let evals: Vec<&EvalRecord> = records.iter().filter_map(Record::as_eval).collect();
-    let measure = evals
-        .first()
-        .map_or("quality", |eval| eval.quality.measure.name());
-    let header = [
-        "step",
-        "split",
-        measure,
-        "loss per target",
-        "evaluations of f per solve",
-        "residual",
-        "spectral radius",
-        "solves",
-    ];
-    let optional = |value: Option<f64>| value.map_or("–".to_owned(), number);
-    let row = |eval: &&EvalRecord| {
-        vec![
-            eval.step.to_string(),
-            eval.split.clone(),
-            eval.quality.text(),
-            format!("{:.4}", eval.loss),
-            format!("{:.2}", eval.nfe_per_solve),
-            optional(eval.residual),
-            optional(eval.spectral_radius),
-            status_text(&eval.status),
-        ]
-    };
-    let rows: Vec<Vec<String>> = evals.iter().map(row).collect();
-    "<h2>Evaluations</h2>\n".to_owned() + &table(&header.map(str::to_owned), &rows)
+    let evals = || records.iter().filter_map(Record::as_eval);
+    let measure = evals().next().map(|eval| eval.quality.measure.name());
+    let first = ["step", "split", measure.unwrap_or("quality")];
+    let rows = evals().map(|eval| {
+        let (step, split) = (eval.step.to_string(), eval.split.clone());
+        let which = [step, split, eval.quality.text()];
+        [&which[..], &cells(eval)].concat()
+    });
+    "<h2>Evaluations</h2>\n".to_owned() + &table(&[&first[..], &COLUMNS].concat(), rows)
 }
 
 /// What resumed runs changed; nothing if nothing was.
@@ -303,7 +255,7 @@ fn changes(records: &[Record]) -> String {
     match rows.is_empty() {
         true => String::new(),
         false => {
-            let header = ["after step", "field", "before", "from here on"].map(str::to_owned);
+            let header = ["after step", "field", "before", "from here on"];
             "<h2>Changes</h2>\n".to_owned() + &table(&header, &rows)
         }
     }
@@ -313,33 +265,24 @@ fn changes(records: &[Record]) -> String {
 /// top.
 pub fn totals(records: &[Record]) -> Vec<(String, String)> {
     let steps: Vec<&StepRecord> = records.iter().filter_map(Record::as_step).collect();
-    let sum = |value: fn(&StepRecord) -> usize| steps.iter().map(|s| value(s)).sum::<usize>();
+    let sum = |value: fn(&StepRecord) -> usize| {
+        let sum: usize = steps.iter().map(|step| value(step)).sum();
+        sum.to_string()
+    };
     let unrolled = steps.iter().filter(|s| s.phase == Phase::Unrolled).count();
     let seconds: f64 = steps.iter().map(|s| s.seconds).sum();
-    let fact = |name: &str, value: String| (name.to_owned(), value);
-    vec![
-        fact(
-            "training steps",
-            format!("{} ({unrolled} of them unrolled)", steps.len()),
-        ),
-        fact(
-            "targets predicted in training",
-            sum(|s| s.targets).to_string(),
-        ),
-        fact(
-            "evaluations of f, forward",
-            sum(|s| s.forward_nfe).to_string(),
-        ),
-        fact(
-            "vector-Jacobian products, backward",
-            sum(|s| s.backward.as_ref().map_or(0, |b| b.nfe)).to_string(),
-        ),
-        fact(
-            "evaluations and products of the penalty",
-            sum(|s| s.penalty.as_ref().map_or(0, |p| p.nfe + p.products)).to_string(),
-        ),
-        fact("training time", clock(Duration::from_secs_f64(seconds))),
-    ]
+    let backward = sum(|s| s.backward.as_ref().map_or(0, |b| b.nfe));
+    let penalty = sum(|s| s.penalty.as_ref().map_or(0, |p| p.nfe + p.products));
+    let all = format!("{} ({unrolled} of them unrolled)", steps.len());
+    let facts = [
+        ("training steps", all),
+        ("targets predicted in training", sum(|s| s.targets)),
+        ("evaluations of f, forward", sum(|s| s.forward_nfe)),
+        ("vector-Jacobian products, backward", backward),
+        ("evaluations and products of the penalty", penalty),
+        ("training time", clock(Duration::from_secs_f64(seconds))),
+    ];
+    facts.map(|(name, value)| (name.to_owned(), value)).to_vec()
 }
 
 /// Text as HTML.

@@ -1,7 +1,7 @@
 //! The page of a run.
 
 use deq_train::records::{EvalRecord, Phase, Record, SolveRecord, StepRecord};
-use deq_train::report::{NamedRun, ReportHeader, totals, write_comparison, write_report};
+use deq_train::report::{NamedRun, totals, write_comparison, write_report};
 use deq_train::{Measure, Quality};
 
 #[test]
@@ -48,11 +48,8 @@ fn the_page_holds_every_curve_and_nothing_from_outside() {
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("report.html");
-    let header = ReportHeader {
-        title: "a < b".to_owned(),
-        facts: totals(&records),
-    };
-    write_report(&path, &header, &records, "<p>more</p>").unwrap();
+    let header = ("a < b", &totals(&records)[..]);
+    write_report(&path, header, &records, "<p>more</p>").unwrap();
     let page = std::fs::read_to_string(path).unwrap();
     assert_eq!(
         page.matches("<svg").count(),
@@ -70,7 +67,7 @@ fn the_page_holds_every_curve_and_nothing_from_outside() {
     write_comparison(&path, &runs).unwrap();
     let page = std::fs::read_to_string(path).unwrap();
     // Nothing converged or not, so that there are no shares to draw.
-    let charts = if cfg!(feature = "charts") { 5 } else { 0 };
+    let charts = if cfg!(feature = "charts") { 7 } else { 0 };
     assert_eq!(page.matches("<svg").count(), charts);
     assert!(page.contains("<td>500</td>") && page.contains("without &amp; alone"));
     assert!(!page.contains("src=") && !page.contains("href="));

@@ -1,11 +1,51 @@
 //! Text as a task.
 
-use deq_train::tasks::text::{DataSource, TextTask};
-use deq_train::{Opening, Recipe, Task};
+use burn::tensor::Device;
+use deq_train::tasks::text::{DataSource, TextBatch, TextTask};
+use deq_train::{BatchPlan, Batches, Opening, Recipe, Split, Task};
 use std::path::Path;
 
 fn tiny() -> TextTask {
     Recipe::<TextTask>::preset("tiny").unwrap().task
+}
+
+/// Training reads segments of full length, over and over; what is held out is read once to its end.
+#[test]
+fn training_wraps_around_and_held_out_text_is_read_to_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text.txt");
+    std::fs::write(&path, "a line of a few words\n".repeat(50)).unwrap();
+    let mut task = tiny();
+    (task.data, task.segment) = (DataSource::Path(path), 5);
+    let corpus = task.open(&Opening::default()).unwrap();
+    let plan = BatchPlan {
+        batch: 2,
+        seed: 1,
+        workers: 0,
+    };
+    let device = Device::flex();
+    let read = |batches: &dyn Batches<TextBatch>, places| -> Vec<(Vec<i32>, bool)> {
+        let batches = batches.batches(places, &device).map(Result::unwrap);
+        let first = |batch: &TextBatch| batch.tokens.clone().narrow(0, 0, 1).into_data();
+        let ids = |batch: &TextBatch| first(batch).iter::<i32>().collect();
+        batches
+            .map(|batch| (ids(&batch), batch.starts_stream))
+            .collect()
+    };
+    let training = task.training(&corpus, &plan).unwrap();
+    let passes = read(&*training, 0..2 * training.per_pass());
+    let (first, second) = passes.split_at(training.per_pass());
+    assert_eq!(first, second);
+    let starts = first.iter().map(|(ids, starts)| (ids.len(), *starts));
+    let expected = (0..first.len()).map(|place| (5, place == 0));
+    assert_eq!(starts.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+
+    let held_out = task.held_out(&corpus, Split::Valid, &plan).unwrap();
+    let read = read(&*held_out, 0..held_out.per_pass());
+    let ids: Vec<i32> = read.iter().flat_map(|(ids, _)| ids.clone()).collect();
+    // All of a stream but its last token, which is only predicted.
+    assert_eq!(ids.len(), corpus.valid.len() / 2 - 1);
+    assert!(!ids.len().is_multiple_of(5) && read[0].1 && !read[1].1);
 }
 
 #[test]

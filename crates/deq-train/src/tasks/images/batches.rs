@@ -1,9 +1,12 @@
 //! Batches of images on a device.
 
-use crate::error::BoxError;
+use crate::error::{BoxError, TrainError};
 use crate::task::Batches;
 use burn::tensor::{Device, Tensor, TensorData};
-use deq_data::{IGNORE_LABEL, ImageBatch, LabelSurvey, Loader, Skipped, VisionSplits, VisionTask};
+use deq_data::{
+    IGNORE_LABEL, ImageBatch, ImageDataset, LabelSurvey, Loader, LoaderConfig, Skipped, Transform,
+    VisionSplits, VisionTask,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -27,11 +30,11 @@ impl ImagesBatch {
         let mut targets = batch.targets;
         // Where whole images are classified, there may be a class of this number.
         if task == VisionTask::Segmentation {
-            for target in &mut targets {
-                if *target == i32::from(IGNORE_LABEL) {
-                    *target = IGNORED;
-                }
-            }
+            let ignored = |target: &&mut i32| **target == i32::from(IGNORE_LABEL);
+            targets
+                .iter_mut()
+                .filter(ignored)
+                .for_each(|target| *target = IGNORED);
         }
         Self {
             images: Tensor::from_data(TensorData::new(batch.pixels, shape), device),
@@ -47,6 +50,22 @@ pub struct ImagesData {
     /// The labels of training maps, where training steps are to be made.
     pub(super) labels: Option<LabelSurvey>,
     pub(super) left_out: LeftOut,
+}
+
+impl ImagesData {
+    /// The batches of one part.
+    pub(super) fn batches(
+        &self,
+        part: Arc<dyn ImageDataset>,
+        transform: &Transform,
+        config: LoaderConfig,
+    ) -> Result<Box<dyn Batches<ImagesBatch>>, TrainError> {
+        let (transform, normalization) = (transform.clone(), self.splits.normalization);
+        Ok(Box::new(ImagesBatches {
+            loader: Loader::new(part, transform, normalization, config)?,
+            left_out: self.left_out.clone(),
+        }))
+    }
 }
 
 /// Files that could not be used, with the reason, over all batches made so far.
@@ -87,9 +106,9 @@ impl LeftOut {
 }
 
 /// The batches of a [`Loader`].
-pub(super) struct ImagesBatches {
-    pub(super) loader: Loader,
-    pub(super) left_out: LeftOut,
+struct ImagesBatches {
+    loader: Loader,
+    left_out: LeftOut,
 }
 
 impl Batches<ImagesBatch> for ImagesBatches {

@@ -2,6 +2,7 @@
 
 use super::error::ImagesError;
 use crate::error::{RecipeError, RunError, TrainError, require};
+use crate::presets::{Preset, presets};
 use crate::recipe::{Network, Recipe};
 use crate::task::Task;
 use deq_data::{ImageSource, Transform, VisionTask};
@@ -51,6 +52,16 @@ pub struct ImagesTask {
     pub fingerprint: Option<u64>,
 }
 
+/// Reads or calls what both kinds of models have.
+macro_rules! either {
+    ($model:expr, $config:ident => $value:expr) => {
+        match $model {
+            ImagesModelConfig::Classifier($config) => $value,
+            ImagesModelConfig::Segmenter($config) => $value,
+        }
+    };
+}
+
 impl ImagesModelConfig {
     /// What it predicts.
     pub fn task(&self) -> VisionTask {
@@ -62,25 +73,17 @@ impl ImagesModelConfig {
 
     /// The trained numbers of the model.
     pub fn parameters(&self) -> usize {
-        match self {
-            ImagesModelConfig::Classifier(config) => config.parameters(),
-            ImagesModelConfig::Segmenter(config) => config.parameters(),
-        }
+        either!(self, config => config.parameters())
     }
 
     /// By what the sides of an image must be divisible.
     pub fn side_multiple(&self) -> usize {
-        match self {
-            ImagesModelConfig::Classifier(config) => config.backbone.side_multiple(),
-            ImagesModelConfig::Segmenter(config) => config.backbone.side_multiple(),
-        }
+        either!(self, config => config.backbone.side_multiple())
     }
 
+    /// The number of classes.
     pub(super) fn classes(&mut self) -> &mut usize {
-        match self {
-            ImagesModelConfig::Classifier(config) => &mut config.num_classes,
-            ImagesModelConfig::Segmenter(config) => &mut config.num_classes,
-        }
+        either!(self, config => &mut config.num_classes)
     }
 
     /// The model that a checkpoint holds: of the kind of this one, and of the sizes that the file
@@ -133,24 +136,25 @@ impl ImagesTask {
     /// Held-out images in a batch: one where files of any size keep theirs, as in the original's
     /// segmentation.
     pub(super) fn held_out_batch(&self, batch: usize) -> usize {
-        match (&self.eval_transform, &self.data) {
-            (
-                Transform::Whole | Transform::PadToMultiple { .. },
-                ImageSource::Segmentation(_) | ImageSource::ImageFolder(_),
-            ) => 1,
+        match &self.data {
+            ImageSource::Segmentation(_) | ImageSource::ImageFolder(_) if self.keeps_pixels() => 1,
             _ => batch,
         }
+    }
+
+    /// Whether held-out pixels stay where they are.
+    fn keeps_pixels(&self) -> bool {
+        let eval = &self.eval_transform;
+        matches!(eval, Transform::Whole | Transform::PadToMultiple { .. })
     }
 
     /// Requires the data of a run, wherever they lie: to go on training the same files, for
     /// anything else the same classes and colours.
     pub(super) fn require_data_of(&self, run: &Path, training: bool) -> Result<(), TrainError> {
         let before = Recipe::<Self>::of_run(run)?.task;
+        let path = run.to_owned();
         if before.classes != self.classes {
-            return Err(ImagesError::OtherClasses {
-                path: run.to_owned(),
-            }
-            .into());
+            return Err(ImagesError::OtherClasses { path }.into());
         }
         let what = if before.data.normalization() != self.data.normalization() {
             format!("they were of the kind of {}", before.data)
@@ -160,7 +164,7 @@ impl ImagesTask {
             return Ok(());
         };
         Err(RunError::OtherData {
-            path: run.to_owned(),
+            path,
             data: self.data.to_string(),
             what,
         }
@@ -169,19 +173,15 @@ impl ImagesTask {
 
     /// Checks the model itself, and that there is memory for it.
     pub(super) fn validate_model(&self) -> Result<(), TrainError> {
-        match &self.model {
-            ImagesModelConfig::Classifier(config) => config.validate()?,
-            ImagesModelConfig::Segmenter(config) => config.validate()?,
-        }
+        either!(&self.model, config => config.validate()?);
         Ok(require_memory(self.model.parameters())?)
     }
 
     pub(super) fn validate_kind(&self) -> Result<(), ImagesError> {
+        let data = self.data.to_string();
         match self.model.task() == self.data.task() {
             true => Ok(()),
-            false => Err(ImagesError::ModelForOtherTask {
-                data: self.data.to_string(),
-            }),
+            false => Err(ImagesError::ModelForOtherTask { data }),
         }
     }
 
@@ -213,17 +213,15 @@ impl ImagesTask {
             let sides = match *transform {
                 // As the files are.
                 Transform::Whole => [multiple; 2],
-                Transform::PadToMultiple { multiple } => [multiple; 2],
-                Transform::Resize { width, height } => [width, height],
-                Transform::ScaleCrop { width, height, .. } => [width, height],
-                Transform::PadCrop { size, .. } => [size; 2],
-                Transform::RandomResizedCrop { size } => [size; 2],
-                Transform::CenterCrop { crop, .. } => [crop; 2],
+                Transform::PadToMultiple { multiple: size }
+                | Transform::PadCrop { size, .. }
+                | Transform::RandomResizedCrop { size }
+                | Transform::CenterCrop { crop: size, .. } => [size; 2],
+                Transform::Resize { width, height }
+                | Transform::ScaleCrop { width, height, .. } => [width, height],
             };
-            if let Some(side) = sides
-                .into_iter()
-                .find(|side| !side.is_multiple_of(multiple))
-            {
+            let fits = |side: &usize| side.is_multiple_of(multiple);
+            if let Some(side) = sides.into_iter().find(|side| !fits(side)) {
                 return Err(ImagesError::SideMultiple {
                     field,
                     side,
@@ -232,15 +230,68 @@ impl ImagesTask {
                 .into());
             }
         }
-        let in_place = matches!(
-            self.eval_transform,
-            Transform::Whole | Transform::PadToMultiple { .. }
-        );
-        match (self.model.task(), in_place) {
+        match (self.model.task(), self.keeps_pixels()) {
             (VisionTask::Segmentation, false) => Err(ImagesError::MovedPixels.into()),
             _ => Ok(()),
         }
     }
+}
+
+pub(super) const PRESETS: &[Preset] = presets!["images";
+    "mini",
+    "mini-shapes-segmentation",
+    "mini-cifar10",
+    "mini-folder",
+    "mini-segmentation",
+    "cifar10-tiny",
+    "cifar10-large",
+    "cifar10-large-jr",
+    "imagenet-small",
+    "imagenet-small-jr",
+    "imagenet-large",
+    "imagenet-large-jr",
+    "imagenet-xl",
+    "imagenet-xl-jr",
+    "cityscapes-small",
+    "cityscapes-large",
+    "cityscapes-xl",
+];
+
+/// The preset that trains on these data on two CPU cores.
+pub fn default_preset(data: &ImageSource) -> &'static str {
+    match data {
+        ImageSource::Shapes => "mini",
+        ImageSource::ShapesSegmentation => "mini-shapes-segmentation",
+        ImageSource::Cifar10(_) => "mini-cifar10",
+        ImageSource::ImageFolder(_) => "mini-folder",
+        ImageSource::Segmentation(_) => "mini-segmentation",
+    }
+}
+
+/// A preset for the data at hand; `mini` stands for the [default](default_preset) one. Transforms
+/// and steps are those of the preset, whose images may be of another size and number.
+///
+/// All but `mini` and its variants have the values of the YAML files of locuslab/deq
+/// (`MDEQ-Vision/experiments`), as every preset's `source` says.
+///
+/// # Errors
+///
+/// [`RecipeError::UnknownPreset`](crate::RecipeError) with the names there are, or
+/// [`ImagesError::PresetForOtherTask`] for a classifier where pixels are to be classified, or the
+/// other way around.
+pub fn preset_for(name: &str, data: &ImageSource) -> Result<Recipe<ImagesTask>, TrainError> {
+    let fitting = default_preset(data);
+    let mut recipe = Recipe::<ImagesTask>::preset(if name == "mini" { fitting } else { name })?;
+    if recipe.task.model.task() != data.task() {
+        return Err(ImagesError::PresetForOtherTask {
+            preset: name.to_owned(),
+            data: data.to_string(),
+            fitting,
+        }
+        .into());
+    }
+    recipe.task.data.clone_from(data);
+    Ok(recipe)
 }
 
 /// The layers of a ResNet that its name counts: stem, convolutions of the blocks, classifier.
@@ -290,9 +341,8 @@ mod tests {
         }
         let wrong = task.resnet(layers(20)).unwrap_err().to_string();
         assert!(wrong.contains("18, 34, 50, 101 or 152"), "{wrong}");
-        let pixels = self::task("mini-segmentation")
-            .resnet(layers(18))
-            .unwrap_err();
+        let pixels = self::task("mini-segmentation").resnet(layers(18));
+        let pixels = pixels.unwrap_err();
         assert!(pixels.to_string().contains("for label maps"), "{pixels}");
     }
 }

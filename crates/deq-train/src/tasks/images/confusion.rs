@@ -25,9 +25,8 @@ impl Confusion {
 
     /// The share of targets whose class was predicted; 0 if there are none.
     pub fn accuracy(&self) -> f64 {
-        let right: u64 = (0..self.classes)
-            .map(|class| self.count(class, class))
-            .sum();
+        let classes = 0..self.classes;
+        let right: u64 = classes.map(|class| self.count(class, class)).sum();
         let all: u64 = self.counts.iter().sum();
         right as f64 / all.max(1) as f64
     }

@@ -5,15 +5,13 @@ use std::path::PathBuf;
 /// An error of the task `images`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "messages say what the fields are")]
 pub enum ImagesError {
     /// A preset is for another kind of data.
     #[error("the preset {preset} does not fit the data {data}: choose {fitting}, which does")]
     PresetForOtherTask {
-        /// The preset.
         preset: String,
-        /// The data.
         data: String,
-        /// The preset for these data.
         fitting: &'static str,
     },
     /// Whole images are to be classified by a model of pixels, or the other way around.
@@ -21,10 +19,7 @@ pub enum ImagesError {
         "the model does not fit the data {data}: a classifier takes images with a class each, \
          a segmenter takes label maps"
     )]
-    ModelForOtherTask {
-        /// The data.
-        data: String,
-    },
+    ModelForOtherTask { data: String },
     /// Images of a size that the model cannot take.
     #[error(
         "{field} makes images with a side of {side} pixels, \
@@ -33,9 +28,7 @@ pub enum ImagesError {
     SideMultiple {
         /// The transform.
         field: &'static str,
-        /// The side.
         side: usize,
-        /// What it must be a multiple of.
         multiple: usize,
     },
     /// Pixels that are to be classified are moved.
@@ -46,31 +39,20 @@ pub enum ImagesError {
     MovedPixels,
     /// The weights of the loss are not one per class.
     #[error("{given} class weights for {classes} classes: give one for each, or none")]
-    ClassWeights {
-        /// Weights there are.
-        given: usize,
-        /// Classes of the data.
-        classes: usize,
-    },
+    ClassWeights { given: usize, classes: usize },
     /// The data have other classes than those that a run was trained on.
     #[error(
         "the classes of the data are not those of the run {path}: give the data it was trained on"
     )]
-    OtherClasses {
-        /// The run.
-        path: PathBuf,
-    },
+    OtherClasses { path: PathBuf },
     /// The data have another number of classes than an imported model.
     #[error(
         "the model in {path} knows {expected} classes, but the data have {found}: \
          give data with the classes it was trained on"
     )]
     NumberOfClasses {
-        /// The file.
         path: PathBuf,
-        /// Classes of the model.
         expected: usize,
-        /// Classes of the data.
         found: usize,
     },
     /// Not one held-out image can be used.
@@ -79,39 +61,23 @@ pub enum ImagesError {
          the first is {path}: {reason}"
     )]
     NothingHeldOut {
-        /// The images there are.
         files: usize,
-        /// The first file.
         path: PathBuf,
-        /// Why it cannot be used.
         reason: String,
     },
     /// A checkpoint holds a ResNet of another depth.
     #[error("the checkpoint is of a ResNet-{found}, not of a ResNet-{expected}: set network to it")]
-    OtherDepth {
-        /// Layers of the network asked for.
-        expected: usize,
-        /// Layers of the one in the file.
-        found: usize,
-    },
+    OtherDepth { expected: usize, found: usize },
     /// Overlays were asked for from a model that makes none.
     #[error(
         "the run {path} classifies whole images and makes no overlays: \
          leave out the folder for them"
     )]
-    NoOverlays {
-        /// The run.
-        path: PathBuf,
-    },
+    NoOverlays { path: PathBuf },
     /// Two overlays would be written to one file.
     #[error(
         "the overlays of {first} and {second} would have the same name: \
          predict them one by one, or into different folders"
     )]
-    SameOverlay {
-        /// An image.
-        first: PathBuf,
-        /// Another one.
-        second: PathBuf,
-    },
+    SameOverlay { first: PathBuf, second: PathBuf },
 }

@@ -41,10 +41,8 @@ impl Grid {
             let (x, y) = (place % self.columns * width, place / self.columns * height);
             format!("<g transform=\"translate({x} {})\">{cell}</g>\n", top + y)
         });
-        (
-            groups.collect(),
-            cells.len().div_ceil(self.columns) * height,
-        )
+        let rows = cells.len().div_ceil(self.columns);
+        (groups.collect(), rows * height)
     }
 
     /// An image with a line of text below it.
@@ -52,14 +50,12 @@ impl Grid {
         // Large ones are shrunk to what can be seen.
         let longest = image.width().max(image.height());
         let scaled = |length: usize| (length * 2 * self.side / longest).max(1);
-        let small;
-        let image = match longest > 2 * self.side {
+        let png = match longest > 2 * self.side {
             true => {
                 let size = (scaled(image.width()), scaled(image.height()));
-                small = image.resized(image.window(), size);
-                &small
+                image.resized(image.window(), size).to_png()
             }
-            false => image,
+            false => image.to_png(),
         };
         let [width, height] = self.cell;
         format!(
@@ -69,7 +65,7 @@ impl Grid {
             margin = GAP / 2,
             side = self.side,
             high = height - GAP - LINE,
-            png = BASE64_STANDARD.encode(image.to_png()),
+            png = BASE64_STANDARD.encode(png),
             middle = width / 2,
             line = height - GAP / 2 - 4,
             text = escape(text)
@@ -105,12 +101,13 @@ pub(super) fn draw(trained: &Trained<ImagesTask>, data: &VisionSplits) -> String
     let mut cells: Vec<String> = Vec::new();
     for example in examples {
         let image = &example.picture;
-        let answer = answer(trained, image);
-        match (example.target, answer.map) {
+        let (answer, map) = answer(trained, image);
+        match (example.target, map) {
             (Target::Map(labels), Some(found)) => {
                 cells.push(grid.cell(image, "", "black"));
-                cells.push(grid.cell(&overlay(image, &labels), "labels", "black"));
-                cells.push(grid.cell(&overlay(image, &found), "predicted", "black"));
+                for (map, text) in [(&labels, "labels"), (&found, "predicted")] {
+                    cells.push(grid.cell(&overlay(image, map), text, "black"));
+                }
             }
             (Target::Class(class), _) => {
                 let right = &data.test.classes()[usize::from(class)];

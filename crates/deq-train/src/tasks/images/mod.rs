@@ -17,13 +17,11 @@ mod error;
 mod gallery;
 mod model;
 mod predict;
-mod presets;
 mod task;
 
 pub use batches::{IGNORED, ImagesBatch, ImagesData};
-pub use config::{ImagesModelConfig, ImagesTask};
+pub use config::{ImagesModelConfig, ImagesTask, default_preset, preset_for};
 pub use confusion::Confusion;
 pub use error::ImagesError;
 pub use model::ImagesModel;
 pub use predict::{PredictOptions, Prediction, predict};
-pub use presets::{default_preset, preset_for};

@@ -3,7 +3,7 @@
 use super::batches::{IGNORED, ImagesBatch};
 use super::confusion::Confusion;
 use crate::error::TrainError;
-use crate::task::{Reading, Solved, TaskModel};
+use crate::task::{Reading, TaskModel};
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::module::interpolate;
@@ -87,38 +87,26 @@ impl TaskModel for ImagesModel {
     fn read(&self, batch: &ImagesBatch, (): &(), depth: Depth<'_>) -> Reading<Self> {
         let images = batch.images.clone();
         let [_, _, height, width] = images.dims();
-        let (output, equilibrium, context) = match &self.network {
+        match &self.network {
             ImagesNetwork::Classifier(model) => {
                 let out = model.forward(images, depth);
-                (out.logits, out.equilibrium, out.context)
+                Reading::solved(out.logits, (), out.equilibrium, out.context)
             }
             ImagesNetwork::Segmenter(model) => {
                 let out = model.forward(images, depth);
-                (
-                    per_pixel(out.logits, [height, width]),
-                    out.equilibrium,
-                    out.context,
-                )
+                let scores = per_pixel(out.logits, [height, width]);
+                Reading::solved(scores, (), out.equilibrium, out.context)
             }
             ImagesNetwork::Resnet(model) => {
                 let blocks = model.stages.iter().flatten();
-                return Reading {
+                Reading {
                     output: model.forward(images),
                     memory: (),
                     // Stem and classifier count as layers of their own.
                     nfe: 2 + blocks.map(|block| block.layers.len()).sum::<usize>(),
                     solved: None,
-                };
+                }
             }
-        };
-        Reading {
-            output,
-            memory: (),
-            nfe: equilibrium.nfe,
-            solved: Some(Solved {
-                equilibrium,
-                context,
-            }),
         }
     }
 
@@ -171,10 +159,8 @@ impl TaskModel for ImagesModel {
     }
 
     fn loss_weight(&self, batch: &ImagesBatch) -> f64 {
-        let targets = batch.targets.iter();
-        targets
-            .map(|target| f64::from(weight_of(*target, &self.class_weights)))
-            .sum()
+        let weight = |target: &i32| f64::from(weight_of(*target, &self.class_weights));
+        batch.targets.iter().map(weight).sum()
     }
 }
 
@@ -188,24 +174,20 @@ fn weight_of(target: i32, class_weights: &[f32]) -> f32 {
 
 /// The class of the highest score, for each row of `[targets, classes]`.
 pub(super) fn likeliest(scores: Tensor<2>) -> Vec<i32> {
-    let classes = scores.argmax(1).into_data().convert::<i32>();
-    classes
-        .try_into_vec()
-        .expect("the numbers were converted to this type")
+    scores.argmax(1).into_data().iter::<i32>().collect()
 }
 
 /// Scores `[batch, classes, h, w]` scaled up bilinearly to the size of the image, as
 /// `[batch * height * width, classes]`.
 fn per_pixel(logits: Tensor<4>, size: [usize; 2]) -> Tensor<2> {
     let [batch, classes, height, width] = logits.dims();
-    let logits = if [height, width] == size {
-        logits
-    } else {
-        // Corners aligned, as in the loss and the validation of the original.
-        let options = InterpolateOptions::new(InterpolateMode::Bilinear)
-            .with_align_corners(true)
-            .with_output_size(size);
-        interpolate(logits, options)
+    // Corners aligned, as in the loss and the validation of the original.
+    let options = InterpolateOptions::new(InterpolateMode::Bilinear)
+        .with_align_corners(true)
+        .with_output_size(size);
+    let logits = match [height, width] == size {
+        true => logits,
+        false => interpolate(logits, options),
     };
     let [height, width] = size;
     logits
@@ -250,29 +232,39 @@ mod tests {
         assert_eq!(found.try_to_vec::<f32>().unwrap(), expected);
     }
 
+    fn resnet(device: &Device, class_weights: &[f32]) -> ImagesModel {
+        let network = ResNetConfig::resnet18(2).with_width(1).init(device);
+        ImagesModel::new(ImagesNetwork::Resnet(network.unwrap()), class_weights)
+    }
+
+    fn scores(device: &Device) -> Tensor<2> {
+        Tensor::from_data([[2.0, 0.0], [0.0, 1.0], [5.0, -5.0]], device)
+    }
+
+    /// The loss of two scores.
+    fn of(right: f64, wrong: f64) -> f64 {
+        (1.0 + (wrong - right).exp()).ln()
+    }
+
+    fn batch(images: Tensor<4>, targets: Vec<i32>) -> ImagesBatch {
+        ImagesBatch { images, targets }
+    }
+
     #[test]
     fn ignored_targets_count_neither_in_the_loss_nor_in_the_accuracy() {
         let device = Device::flex();
-        let scores = || Tensor::<2>::from_data([[2.0, 0.0], [0.0, 1.0], [5.0, -5.0]], &device);
-        let nll = |targets: &[i32]| mean_nll(scores(), targets, &[]).into_scalar::<f64>();
-        let of = |right: f64, wrong: f64| (1.0 + (wrong - right).exp()).ln();
+        let scores = scores(&device);
+        let nll = |targets: &[i32]| mean_nll(scores.clone(), targets, &[]).into_scalar::<f64>();
         let both = (of(2.0, 0.0) + of(0.0, 1.0)) / 2.0;
         assert!((nll(&[0, 0, IGNORED]) - both).abs() < 1e-6);
         assert!((nll(&[0, 0, 1]) - (2.0 * both + of(-5.0, 5.0)) / 3.0).abs() < 1e-6);
         assert!(nll(&[IGNORED; 3]).abs() < 1e-30);
 
-        let network = ResNetConfig::resnet18(2)
-            .with_width(1)
-            .init(&device)
-            .unwrap();
-        let model = ImagesModel::new(ImagesNetwork::Resnet(network), &[]);
-        let batch = ImagesBatch {
-            images: Tensor::zeros([3, 3, 1, 1], &device),
-            targets: vec![0, 0, IGNORED],
-        };
+        let model = resnet(&device, &[]);
+        let batch = batch(Tensor::zeros([3, 3, 1, 1], &device), vec![0, 0, IGNORED]);
         assert_eq!(model.targets(&batch), 2);
-        assert_eq!(likeliest(scores()), [0, 1, 0]);
-        assert!((model.tally(&scores(), &batch).accuracy() - 0.5).abs() < 1e-12);
+        assert_eq!(likeliest(scores.clone()), [0, 1, 0]);
+        assert!((model.tally(&scores, &batch).accuracy() - 0.5).abs() < 1e-12);
     }
 
     /// PyTorch: `F.cross_entropy(scores, targets, weight=[2, 0.5])` divides by the sum of the
@@ -280,17 +272,8 @@ mod tests {
     #[test]
     fn classes_count_by_their_weights_in_training_only() {
         let device = Device::flex();
-        let network = ResNetConfig::resnet18(2)
-            .with_width(1)
-            .init(&device)
-            .unwrap();
-        let model = ImagesModel::new(ImagesNetwork::Resnet(network), &[2.0, 0.5]);
-        let scores = Tensor::<2>::from_data([[2.0, 0.0], [0.0, 1.0], [5.0, -5.0]], &device);
-        let batch = ImagesBatch {
-            images: Tensor::zeros([3, 3, 1, 1], &device),
-            targets: vec![0, 1, IGNORED],
-        };
-        let of = |right: f64, wrong: f64| (1.0 + (wrong - right).exp()).ln();
+        let (model, scores) = (resnet(&device, &[2.0, 0.5]), scores(&device));
+        let batch = batch(Tensor::zeros([3, 3, 1, 1], &device), vec![0, 1, IGNORED]);
         let weighted = (2.0 * of(2.0, 0.0) + 0.5 * of(1.0, 0.0)) / 2.5;
         let found = model.loss(&scores, &batch).into_scalar::<f64>();
         assert!((found - weighted).abs() < 1e-6);
@@ -304,10 +287,7 @@ mod tests {
         let device = Device::flex();
         let images = Tensor::<4>::ones([2, 3, 16, 16], &device);
         let read = |network: ImagesNetwork, targets: usize| {
-            let batch = ImagesBatch {
-                images: images.clone(),
-                targets: vec![0; targets],
-            };
+            let batch = batch(images.clone(), vec![0; targets]);
             let model = ImagesModel::new(network, &[]);
             let reading = model.read(&batch, &(), Depth::Unrolled(3));
             assert_eq!(reading.output.dims(), [targets, 5]);
@@ -318,11 +298,8 @@ mod tests {
         assert_eq!(read(ImagesNetwork::Classifier(classifier), 2), 3);
         let segmenter = MdeqSegmenterConfig::mini(5, 1).init(&device).unwrap();
         assert_eq!(read(ImagesNetwork::Segmenter(segmenter), 2 * 256), 3);
-        let resnet = ResNetConfig::resnet50(5)
-            .with_width(1)
-            .init(&device)
-            .unwrap();
-        assert_eq!(read(ImagesNetwork::Resnet(resnet), 2), 50);
+        let resnet = ResNetConfig::resnet50(5).with_width(1).init(&device);
+        assert_eq!(read(ImagesNetwork::Resnet(resnet.unwrap()), 2), 50);
     }
 
     #[test]
@@ -331,11 +308,8 @@ mod tests {
         let network = MdeqSegmenterConfig::mini(2, 1).init(&device).unwrap();
         let model = ImagesModel::new(ImagesNetwork::Segmenter(network), &[]);
         let probed = |count: usize, side: usize| {
-            let batch = ImagesBatch {
-                images: Tensor::zeros([count, 3, side, side], &device),
-                targets: vec![0; count * side * side],
-            };
-            let probed = model.probed(&batch);
+            let images = Tensor::zeros([count, 3, side, side], &device);
+            let probed = model.probed(&batch(images, vec![0; count * side * side]));
             let [kept, ..] = probed.images.dims();
             assert_eq!(probed.targets.len(), kept * side * side);
             kept

@@ -62,10 +62,8 @@ pub fn predict(
         (VisionTask::Segmentation, out) => overlay_paths(images, out.as_deref())?,
         (VisionTask::Classification, None) => Vec::new(),
         (VisionTask::Classification, Some(_)) => {
-            return Err(ImagesError::NoOverlays {
-                path: run.to_owned(),
-            }
-            .into());
+            let path = run.to_owned();
+            return Err(ImagesError::NoOverlays { path }.into());
         }
     };
     if let Some(out) = &options.overlays {
@@ -84,21 +82,13 @@ fn predict_one(
     place: Option<&Path>,
 ) -> Result<Prediction, TrainError> {
     let image = Picture::open(path)?;
-    let answer = answer(trained, &image);
-    let overlay = match (answer.map, place) {
-        (Some(map), Some(place)) => {
-            overlay(&image, &map).save_png(place)?;
-            Some(place.to_owned())
-        }
-        _ => None,
-    };
-    Ok(Prediction {
-        path: path.to_owned(),
-        classes: answer.classes,
-        overlay,
-        steps: answer.steps,
-        converged: answer.converged,
-    })
+    let (mut prediction, map) = answer(trained, &image);
+    if let (Some(map), Some(place)) = (map, place) {
+        overlay(&image, &map).save_png(place)?;
+        prediction.overlay = Some(place.to_owned());
+    }
+    prediction.path = path.to_owned();
+    Ok(prediction)
 }
 
 /// Where the overlay of each image goes, no two to one file.
@@ -121,17 +111,12 @@ fn overlay_paths(images: &[PathBuf], out: Option<&Path>) -> Result<Vec<PathBuf>,
     places.collect()
 }
 
-/// What a model says, before it is written anywhere.
-pub(super) struct Answer {
-    pub(super) classes: Vec<(String, f64)>,
-    /// The class of every pixel.
-    pub(super) map: Option<LabelMap>,
-    steps: Option<f64>,
-    converged: Option<bool>,
-}
-
-/// Runs the model on one image.
-pub(super) fn answer(trained: &Trained<ImagesTask>, image: &Picture) -> Answer {
+/// Runs the model on one image, whose path is left empty; of a segmentation, also the class of every
+/// pixel.
+pub(super) fn answer(
+    trained: &Trained<ImagesTask>,
+    image: &Picture,
+) -> (Prediction, Option<LabelMap>) {
     let task = &trained.recipe.task;
     let shown = shown(task, image);
     let (width, height) = (shown.width(), shown.height());
@@ -147,21 +132,14 @@ pub(super) fn answer(trained: &Trained<ImagesTask>, image: &Picture) -> Answer {
     let solve = solved.and_then(|solved| solved.equilibrium.solve.as_ref());
     let (shares, map) = match task.model.task() {
         VisionTask::Classification => {
-            let probabilities = softmax(reading.output, 1).into_data().convert::<f64>();
-            let probabilities = probabilities.try_into_vec::<f64>();
-            (
-                probabilities.expect("the numbers were converted to this type"),
-                None,
-            )
+            let probabilities = softmax(reading.output, 1).into_data();
+            (probabilities.iter::<f64>().collect(), None)
         }
         VisionTask::Segmentation => {
             let found = likeliest(reading.output);
             let found = found.into_iter().map(|class| class as u8).collect();
-            let map = LabelMap::new(width, height, found).cropped(
-                (0, 0),
-                (image.width(), image.height()),
-                [IGNORE_LABEL],
-            );
+            let size = (image.width(), image.height());
+            let map = LabelMap::new(width, height, found).cropped((0, 0), size, [IGNORE_LABEL]);
             let mut shares = vec![0.0; task.classes.len()];
             let pixel = 1.0 / map.data().len() as f64;
             for class in map.data() {
@@ -176,12 +154,14 @@ pub(super) fn answer(trained: &Trained<ImagesTask>, image: &Picture) -> Answer {
     classes.sort_by(|a, b| b.1.total_cmp(&a.1));
     classes.truncate(TOP);
     classes.retain(|(_, share)| *share > 0.0);
-    Answer {
+    let prediction = Prediction {
+        path: PathBuf::new(),
         classes,
-        map,
+        overlay: None,
         steps: solve.map(|solve| solve.mean_steps()),
         converged: solve.map(|solve| solve.status_counts().converged == 1),
-    }
+    };
+    (prediction, map)
 }
 
 /// The image as the model sees it.

@@ -1,12 +1,11 @@
 //! The task: its data, its network, its measure.
 
-use super::batches::{ImagesBatch, ImagesBatches, ImagesData, LeftOut};
-use super::config::{ImagesModelConfig, ImagesTask, depth};
+use super::batches::{ImagesBatch, ImagesData, LeftOut};
+use super::config::{ImagesModelConfig, ImagesTask, PRESETS, depth};
 use super::confusion::Confusion;
 use super::error::ImagesError;
 use super::gallery;
 use super::model::{ImagesModel, ImagesNetwork};
-use super::presets::PRESETS;
 use crate::error::{RunError, TrainError};
 use crate::measure::{Detail, Measure, Quality};
 use crate::presets::Preset;
@@ -14,9 +13,7 @@ use crate::recipe::Network;
 use crate::run::Trained;
 use crate::task::{BatchPlan, Batches, Opening, Split, Task};
 use burn::tensor::{Device, TensorData};
-use deq_data::{
-    LabelSurvey, Loader, LoaderConfig, Skipped, Spread, Transform, VisionSplits, VisionTask,
-};
+use deq_data::{LabelSurvey, LoaderConfig, Skipped, Spread, Transform, VisionSplits, VisionTask};
 use deq_models::checkpoint::{LoadReport, StateDict};
 use deq_models::{ResNetConfig, StepNumbers};
 use std::path::{Path, PathBuf};
@@ -76,16 +73,13 @@ impl Task for ImagesTask {
     }
 
     fn init(&self, network: Network, device: &Device) -> Result<ImagesModel, TrainError> {
+        use ImagesModelConfig::{Classifier, Segmenter};
         let network = match (network, &self.model) {
             (Network::Layers { .. }, _) => {
                 ImagesNetwork::Resnet(self.resnet(network)?.init(device)?)
             }
-            (_, ImagesModelConfig::Classifier(config)) => {
-                ImagesNetwork::Classifier(config.init(device)?)
-            }
-            (_, ImagesModelConfig::Segmenter(config)) => {
-                ImagesNetwork::Segmenter(config.init(device)?)
-            }
+            (_, Classifier(config)) => ImagesNetwork::Classifier(config.init(device)?),
+            (_, Segmenter(config)) => ImagesNetwork::Segmenter(config.init(device)?),
         };
         let weights = self.class_weights.as_deref();
         Ok(ImagesModel::new(network, weights.unwrap_or_default()))
@@ -100,15 +94,7 @@ impl Task for ImagesTask {
             workers: plan.workers,
             ..LoaderConfig::training(plan.batch, plan.seed)
         };
-        Ok(Box::new(ImagesBatches {
-            loader: Loader::new(
-                data.splits.train.clone(),
-                self.train_transform.clone(),
-                data.splits.normalization,
-                config,
-            )?,
-            left_out: data.left_out.clone(),
-        }))
+        data.batches(data.splits.train.clone(), &self.train_transform, config)
     }
 
     /// The held-out part is the `valid` split; there is no other.
@@ -119,20 +105,11 @@ impl Task for ImagesTask {
         plan: &BatchPlan,
     ) -> Result<Box<dyn Batches<ImagesBatch>>, TrainError> {
         if split == Split::Test {
-            return Err(RunError::NoSplit {
-                split: split.name(),
-            }
-            .into());
+            return Err(RunError::NoSplit { split: "test" }.into());
         }
-        Ok(Box::new(ImagesBatches {
-            loader: Loader::new(
-                Arc::new(Spread::new(data.splits.test.clone())),
-                self.eval_transform.clone(),
-                data.splits.normalization,
-                LoaderConfig::evaluation(self.held_out_batch(plan.batch)),
-            )?,
-            left_out: data.left_out.clone(),
-        }))
+        let config = LoaderConfig::evaluation(self.held_out_batch(plan.batch));
+        let spread = Arc::new(Spread::new(data.splits.test.clone()));
+        data.batches(spread, &self.eval_transform, config)
     }
 
     fn measure(&self) -> Measure {
@@ -193,7 +170,7 @@ impl Task for ImagesTask {
     }
 
     fn presets() -> &'static [Preset] {
-        &PRESETS
+        PRESETS
     }
 
     fn prepare(&mut self, network: Network) -> Result<(), TrainError> {
@@ -234,22 +211,20 @@ impl Task for ImagesTask {
         let drawing = gallery::draw(trained, &data.splits);
         let path = trained.run.join("predictions.svg");
         crate::files::write_whole(&path, drawing.as_bytes())?;
-        Ok(format!(
-            "<h2>Predictions</h2>\n<figure>{drawing}</figure>\n"
-        ))
+        let figure = format!("<figure>{drawing}</figure>\n");
+        Ok(format!("<h2>Predictions</h2>\n{figure}"))
     }
 
     /// A multiscale model of the original program, or a ResNet of torchvision.
     fn sized_by(&mut self, file: &StateDict) -> Result<(), TrainError> {
         match &mut self.resnet {
             Some(resnet) => {
-                let found = ResNetConfig::from_state_dict(file)?;
-                let depths = [depth(resnet), depth(&found)];
-                if depths[0] != depths[1] {
-                    let [expected, found] = depths;
+                let other = ResNetConfig::from_state_dict(file)?;
+                let (expected, found) = (depth(resnet), depth(&other));
+                if expected != found {
                     return Err(ImagesError::OtherDepth { expected, found }.into());
                 }
-                *resnet = found;
+                *resnet = other;
             }
             None => self.model = self.model.sized_by(file)?,
         }
@@ -293,23 +268,20 @@ impl Task for ImagesTask {
 /// Held-out files that cannot be used, each of which is told, before anything is trained.
 fn unusable(splits: &VisionSplits, from: &Opening<'_>) -> Result<Vec<Skipped>, TrainError> {
     let found = splits.test.unusable()?;
-    match found.first() {
-        Some(Skipped { path, reason }) if found.len() == splits.test.len() => {
-            return Err(ImagesError::NothingHeldOut {
-                files: found.len(),
-                path: path.clone(),
-                reason: reason.clone(),
-            }
-            .into());
+    if let Some(Skipped { path, reason }) = found.first()
+        && found.len() == splits.test.len()
+    {
+        return Err(ImagesError::NothingHeldOut {
+            files: found.len(),
+            path: path.clone(),
+            reason: reason.clone(),
         }
-        _ => {}
+        .into());
     }
-    for Skipped { path, reason } in &found {
-        if let Some(progress) = from.progress {
-            let path = path.display();
-            progress(&format!(
-                "left out of the held-out images: {path}: {reason}"
-            ));
+    if let Some(progress) = from.progress {
+        for Skipped { path, reason } in &found {
+            let what = format!("{}: {reason}", path.display());
+            progress(&format!("left out of the held-out images: {what}"));
         }
     }
     Ok(found)
@@ -348,16 +320,11 @@ mod tests {
         let quality = task.quality(1.0, &confusion);
         assert_eq!(quality.measure, Measure::share("mean IoU"));
         let everywhere = task.quality(1.0, &Confusion::new(3, &[0, 0], &[0, 0]));
-        assert_eq!(
-            everywhere.measure.name(),
-            "IoU of the only class that occurs"
-        );
+        let only = "IoU of the only class that occurs";
+        assert_eq!(everywhere.measure.name(), only);
         assert!((quality.value - (0.5 + 2.0 / 3.0) / 2.0).abs() < 1e-12);
-        let others: Vec<_> = quality
-            .others
-            .iter()
-            .map(|o| (o.measure.name(), o.value))
-            .collect();
+        let others = quality.others.iter();
+        let others: Vec<_> = others.map(|o| (o.measure.name(), o.value)).collect();
         assert_eq!(
             others,
             [

@@ -3,10 +3,8 @@
 use super::error::TextError;
 use super::task::TextTask;
 use crate::error::{TrainError, with_causes};
-use crate::task::{Opening, Split};
-use deq_data::{
-    CachePlace, Corpus, CorpusEvent, CorpusReader, DataError, Level, Tokens, Vocabulary,
-};
+use crate::task::Opening;
+use deq_data::{CachePlace, Corpus, CorpusEvent, CorpusReader, DataError, Level, Vocabulary};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -60,12 +58,11 @@ fn read(
 ) -> Result<Corpus, TrainError> {
     let level = task.level;
     let vocabulary = match (kept, &task.tokenizer) {
-        (Some(kept), _) => Some(kept),
         (None, Some(_)) if level != Level::Tokenizer => {
             return Err(TextError::TokenizerAtOtherLevel { level }.into());
         }
         (None, Some(tokenizer)) => Some(Vocabulary::load(tokenizer)?),
-        (None, None) => None,
+        (kept, _) => kept,
     };
     Ok(match (&task.data, vocabulary) {
         (DataSource::Builtin, None) => Corpus::builtin(level)?,
@@ -76,7 +73,7 @@ fn read(
                 None => CorpusReader::new(path, level),
             };
             let listen = |event: &CorpusEvent<'_>| {
-                if let (Some(progress), Some(sentence)) = (from.progress, sentence(event)) {
+                if let (Some(progress), Some(sentence)) = (from.progress, reading_text(event)) {
                     progress(&sentence);
                 }
             };
@@ -85,65 +82,44 @@ fn read(
     })
 }
 
-/// What happens while a text is read.
-fn sentence(event: &CorpusEvent<'_>) -> Option<String> {
-    let percent = |done: u64, total: u64| 100 * u128::from(done) / u128::from(total.max(1));
+/// What happens while a text is read, as a sentence; `None` for what need not be told.
+pub fn reading_text(event: &CorpusEvent<'_>) -> Option<String> {
+    let percent = |done: &u64, total: &u64| 100 * u128::from(*done) / u128::from(*total.max(&1));
     Some(match event {
         CorpusEvent::Counting { done, total } => {
-            format!("counting words: {} %", percent(*done, *total))
+            format!("counting words: {} %", percent(done, total))
         }
         CorpusEvent::Encoding { done, total } => {
-            format!("reading tokens: {} %", percent(*done, *total))
+            format!("reading tokens: {} %", percent(done, total))
         }
         CorpusEvent::Discarded { file, problem } => {
-            format!(
-                "reading the text anew, since {} cannot be used: {problem}",
-                file.display()
-            )
+            let file = file.display();
+            format!("reading the text anew, since {file} cannot be used: {problem}")
         }
         CorpusEvent::Written { file } => format!("tokens kept in {}", file.display()),
         CorpusEvent::NotWritten { error } => {
-            format!(
-                "the tokens are not kept for the next time: {}",
-                with_causes(*error)
-            )
+            let reason = with_causes(*error);
+            format!("the tokens are not kept for the next time: {reason}")
         }
         _ => return None,
     })
 }
 
-/// The vocabulary kept in a run, if there is one.
-///
-/// # Errors
-///
-/// [`DataError`] if it is broken, [`TextError::KeptVocabulary`] if it is not that of the task.
+/// The vocabulary kept in a run, if there is one; it must be that of the task.
 pub(super) fn kept_vocabulary(
     run: &Path,
     task: &TextTask,
 ) -> Result<Option<Vocabulary>, TrainError> {
-    match Vocabulary::load_from(run) {
-        // A recipe that is not from the run's folder does not know the vocabulary.
-        Ok(kept)
-            if task
-                .vocabulary
-                .is_none_or(|known| known == kept.fingerprint()) =>
-        {
-            Ok(Some(kept))
-        }
-        Ok(_) => {
-            let path = run.to_owned();
-            Err(TextError::KeptVocabulary { path }.into())
-        }
-        Err(DataError::NoVocabulary { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// The tokens of a held-out split, if the text has it.
-pub(super) fn held_out(corpus: &Corpus, split: Split) -> Option<&Tokens> {
-    match split {
-        Split::Valid => Some(&corpus.valid),
-        Split::Test => corpus.test.as_ref(),
+    let kept = match Vocabulary::load_from(run) {
+        Err(DataError::NoVocabulary { .. }) => return Ok(None),
+        other => other?,
+    };
+    // A recipe that is not from the run's folder does not know the vocabulary.
+    let known = task.vocabulary.unwrap_or(kept.fingerprint());
+    let path = run.to_owned();
+    match known == kept.fingerprint() {
+        true => Ok(Some(kept)),
+        false => Err(TextError::KeptVocabulary { path }.into()),
     }
 }
 
@@ -157,38 +133,33 @@ mod tests {
         Recipe::<TextTask>::preset("tiny").unwrap().task
     }
 
-    fn evaluating(run: &Path) -> Opening<'_> {
-        Opening {
-            run: Some(run),
-            ..Opening::default()
-        }
-    }
-
     #[test]
     fn the_vocabulary_of_a_run_must_be_its_own() {
         let run = tempfile::tempdir().unwrap();
+        let evaluating = Opening {
+            run: Some(run.path()),
+            ..Opening::default()
+        };
         let mut task = tiny();
         let words = Vocabulary::of_words(["the", "<unk>", "the"]);
         task.vocabulary = Some(words.fingerprint());
         assert!(kept_vocabulary(run.path(), &task).unwrap().is_none());
         // The text alone is read by bytes.
-        let message = task.clone().open(&evaluating(run.path())).unwrap_err();
-        assert!(
-            message.to_string().contains("is not that of the run"),
-            "{message}"
-        );
+        let refused = |error: TrainError| {
+            let message = error.to_string();
+            assert!(message.contains("is not that of the run"), "{message}");
+        };
+        refused(task.clone().open(&evaluating).unwrap_err());
         words.save_in(run.path()).unwrap();
         let kept = kept_vocabulary(run.path(), &task).unwrap();
         assert_eq!(kept.as_ref(), Some(&words));
-        let corpus = task.open(&evaluating(run.path())).unwrap();
+        let corpus = task.open(&evaluating).unwrap();
         assert_eq!(corpus.vocabulary, words);
         assert_eq!(task.model.vocab_size, words.len());
 
         Vocabulary::of_bytes().save_in(run.path()).unwrap();
-        let message = kept_vocabulary(run.path(), &task).unwrap_err().to_string();
-        assert!(message.contains("is not that of the run"), "{message}");
-        let message = task.keep(&corpus, run.path()).unwrap_err().to_string();
-        assert!(message.contains("is not that of the run"), "{message}");
+        refused(kept_vocabulary(run.path(), &task).unwrap_err());
+        refused(task.keep(&corpus, run.path()).unwrap_err());
     }
 
     #[test]

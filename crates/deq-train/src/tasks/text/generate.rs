@@ -92,14 +92,15 @@ pub fn generate(
         let u = uniform(options.seed, place as u64);
         let token = options.sampling.draw(&reader.log_probs, never, u)?;
         writer.push(token, on_text)?;
-        let compare =
-            options.compare_every > 0 && (place + 1).is_multiple_of(options.compare_every);
-        let cold = reader.clone();
+        let every = options.compare_every;
+        let compare = every > 0 && (place + 1).is_multiple_of(every);
+        let mut cold = reader.clone();
         let nfe = reader.read(&[token]);
         evaluations += nfe;
         seconds += started.elapsed().as_secs_f64();
         if compare && reader.last.is_some() {
-            compared.push([nfe, cold.without_start().read(&[token])]);
+            cold.last = None;
+            compared.push([nfe, cold.read(&[token])]);
         }
     }
     let mean = |sum: usize, count: usize| sum as f64 / count.max(1) as f64;
@@ -117,12 +118,10 @@ pub fn generate(
 /// The ids of a prompt. One without tokens is the end of a line, if the vocabulary has a token for
 /// it.
 fn prompt_ids(vocabulary: &Vocabulary, prompt: &str) -> Result<Vec<u32>, TrainError> {
-    for text in [prompt, "\n"] {
-        if !text.is_empty() {
-            let ids = vocabulary.encode(text)?;
-            if !ids.is_empty() {
-                return Ok(ids);
-            }
+    for text in [prompt, "\n"].into_iter().filter(|text| !text.is_empty()) {
+        let ids = vocabulary.encode(text)?;
+        if !ids.is_empty() {
+            return Ok(ids);
         }
     }
     Err(TextError::NoPrompt.into())
@@ -153,11 +152,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The same without a state to start from.
-    fn without_start(self) -> Self {
-        Self { last: None, ..self }
-    }
-
     /// Reads some tokens and returns the evaluations it took.
     fn read(&mut self, tokens: &[u32]) -> usize {
         let ids: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
@@ -168,10 +162,9 @@ impl<'a> Reader<'a> {
         let start = self.last.take().filter(|_| time == 1);
         let out = self.model.read_from(ids, &self.memory, self.depth, start);
         self.memory = out.memory;
-        self.last = out
-            .solved
-            .map(|solved| solved.equilibrium.z.narrow(1, time - 1, 1));
-        let log_probs = self.model.log_probs(out.output.narrow(1, time - 1, 1));
+        let last = |of_all: Tensor<3>| of_all.narrow(1, time - 1, 1);
+        self.last = out.solved.map(|solved| last(solved.equilibrium.z));
+        let log_probs = self.model.log_probs(last(out.output));
         self.log_probs = log_probs.into_data().iter::<f64>().collect();
         out.nfe
     }
@@ -219,11 +212,8 @@ impl<'a> Writer<'a> {
     fn finish(mut self, on_text: &mut dyn FnMut(&str)) -> Result<String, TrainError> {
         let all = self.vocabulary.decode(&self.ids)?;
         self.say(all, on_text);
-        Ok(self
-            .said
-            .get(self.prompt_len..)
-            .unwrap_or_default()
-            .to_owned())
+        let text = self.said.get(self.prompt_len..);
+        Ok(text.unwrap_or_default().to_owned())
     }
 }
 
@@ -246,14 +236,11 @@ mod tests {
         let bytes = Vocabulary::of_bytes();
         let mut told = Vec::new();
         let mut writer = Writer::new(&bytes, "a".to_owned(), vec![97]);
+        let mut tell = |text: &str| told.push(text.to_owned());
         for byte in "b\u{e9}".bytes() {
-            writer
-                .push(byte.into(), &mut |text| told.push(text.to_owned()))
-                .unwrap();
+            writer.push(byte.into(), &mut tell).unwrap();
         }
-        let text = writer
-            .finish(&mut |text| told.push(text.to_owned()))
-            .unwrap();
+        let text = writer.finish(&mut tell).unwrap();
         assert_eq!(text, "b\u{e9}");
         // Half a letter is not told.
         told.retain(|text| !text.is_empty());

@@ -3,7 +3,7 @@
 use crate::task::Memory;
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 use deq_models::LmMemory;
-use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::ops::Range;
 
 /// A safetensors file whose tensors are named by their place; empty for an empty memory.
@@ -30,22 +30,14 @@ impl Memory for LmMemory {
             return Vec::new();
         }
         // f32 holds every narrower float exactly.
-        let data: Vec<TensorData> = self
-            .tensors()
-            .iter()
-            .map(|tensor| match tensor.dtype() {
-                DType::F64 => tensor.to_data(),
-                _ => tensor.to_data().convert::<f32>(),
-            })
-            .collect();
-        let views = data
-            .iter()
-            .enumerate()
-            .map(|(place, data)| Ok((place.to_string(), view(data)?)))
-            .collect::<Result<Vec<_>, SafeTensorError>>();
-        views
-            .and_then(|views| safetensors::serialize(views, None))
-            .expect("sizes follow from shapes")
+        let data = |tensor: &Tensor<3>| match tensor.dtype() {
+            DType::F64 => tensor.to_data(),
+            _ => tensor.to_data().convert::<f32>(),
+        };
+        let data: Vec<TensorData> = self.tensors().iter().map(data).collect();
+        let views = data.iter().map(view).enumerate();
+        let views = views.map(|(place, view)| (place.to_string(), view));
+        safetensors::serialize(views, None).expect("sizes follow from shapes")
     }
 
     fn from_bytes(bytes: &[u8], device: &Device) -> Result<Self, String> {
@@ -56,22 +48,21 @@ impl Memory for LmMemory {
         let tensors = (0..file.len()).map(|place| tensor(&file, place, device));
         let tensors = tensors.collect::<Result<Vec<_>, String>>()?;
         let places = |tensor: &Tensor<3>| [tensor.dims()[0], tensor.dims()[1]];
-        match tensors
-            .windows(2)
-            .all(|pair| places(&pair[0]) == places(&pair[1]))
-        {
+        let mut pairs = tensors.windows(2);
+        match pairs.all(|pair| places(&pair[0]) == places(&pair[1])) {
             true => Ok(LmMemory::new(tensors)),
             false => Err("tensors differ in streams or positions".to_owned()),
         }
     }
 }
 
-fn view(data: &TensorData) -> Result<TensorView<'_>, SafeTensorError> {
+fn view(data: &TensorData) -> TensorView<'_> {
     let dtype = match data.dtype() {
         DType::F64 => Dtype::F64,
         _ => Dtype::F32,
     };
-    TensorView::new(dtype, data.shape().to_vec(), data.as_bytes())
+    let view = TensorView::new(dtype, data.shape().to_vec(), data.as_bytes());
+    view.expect("the size follows from the shape")
 }
 
 fn tensor(file: &SafeTensors<'_>, place: usize, device: &Device) -> Result<Tensor<3>, String> {
@@ -95,19 +86,21 @@ mod tests {
     use super::*;
     use burn::tensor::Distribution;
 
+    fn random(shapes: [[usize; 3]; 2], device: &Device) -> LmMemory {
+        let normal = Distribution::Normal(0.0, 1.0);
+        let tensors = shapes.map(|shape| Tensor::<3>::random(shape, normal, device));
+        LmMemory::new(tensors.to_vec())
+    }
+
     #[test]
     fn the_memory_survives_a_checkpoint() {
         let device = Device::flex();
-        let normal = Distribution::Normal(0.0, 1.0);
-        let z = Tensor::<3>::random([2, 5, 4], normal, &device);
-        let injection = Tensor::<3>::random([2, 5, 12], normal, &device);
-        let bytes = LmMemory::new(vec![z.clone(), injection.clone()]).to_bytes();
-        let memory = LmMemory::from_bytes(&bytes, &device).unwrap();
-        let [z_back, injection_back] = memory.tensors() else {
-            panic!("both tensors come back");
-        };
-        assert_eq!(z_back.to_data(), z.into_data());
-        assert_eq!(injection_back.to_data(), injection.into_data());
+        let memory = random([[2, 5, 4], [2, 5, 12]], &device);
+        let back = LmMemory::from_bytes(&memory.to_bytes(), &device).unwrap();
+        assert_eq!(back.tensors().len(), 2);
+        for (back, before) in back.tensors().iter().zip(memory.tensors()) {
+            assert_eq!(back.to_data(), before.to_data());
+        }
         let empty = LmMemory::from_bytes(&[], &device).unwrap();
         assert!(empty.is_empty() && empty.to_bytes().is_empty());
     }
@@ -115,11 +108,7 @@ mod tests {
     #[test]
     fn a_memory_is_the_sum_of_its_parts() {
         let device = Device::flex();
-        let normal = Distribution::Normal(0.0, 1.0);
-        let whole = LmMemory::new(vec![
-            Tensor::<3>::random([5, 2, 3], normal, &device),
-            Tensor::<3>::random([5, 2, 4], normal, &device),
-        ]);
+        let whole = random([[5, 2, 3], [5, 2, 4]], &device);
         let parts = [0..2, 2..5].map(|rows| Memory::part(&whole, rows, &device));
         assert_eq!(parts[1].tensors()[1].dims(), [3, 2, 4]);
         let joined = LmMemory::joined(&parts, &device);
@@ -136,20 +125,12 @@ mod tests {
         assert!(LmMemory::from_bytes(&bytes[..bytes.len() - 1], &device).is_err());
         let file = |shapes: [&[usize]; 2]| {
             let data = shapes.map(|shape| TensorData::zeros::<f32, _>(shape.to_vec()));
-            let views = ["0", "1"]
-                .into_iter()
-                .zip(data.iter().map(|data| view(data).unwrap()));
+            let views = ["0", "1"].into_iter().zip(data.iter().map(view));
             safetensors::serialize(views, None).unwrap()
         };
-        for (shapes, reason) in [
-            (
-                [&[2, 5, 4][..], &[2, 4, 12]],
-                "tensors differ in streams or positions",
-            ),
-            ([&[2, 5, 4], &[2, 5]], "1 has the shape [2, 5]"),
-        ] {
-            let error = LmMemory::from_bytes(&file(shapes), &device).unwrap_err();
-            assert_eq!(error, reason);
-        }
+        let error =
+            |second| LmMemory::from_bytes(&file([&[2, 5, 4], second]), &device).unwrap_err();
+        assert_eq!(error(&[2, 4, 12]), "tensors differ in streams or positions");
+        assert_eq!(error(&[2, 5]), "1 has the shape [2, 5]");
     }
 }

@@ -1,6 +1,6 @@
 //! The models of text, and what they read in a step.
 
-use crate::task::{Reading, Solved, TaskModel};
+use crate::task::{Reading, TaskModel};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use deq_core::Depth;
@@ -58,15 +58,7 @@ impl TextModel {
         match self {
             TextModel::Deq(model) => {
                 let out = model.forward_from(tokens, memory, depth, start);
-                Reading {
-                    output: out.hidden,
-                    memory: out.memory,
-                    nfe: out.equilibrium.nfe,
-                    solved: Some(Solved {
-                        equilibrium: out.equilibrium,
-                        context: out.context,
-                    }),
-                }
+                Reading::solved(out.hidden, out.memory, out.equilibrium, out.context)
             }
             TextModel::Layers(model) => {
                 let out = model.forward(tokens, memory);

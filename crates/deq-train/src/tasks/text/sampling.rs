@@ -37,19 +37,13 @@ impl Sampling {
     /// [`RecipeError::OutOfRange`](crate::RecipeError::OutOfRange) naming the first field that is
     /// wrong.
     pub fn validate(&self) -> Result<(), TrainError> {
-        let t = self.temperature;
+        let (t, p) = (self.temperature, self.top_p);
         let valid = t.is_finite() && t >= 0.0;
         require(valid, "temperature", t, "a finite number of at least 0")?;
-        let valid = self.top_k != Some(0);
-        require(
-            valid,
-            "top_k",
-            0.0,
-            "at least 1, or left out for all tokens",
-        )?;
-        let valid = self.top_p > 0.0 && self.top_p <= 1.0;
-        require(valid, "top_p", self.top_p, "above 0 and at most 1")?;
-        Ok(())
+        let right = "at least 1, or left out for all tokens";
+        require(self.top_k != Some(0), "top_k", 0.0, right)?;
+        let valid = p > 0.0 && p <= 1.0;
+        Ok(require(valid, "top_p", p, "above 0 and at most 1")?)
     }
 
     /// The token at `u`, uniform in `[0, 1)`, of the cut distribution. `never` is left out.
@@ -77,14 +71,11 @@ impl Sampling {
         let weight = |log_prob: f64| ((log_prob - best) / self.temperature).exp();
         let total: f64 = ranked.iter().map(|(_, p)| weight(*p)).sum();
         let mut reached = 0.0;
-        let kept = ranked
-            .iter()
-            .position(|(_, p)| {
-                reached += weight(*p);
-                reached >= self.top_p * total
-            })
-            .map_or(ranked.len(), |last| last + 1);
-        ranked.truncate(kept);
+        let last = ranked.iter().position(|(_, p)| {
+            reached += weight(*p);
+            reached >= self.top_p * total
+        });
+        ranked.truncate(last.map_or(ranked.len(), |last| last + 1));
         let total: f64 = ranked.iter().map(|(_, p)| weight(*p)).sum();
         let mut left = u * total;
         for (token, log_prob) in &ranked {

@@ -1,17 +1,15 @@
 //! Text to learn to predict, as a task.
 
-use super::batches::Segments;
-use super::data::{DataSource, held_out, kept_vocabulary, open};
+use super::data::{DataSource, kept_vocabulary, open};
 use super::error::TextError;
 use super::model::{TextBatch, TextModel};
-use super::presets::PRESETS;
 use crate::error::{ExchangeError, RunError, TrainError, require};
 use crate::measure::{Measure, Quality};
-use crate::presets::Preset;
+use crate::presets::{Preset, presets};
 use crate::recipe::Network;
-use crate::task::{BatchPlan, Batches, Opening, Split, Task};
+use crate::task::{BatchPlan, Batches, BatchesFn, Opening, Split, Task};
 use burn::tensor::{Device, TensorData};
-use deq_data::{Corpus, CorpusFingerprint, Level, StreamBatcher, unigram_perplexity};
+use deq_data::{Corpus, CorpusFingerprint, Level, StreamBatcher, Tokens, unigram_perplexity};
 use deq_models::checkpoint::{LoadReport, StateDict, load, state_dict};
 use deq_models::{DeqTransformerLmConfig, StepNumbers};
 use serde::{Deserialize, Serialize};
@@ -40,6 +38,30 @@ pub struct TextTask {
     pub model: DeqTransformerLmConfig,
 }
 
+/// Small ones first. `wt103` is the original model, from the scripts of the repository; `jr` adds
+/// the Jacobian penalty, `preln` has layer norms before the sublayers, and `paper` what is printed
+/// instead of the scripts' values.
+const PRESETS: &[Preset] = presets!["text";
+    "tiny",
+    "wt2",
+    "wt103",
+    "wt103-preln",
+    "wt103-jr",
+    "wt103-jr-preln",
+    "wt103-paper",
+    "wt103-preln-paper",
+    "wt103-jr-paper",
+    "wt103-jr-preln-paper",
+];
+
+/// The tokens of a held-out split, if the text has it.
+fn held_out(corpus: &Corpus, split: Split) -> Option<&Tokens> {
+    match split {
+        Split::Valid => Some(&corpus.valid),
+        Split::Test => corpus.test.as_ref(),
+    }
+}
+
 impl Task for TextTask {
     const NAME: &'static str = "text";
     const PLACES: &'static [&'static str] = &["data", "tokenizer"];
@@ -66,9 +88,7 @@ impl Task for TextTask {
             Network::Layers { depth } => {
                 TextModel::Layers(self.model.init_explicit(depth, device)?)
             }
-            Network::Equilibrium | Network::WeightTied { .. } => {
-                TextModel::Deq(self.model.init(device)?)
-            }
+            _ => TextModel::Deq(self.model.init(device)?),
         })
     }
 
@@ -78,7 +98,12 @@ impl Task for TextTask {
         plan: &BatchPlan,
     ) -> Result<Box<dyn Batches<TextBatch>>, TrainError> {
         let streams = StreamBatcher::new(&corpus.train, plan.batch, self.segment)?;
-        Ok(Box::new(Segments::Training(streams)))
+        let per_pass = streams.num_full_segments().max(1);
+        // Segments of full length, over any number of passes.
+        let segment = move |place, device: &Device| {
+            Ok(TextBatch::new(streams.training_segment(place), device))
+        };
+        Ok(Box::new(BatchesFn::new(per_pass, segment)))
     }
 
     fn held_out(
@@ -87,11 +112,14 @@ impl Task for TextTask {
         split: Split,
         plan: &BatchPlan,
     ) -> Result<Box<dyn Batches<TextBatch>>, TrainError> {
-        let tokens = held_out(corpus, split).ok_or(RunError::NoSplit {
-            split: split.name(),
-        })?;
+        let name = split.name();
+        let tokens = held_out(corpus, split).ok_or(RunError::NoSplit { split: name })?;
         let streams = StreamBatcher::new(tokens, plan.batch, self.segment)?;
-        Ok(Box::new(Segments::HeldOut(streams)))
+        let per_pass = streams.num_segments();
+        // The shorter last segment included.
+        let segment =
+            move |place, device: &Device| Ok(TextBatch::new(streams.segment(place), device));
+        Ok(Box::new(BatchesFn::new(per_pass, segment)))
     }
 
     fn measure(&self) -> Measure {
@@ -136,7 +164,7 @@ impl Task for TextTask {
     }
 
     fn presets() -> &'static [Preset] {
-        &PRESETS
+        PRESETS
     }
 
     fn keep(&self, corpus: &Corpus, run: &Path) -> Result<(), TrainError> {
