@@ -169,7 +169,9 @@ mod tests {
     fn gradients_that_some_parts_lack_are_those_of_the_others() {
         let device = Device::flex();
         let linear = || LinearConfig::new(2, 3).init(&device.clone().autodiff());
-        let model: [Linear; 2] = [linear(), linear()];
+        let first = linear();
+        // The last has its weights in common with the first.
+        let model: [Linear; 3] = [first.clone(), linear(), first];
         let bias = |layer: &Linear| layer.bias.as_ref().unwrap().id;
         let weight = |by: f32| Tensor::<2>::from_floats([[by, 2.0, 3.0], [4.0, 5.0, -by]], &device);
         let row = |fill: &dyn Fn(&mut GradientsParams)| {
