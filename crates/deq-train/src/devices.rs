@@ -11,7 +11,8 @@ use std::sync::Arc;
 /// The devices of a training or an evaluation, by name.
 ///
 /// Every batch is divided over them by its samples: each device holds the streams of a text, or the
-/// images, of its part. Gradients are added up on the first one, which makes the step.
+/// images, of its part. Gradients are added up, among themselves by different CUDA devices of this
+/// machine with NCCL and on the first device otherwise, and the first device makes the step.
 ///
 /// ```
 /// use deq_train::Devices;

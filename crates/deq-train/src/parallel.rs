@@ -6,6 +6,7 @@
 //! are those of a part, as in the original.
 
 mod buffers;
+mod collective;
 mod watch;
 mod whole;
 
@@ -20,11 +21,12 @@ use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Device;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
+use collective::{Row, Sum, from_row, sum_among};
 use deq_core::random::DividedDraws;
 use deq_data::catch_panic;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Instant;
 use watch::{PATIENCE, PAUSE, watch};
@@ -41,6 +43,9 @@ pub(crate) struct Team {
     /// One for each distinct device. What is done on a device is done by one thread, whose memory
     /// the device keeps; parts on the same device follow each other.
     lanes: Vec<Lane>,
+    /// How the devices add up gradients, if they do it among themselves. Otherwise all gradients go
+    /// to the first device.
+    sum: Option<Sum>,
     /// Batches read so far.
     done: AtomicUsize,
 }
@@ -80,9 +85,11 @@ impl Team {
                 lane.thread = Some(lane_thread());
             }
         }
+        let devices: Vec<Device> = members.iter().map(|member| member.device.clone()).collect();
         Self {
             members,
             lanes,
+            sum: sum_among(&devices),
             done: AtomicUsize::new(0),
         }
     }
@@ -171,6 +178,9 @@ impl Team {
         let samples = parts.last().map_or(0, |rows| rows.end);
         let draws = DividedDraws::new(samples, parts.len(), &main);
         let memories = self.memories(std::mem::take(memory), parts.len());
+        // All devices take part in a sum of theirs, so each must have a part.
+        let sum = self.sum.as_ref().filter(|_| parts.len() == self.len());
+        let stay = sum.is_some();
         let all_weight = learner.model.loss_weight(&input.batch);
         let work = {
             let (learner, parts) = (learner.clone(), parts.clone());
@@ -203,22 +213,32 @@ impl Team {
                     moved: before
                         .moved(&replica, by_samples)
                         .to_device(&main, &replica),
-                    grads: out.grads.to_device(&main, &replica),
+                    grads: match stay {
+                        true => PartGrads::There(Row::of(&learner, out.grads, device)),
+                        false => PartGrads::Here(out.grads.to_device(&main, &replica)),
+                    },
                     item: out.item,
                     share,
                 }
             }
         };
         let outputs = self.run(parts.len(), work)?;
+        self.count();
         let (mut grads, mut moved) = (GradientsAccumulator::new(), GradientsAccumulator::new());
-        let mut items = Vec::with_capacity(outputs.len());
+        let (mut rows, mut items) = (Vec::new(), Vec::with_capacity(outputs.len()));
         for part in outputs {
-            grads.accumulate(learner, part.grads);
+            match part.grads {
+                PartGrads::Here(part) => grads.accumulate(learner, part),
+                PartGrads::There(row) => rows.push(row),
+            }
             moved.accumulate(learner, part.moved);
             items.push((part.item, part.share));
         }
         move_buffers(learner, moved.grads());
-        let grads = grads.grads();
+        let grads = match sum {
+            Some(sum) => self.sum_of(rows, sum, learner)?,
+            None => grads.grads(),
+        };
         let grads = match learner.plan.clip {
             Some(limit) => clip_global_norm(learner, grads, limit),
             None => grads,
@@ -227,6 +247,37 @@ impl Team {
         *memory = memories;
         item.record.seconds = started.elapsed().as_secs_f64();
         Ok(TrainOutput { grads, item })
+    }
+
+    /// The gradients of all devices, one row of each, added up.
+    fn sum_of<M: TaskModel>(
+        &self,
+        rows: Vec<Row>,
+        sum: &Sum,
+        learner: &Learner<M>,
+    ) -> Result<GradientsParams, TrainError> {
+        let count = rows.len();
+        let mut present = vec![false; rows[0].present.len()];
+        let mut numbers = Vec::with_capacity(count);
+        for row in rows {
+            let both = present.iter_mut().zip(row.present);
+            both.for_each(|(any, own)| *any |= own);
+            numbers.push(Some(row.numbers));
+        }
+        let devices: Vec<Device> = self.members.iter().map(|m| m.device.clone()).collect();
+        let (sum, numbers) = (sum.clone(), Mutex::new(numbers));
+        let sums = self.run(count, move |part, _| {
+            let own = numbers.lock().expect("nothing panics meanwhile")[part].take();
+            let sum = sum(own.expect("a row is added once"), &devices);
+            // What is not needed is freed by the thread whose memory it is.
+            (part == 0).then_some(sum)
+        })?;
+        let sum = sums.into_iter().next().flatten();
+        Ok(from_row(
+            learner,
+            &sum.expect("the first device has it"),
+            &present,
+        ))
     }
 
     /// A copy of a model in evaluation mode for each device.
@@ -280,6 +331,7 @@ impl Team {
             }
         };
         let items = self.run(parts.len(), work)?;
+        self.count();
         let (mut item, memories) = whole(items);
         *memory = memories;
         item.record.seconds = started.elapsed().as_secs_f64();
@@ -370,7 +422,6 @@ impl Team {
                 (Err(reason), None) => panic!("{}: {reason}", member.name),
             }
         }
-        self.count();
         let results = results.into_iter();
         Ok(results
             .map(|result| result.expect("every part was done"))
@@ -432,11 +483,18 @@ pub(crate) fn joined<M: Memory>(mut parts: Vec<M>, device: &Device) -> M {
 /// What a device made of its part.
 struct PartOutput<M: TaskModel> {
     /// Added up over the parts they are the gradients of the batch.
-    grads: GradientsParams,
+    grads: PartGrads,
     /// How running statistics have changed, times the share of the part.
     moved: GradientsParams,
     item: StepOutput<M>,
     share: Share,
+}
+
+enum PartGrads {
+    /// On the first device.
+    Here(GradientsParams),
+    /// On the device of the part.
+    There(Row),
 }
 
 #[cfg(test)]
@@ -447,6 +505,7 @@ mod tests {
     use crate::tasks::images::{ImagesBatch, ImagesTask};
     use burn::module::{ModuleVisitor, Param};
     use burn::tensor::Tensor;
+    use std::sync::Barrier;
 
     #[test]
     fn parts_cover_a_batch_and_none_is_empty() {
@@ -496,60 +555,138 @@ mod tests {
         a.iter().zip(b).map(|(a, b)| 0.5 * (a + b)).collect()
     }
 
+    /// A small image model, and two batches of four images for it.
+    struct Mini {
+        fresh: LearnerOf<ImagesTask>,
+        halves: Vec<ImagesBatch>,
+    }
+
+    impl Mini {
+        fn new() -> Self {
+            let mut recipe = Recipe::<ImagesTask>::preset("mini").unwrap();
+            recipe.penalty = None;
+            recipe
+                .set("task.model.classifier.backbone.dropout", "0")
+                .unwrap();
+            let data = recipe.task.open(&Opening::default()).unwrap();
+            let tracked = Device::flex().autodiff();
+            let fresh = Learner::fresh(&recipe, &tracked).unwrap();
+            let plan = BatchPlan {
+                batch: 4,
+                seed: 1,
+                workers: 0,
+            };
+            let batches = recipe.task.training(&data, &plan).unwrap();
+            let halves = batches.batches(0..2, &tracked).map(Result::unwrap);
+            Self {
+                fresh,
+                halves: halves.collect(),
+            }
+        }
+
+        fn together(first: &ImagesBatch, second: &ImagesBatch) -> ImagesBatch {
+            ImagesBatch {
+                images: Tensor::cat(vec![first.images.clone(), second.images.clone()], 0),
+                targets: [first.targets.clone(), second.targets.clone()].concat(),
+            }
+        }
+
+        /// The loss of a step, its gradients, and all numbers of the model after it.
+        fn step(&self, team: &Team, batch: ImagesBatch) -> (f64, Vec<f64>, Vec<f64>) {
+            let learner = self.fresh.valid().train();
+            let input = input::<ImagesTask>(batch, 0);
+            let out = team.train(&learner, input, &mut Vec::new()).unwrap();
+            let grads = gradients(&learner, &out.grads);
+            (out.item.record.loss, grads, numbers(&learner))
+        }
+    }
+
     /// A step on two devices is the mean of a step with each half, running statistics included; and
     /// where the halves are equal, it is the step with the whole.
     #[test]
     fn batch_statistics_are_those_of_a_part_and_running_ones_their_mean() {
-        let mut recipe = Recipe::<ImagesTask>::preset("mini").unwrap();
-        recipe.penalty = None;
-        recipe
-            .set("task.model.classifier.backbone.dropout", "0")
-            .unwrap();
-        let data = recipe.task.open(&Opening::default()).unwrap();
-        let tracked = Device::flex().autodiff();
-        let fresh = Learner::fresh(&recipe, &tracked).unwrap();
-        let plan = BatchPlan {
-            batch: 4,
-            seed: 1,
-            workers: 0,
-        };
-        let batches = recipe.task.training(&data, &plan).unwrap();
-        let halves: Vec<ImagesBatch> = batches
-            .batches(0..2, &tracked)
-            .map(Result::unwrap)
-            .collect();
-        let together = |first: &ImagesBatch, second: &ImagesBatch| ImagesBatch {
-            images: Tensor::cat(vec![first.images.clone(), second.images.clone()], 0),
-            targets: [first.targets.clone(), second.targets.clone()].concat(),
-        };
-        let step = |devices: usize, batch: ImagesBatch| {
-            let members = (0..devices).map(|_| found("flex", None));
-            let learner = fresh.valid().train();
-            let input = input::<ImagesTask>(batch, 0);
-            let team = Team::of(members.collect());
-            let out = team.train(&learner, input, &mut Vec::new()).unwrap();
-            let grads = gradients(&learner, &out.grads);
-            (out.item.record.loss, grads, numbers(&learner))
-        };
+        let mini = Mini::new();
+        let step = |devices: usize, batch: ImagesBatch| mini.step(&flexes(devices), batch);
+        let halves = &mini.halves;
         let parts = [0, 1].map(|half| step(1, halves[half].clone()));
-        let both = step(2, together(&halves[0], &halves[1]));
+        let both = step(2, Mini::together(&halves[0], &halves[1]));
         assert!((both.0 - 0.5 * (parts[0].0 + parts[1].0)).abs() < 1e-5);
         assert_near(&both.1, &mean(&parts[0].1, &parts[1].1), 1e-4);
         assert_near(&both.2, &mean(&parts[0].2, &parts[1].2), 1e-5);
         let statistics = |numbers: &[f64]| {
-            let before = numbers.iter().zip(self::numbers(&fresh));
+            let before = numbers.iter().zip(self::numbers(&mini.fresh));
             before
                 .filter(|(now, before)| (*now - before).abs() > 0.0)
                 .count()
         };
         assert!(statistics(&both.2) > 100, "no statistics have moved");
 
-        let equal = together(&halves[0], &halves[0]);
+        let equal = Mini::together(&halves[0], &halves[0]);
         let (one, two) = (step(1, equal.clone()), step(2, equal));
         assert!((two.0 - one.0).abs() < 1e-5);
         assert_near(&two.1, &one.1, 1e-4);
         // PyTorch's running variance divides by one less, here of hundreds of pixels.
         assert_near(&two.2, &one.2, 1e-3);
+    }
+
+    fn flexes(count: usize) -> Team {
+        Team::of((0..count).map(|_| found("flex", None)).collect())
+    }
+
+    /// Devices that add up among themselves, with a thread for each, and how often one has done so.
+    /// In place of NCCL they meet at a barrier, so that they wait for one that does not come.
+    fn summing(count: usize) -> (Team, Arc<AtomicUsize>) {
+        let mut team = flexes(count);
+        team.lanes = (0..count)
+            .map(|index| Lane {
+                members: vec![index],
+                thread: (index > 0).then(lane_thread),
+            })
+            .collect();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let (counted, barrier) = (calls.clone(), Barrier::new(count));
+        let rows = Mutex::new(Vec::new());
+        team.sum = Some(Arc::new(move |own: Tensor<1>, devices: &[Device]| {
+            assert_eq!(devices.len(), count);
+            counted.fetch_add(1, Ordering::Relaxed);
+            rows.lock().unwrap().push(own);
+            barrier.wait();
+            let sum = rows.lock().unwrap().iter().cloned().reduce(Tensor::add);
+            if barrier.wait().is_leader() {
+                rows.lock().unwrap().clear();
+            }
+            // Nobody begins the next sum with this one's rows.
+            barrier.wait();
+            sum.unwrap()
+        }));
+        (team, calls)
+    }
+
+    #[test]
+    fn what_devices_add_up_among_themselves_is_what_the_first_would() {
+        let mini = Mini::new();
+        let both = Mini::together(&mini.halves[0], &mini.halves[1]);
+        let (team, calls) = summing(2);
+        let expected = mini.step(&flexes(2), both.clone());
+        for sums in [2, 4] {
+            assert_eq!(mini.step(&team, both.clone()), expected);
+            assert_eq!(calls.load(Ordering::Relaxed), sums);
+        }
+
+        // A part that fails leaves nobody waiting for its sum, and the next batch finds all there.
+        let mut wrong = both.clone();
+        *wrong.targets.last_mut().unwrap() = 1000;
+        let failed = catch_panic(|| mini.step(&team, wrong));
+        assert!(failed.is_err(), "there is no such class");
+        assert_eq!(calls.load(Ordering::Relaxed), 4);
+        assert_eq!(mini.step(&team, both.clone()), expected);
+
+        // Two images are no three parts.
+        let device = Device::flex().autodiff();
+        let two = mini.fresh.model.part(&both, 0..2, &device);
+        let (team, calls) = summing(3);
+        assert_eq!(mini.step(&team, two.clone()), mini.step(&flexes(3), two));
+        assert_eq!(calls.load(Ordering::Relaxed), 0);
     }
 
     fn found(name: &str, ping: Option<Ping>) -> Found {

@@ -1,13 +1,15 @@
 //! What a training step takes on several devices, on paper.
 //!
 //! ```text
-//! step(n) = ceil(B / n) * t + 2 (n - 1) * 4 P / bandwidth
+//! step(n) = ceil(B / n) * t + (n - 1) * (1 + g) * 4 P / bandwidth
 //! ```
 //!
 //! for a batch of `B` samples, each of which takes `t` seconds on one device, and a model of `P`
-//! parameters in f32. The first device receives the gradients of all others, and sends them the
-//! weights, over one link. An all-reduce in a ring would move `2 (n - 1) / n * 4 P` bytes over each
-//! link instead, whatever the number of devices.
+//! parameters in f32. The first device sends the weights to all others over one link, the 1 in
+//! `1 + g`. What the gradients take is `g`: 1 where the first device receives them all, and `2 / n`
+//! where NCCL adds them up among the CUDA devices of a machine, taken to be in a ring, in which
+//! each link carries `2 (n - 1) / n * 4 P` bytes. Were the weights not sent, since every device
+//! made the step, an exchange would take the ring alone, whatever the number of devices.
 
 use serde::Serialize;
 
@@ -33,6 +35,8 @@ pub struct Link {
     pub name: &'static str,
     /// Bytes per second in one direction that programs see.
     pub bandwidth: f64,
+    /// Whether it connects the CUDA devices of one machine, which add up gradients by NCCL.
+    pub nccl: bool,
 }
 
 /// Four fifths of the nominal rates, which is what transfers of some megabytes reach.
@@ -40,18 +44,22 @@ pub const LINKS: [Link; 4] = [
     Link {
         name: "NVLink 4",
         bandwidth: 0.8 * 450e9,
+        nccl: true,
     },
     Link {
         name: "PCIe 4 x16",
         bandwidth: 0.8 * 32e9,
+        nccl: true,
     },
     Link {
         name: "100 Gb/s",
         bandwidth: 0.8 * 12.5e9,
+        nccl: false,
     },
     Link {
         name: "10 Gb/s",
         bandwidth: 0.8 * 1.25e9,
+        nccl: false,
     },
 ];
 
@@ -86,7 +94,7 @@ pub struct ScalingRow {
     pub compute: f64,
     /// Seconds for gradients and weights.
     pub exchange: f64,
-    /// Seconds that an all-reduce in a ring would take instead.
+    /// Seconds that an all-reduce in a ring would take instead, if no weights were sent.
     pub all_reduce: f64,
     /// The time of one device over that of all of them, divided by their number.
     pub efficiency: f64,
@@ -95,7 +103,8 @@ pub struct ScalingRow {
 }
 
 impl Workload {
-    /// The bytes that the first device receives in a step, and as many that it sends.
+    /// The bytes of weights that the first device sends in a step, and of gradients that it
+    /// receives where they are not added up by NCCL.
     pub fn bytes(&self, devices: usize) -> f64 {
         4.0 * self.parameters * (devices as f64 - 1.0)
     }
@@ -103,7 +112,10 @@ impl Workload {
     /// A step on so many devices, at least one, over a link.
     pub fn on(&self, devices: usize, link: &Link) -> ScalingRow {
         let compute = self.batch.div_ceil(devices) as f64 * self.sample_seconds;
-        let exchange = 2.0 * self.bytes(devices) / link.bandwidth;
+        let weights = self.bytes(devices) / link.bandwidth;
+        let all_reduce = 2.0 / devices as f64 * weights;
+        let gradients = if link.nccl { all_reduce } else { weights };
+        let exchange = gradients + weights;
         let alone = self.batch as f64 * self.sample_seconds;
         // compute / (compute + exchange) = 0.9, with equal parts.
         let samples = 9.0 * exchange / self.sample_seconds;
@@ -111,7 +123,7 @@ impl Workload {
             devices,
             compute,
             exchange,
-            all_reduce: exchange / devices as f64,
+            all_reduce,
             efficiency: alone / (devices as f64 * (compute + exchange)),
             batch: devices * samples.ceil().max(1.0) as usize,
         }
@@ -134,6 +146,7 @@ mod tests {
         let link = Link {
             name: "slow",
             bandwidth: 1e7,
+            nccl: false,
         };
         let one = work.on(1, &link);
         assert!((one.compute - 1.0).abs() < 1e-12 && one.exchange.abs() < 1e-12);
@@ -150,5 +163,11 @@ mod tests {
             ..work
         };
         assert!((larger.on(3, &link).efficiency - 0.9).abs() < 1e-9);
+
+        // Gradients take two thirds of what the weights take, 8 MB.
+        let ring = Link { nccl: true, ..link };
+        let three = larger.on(3, &ring);
+        assert!((three.all_reduce - 0.8 * 2.0 / 3.0).abs() < 1e-12);
+        assert!((three.exchange - 0.8 * 5.0 / 3.0).abs() < 1e-12);
     }
 }

@@ -1,13 +1,51 @@
 //! Workers on loopback, as processes of their own.
 
 use super::{deq, folder_with_text, records, refused, success};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long anything may take on a busy machine that is neither hung nor lost.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A process that does not outlive its test.
+struct Process(Child);
+
+impl Process {
+    /// What it said on its way to the end, which is a failure with exit code 2.
+    fn failure(mut self) -> String {
+        let status = until(|| self.0.try_wait().unwrap(), "the training did not end");
+        let mut stderr = String::new();
+        let mut pipe = self.0.stderr.take().unwrap();
+        pipe.read_to_string(&mut stderr).unwrap();
+        assert_eq!(status.code(), Some(2), "{stderr}");
+        stderr
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may be gone.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Asks until there is an answer.
+fn until<T>(mut ask: impl FnMut() -> Option<T>, otherwise: &str) -> T {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("{otherwise} within {} seconds", PATIENCE.as_secs());
+}
 
 struct Worker {
-    child: Child,
+    process: Process,
     /// As a training names its device.
     name: String,
 }
@@ -19,34 +57,29 @@ impl Worker {
     }
 
     fn listening(folder: &Path, arguments: &[&str]) -> Self {
-        let mut child = deq(folder, &["worker", "--token-file", "token"])
+        let child = deq(folder, &["worker", "--token-file", "token"])
             .args(arguments)
             .env("RUST_LOG", "off")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut process = Process(child);
+        let mut lines = BufReader::new(process.0.stderr.take().unwrap()).lines();
         let line = lines.next().unwrap().unwrap();
-        let (_, name) = line.split_once("hosting flex as ").expect("it says where");
+        let Some((_, name)) = line.split_once("hosting flex as ") else {
+            panic!("no worker: {line}");
+        };
         let name = name.to_owned();
         // What else it says must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { child, name }
+        Self { process, name }
     }
 
     fn signal(&self, signal: &str) {
-        let id = self.child.id().to_string();
+        let id = self.process.0.id().to_string();
         let sent = Command::new("kill").args([signal, &id]).status().unwrap();
         assert!(sent.success());
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // It may be gone.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -114,11 +147,12 @@ fn losses(run: &Path) -> Vec<f64> {
         .collect()
 }
 
-/// The end of a training that failed: its exit code is 2, its last words are one sentence.
-fn failure(output: &Output) -> String {
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    stderr
+fn assert_close(found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        let error = (found - expected).abs();
+        assert!(error < 5e-4 * expected, "{found} for {expected}");
+    }
 }
 
 #[test]
@@ -142,12 +176,7 @@ fn workers_train_as_one_device_does_and_know_their_token() {
         ("encrypted", &encrypted),
     ] {
         success(&train(folder, run, devices, &SHORT));
-        let found = losses(&folder.join(run));
-        assert_eq!(found.len(), expected.len());
-        for (found, expected) in found.iter().zip(&expected) {
-            let error = (found - expected).abs();
-            assert!(error < 5e-4 * expected, "{run}: {found} for {expected}");
-        }
+        assert_close(&losses(&folder.join(run)), &expected);
     }
 
     std::fs::write(folder.join("other"), "open barley").unwrap();
@@ -161,6 +190,43 @@ fn workers_train_as_one_device_does_and_know_their_token() {
     assert!(message.contains("loopback addresses only"), "{message}");
 }
 
+/// Batch statistics are those of a part, so that one device would not do for comparison.
+#[test]
+fn images_on_workers_are_images_on_as_many_local_devices() {
+    let folder = folder();
+    let folder = folder.path();
+    let workers = [Worker::start(folder), Worker::start(folder)];
+    let both = format!("{},{}", workers[0].name, workers[1].name);
+    let [found, expected] = [("workers", &*both), ("local", "flex,flex")].map(|(run, devices)| {
+        let arguments = [
+            "train",
+            "mdeq",
+            "--batch",
+            "4",
+            "--steps",
+            "4",
+            "--rounds",
+            "2",
+            "--pretrain",
+            "1",
+            "--penalty-frequency",
+            "0.8",
+            "--valid-batches",
+            "1",
+            "--plain",
+            "--token-file",
+            "token",
+            "--run",
+            run,
+            "--device",
+            devices,
+        ];
+        success(&deq(folder, &arguments).output().unwrap());
+        losses(&folder.join(run))
+    });
+    assert_close(&found, &expected);
+}
+
 /// The steps of the newest checkpoint; 0 if there is none.
 fn newest(folder: &Path, run: &str) -> usize {
     let checkpoints = std::fs::read_dir(folder.join(run).join("checkpoints"));
@@ -172,21 +238,21 @@ fn newest(folder: &Path, run: &str) -> usize {
 }
 
 /// A long training, new or resumed, that has written a checkpoint.
-fn begun(folder: &Path, run: &str, devices: &str, more: &[&str]) -> Child {
+fn begun(folder: &Path, run: &str, devices: &str, more: &[&str]) -> Process {
     let before = newest(folder, run);
-    let mut child = training(folder, run, devices, &[&LONG[..], more].concat())
+    let child = training(folder, run, devices, &[&LONG[..], more].concat())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    for _ in 0..600 {
-        if newest(folder, run) > before {
-            return child;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    child.kill().unwrap();
-    panic!("no checkpoint was written within two minutes");
+    let mut process = Process(child);
+    let written = || {
+        let ended = process.0.try_wait().unwrap();
+        assert!(ended.is_none(), "the training ended early: {ended:?}");
+        (newest(folder, run) > before).then_some(())
+    };
+    until(written, "no checkpoint was written");
+    process
 }
 
 #[test]
@@ -198,15 +264,13 @@ fn a_lost_worker_is_named_and_the_run_goes_on_without_it() {
         let run = format!("run{signal}");
         let lost = Worker::start(folder);
         let both = format!("{},{}", kept.name, lost.name);
-        let child = begun(folder, &run, &both, &[]);
+        let training = begun(folder, &run, &both, &[]);
         lost.signal(signal);
-        let message = failure(&child.wait_with_output().unwrap());
+        let message = training.failure();
         let expected = format!("the worker at {} was lost", lost.name);
         assert!(message.contains(&expected), "{message}");
         // The other worker lost a client in the middle of a step, and serves the next.
-        let mut child = begun(folder, &run, &kept.name, &["--resume"]);
-        child.kill().unwrap();
-        child.wait().unwrap();
+        drop(begun(folder, &run, &kept.name, &["--resume"]));
     }
 }
 
@@ -215,9 +279,7 @@ fn a_worker_survives_a_training_that_vanishes() {
     let folder = folder();
     let folder = folder.path();
     let worker = Worker::start(folder);
-    let mut child = begun(folder, "vanished", &worker.name, &[]);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    drop(begun(folder, "vanished", &worker.name, &[]));
     success(&train(folder, "next", &worker.name, &SHORT));
 }
 
