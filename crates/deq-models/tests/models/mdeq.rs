@@ -1,7 +1,7 @@
 //! MDEQ against its own derivatives, shapes and counts. The recorded models are checked in
 //! deq-parity.
 
-use crate::support::{Disturb, tolerances, trained_numbers};
+use crate::support::{Distances, Disturb, assert_near_in_16_bits, trained_numbers};
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
 use deq_core::{
@@ -13,7 +13,7 @@ use deq_models::checkpoint::{StateDict, load, state_dict};
 use deq_models::{
     Depth, MdeqClassifier, MdeqClassifierConfig, MdeqConfig, MdeqOutput, MdeqSegmenterConfig,
 };
-use deq_testkit::{assert_close, f64_device, values};
+use deq_testkit::{assert_close, f64_device, relative_error, values};
 
 fn images(batch: usize, side: usize, device: &Device) -> Tensor<4> {
     let count = batch * 3 * side * side;
@@ -72,8 +72,7 @@ fn tangent_and_pullback_are_the_derivative_and_its_adjoint() {
 #[test]
 fn a_map_in_16_bits_is_differentiated_and_trained() {
     let device = f64_device().autodiff();
-    for precision in [Precision::Bf16, Precision::F16] {
-        let (of_value, of_derivative) = tolerances(precision);
+    let draw = |precision| {
         let model = classifier(backbone().with_dropout(0.3), &device);
         let out = model.forward(images(2, 24, &device), Depth::Unrolled(1));
         let (cell, context) = Lowered::new(&model.backbone.cell, &out.context, precision);
@@ -81,15 +80,12 @@ fn a_map_in_16_bits_is_differentiated_and_trained() {
         let z = normal();
         let exact = all_values(&model.backbone.cell.forward(z.clone(), &out.context));
         let fz = all_values(&cell.forward(z.clone(), &context));
-        assert_close(&fz, &exact, of_value, &format!("f(z), {precision:?}"));
-        let error = check::pullback_error(&cell, &context, z.clone(), normal()).unwrap();
-        assert!(error < of_derivative, "{error}");
-        let error = check::tangent_error(&cell, &context, z, normal(), 3).unwrap();
-        assert!(error < of_derivative, "{error}");
+        let pullback = check::pullback_error(&cell, &context, z.clone(), normal()).unwrap();
+        let tangent = check::tangent_error(&cell, &context, z, normal(), 3).unwrap();
 
         let model = classifier(backbone(), &device);
-        let step = |gradient: &GradientConfig, precision| {
-            let config = DeqConfig::new().with_gradient(gradient.clone());
+        let step = |gradient: GradientConfig, precision| {
+            let config = DeqConfig::new().with_gradient(gradient);
             let deq = config.with_precision(precision).build().unwrap();
             let out = model.forward(images(2, 24, &device), Depth::Equilibrium(&deq));
             let loss = cross_entropy(out.logits, &[1, 3]).mean();
@@ -98,18 +94,19 @@ fn a_map_in_16_bits_is_differentiated_and_trained() {
             (values(&loss), values(&weight.grad(&grads).unwrap()))
         };
         // Two applications of the cell, which no solve that fails to converge sets apart.
-        let unrolled = GradientConfig::Unrolled(UnrolledConfig::new(2));
-        let (exact, exact_gradient) = step(&unrolled, None);
-        let (loss, gradient) = step(&unrolled, Some(precision));
-        assert_close(&loss, &exact, of_value, &format!("loss, {precision:?}"));
-        let what = format!("gradient, {precision:?}");
-        assert_close(&gradient, &exact_gradient, of_derivative, &what);
-        let (loss, gradient) = step(&GradientConfig::default(), Some(precision));
-        assert!(
-            loss.iter()
-                .chain(&gradient)
-                .all(|number| number.is_finite())
-        );
+        let unrolled = || GradientConfig::Unrolled(UnrolledConfig::new(2));
+        let (loss, gradient) = step(unrolled(), None);
+        let (loss_16, gradient_16) = step(unrolled(), Some(precision));
+        let (solved, solved_gradient) = step(GradientConfig::default(), Some(precision));
+        let mut numbers = solved.iter().chain(&solved_gradient);
+        assert!(numbers.all(|number| number.is_finite()));
+        Distances {
+            values: [relative_error(&fz, &exact), relative_error(&loss_16, &loss)],
+            derivatives: [pullback, tangent, relative_error(&gradient_16, &gradient)],
+        }
+    };
+    for precision in [Precision::Bf16, Precision::F16] {
+        assert_near_in_16_bits(precision, || draw(precision));
     }
 }
 

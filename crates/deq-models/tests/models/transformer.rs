@@ -1,7 +1,7 @@
 //! The DEQ-Transformer against its own derivatives, in f64. Its numbers are checked against
 //! recorded ones by deq-parity.
 
-use crate::support::{tolerances, trained_numbers};
+use crate::support::{Distances, assert_near_in_16_bits, trained_numbers};
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use deq_core::{
@@ -62,20 +62,14 @@ fn tangent_and_pullback_are_the_derivative_and_its_adjoint() {
 #[test]
 fn a_map_in_16_bits_is_differentiated_and_trained() {
     let device = f64_device().autodiff();
-    for precision in [Precision::Bf16, Precision::F16] {
-        let (of_value, of_derivative) = tolerances(precision);
-        for pre_norm in [false, true] {
-            let (model, out, z) = example(pre_norm, &device);
-            let (cell, context) = Lowered::new(&model.cell, &out.context, precision);
-            let exact = values(&model.cell.forward(z.clone(), &out.context));
-            let fz = values(&cell.forward(z.clone(), &context));
-            assert_close(&fz, &exact, of_value, &format!("f(z), {precision:?}"));
-            let u = z.random_like(Distribution::Normal(0.0, 1.0));
-            let error = check::pullback_error(&cell, &context, z.clone(), u.clone());
-            assert!(error.unwrap() < of_derivative);
-            let error = check::tangent_error(&cell, &context, z, u, 3);
-            assert!(error.unwrap() < of_derivative);
-        }
+    let draw = |precision, pre_norm| {
+        let (model, out, z) = example(pre_norm, &device);
+        let (cell, context) = Lowered::new(&model.cell, &out.context, precision);
+        let exact = values(&model.cell.forward(z.clone(), &out.context));
+        let fz = values(&cell.forward(z.clone(), &context));
+        let u = z.random_like(Distribution::Normal(0.0, 1.0));
+        let pullback = check::pullback_error(&cell, &context, z.clone(), u.clone()).unwrap();
+        let tangent = check::tangent_error(&cell, &context, z, u, 3).unwrap();
 
         let model = DeqTransformerLmConfig::new(40, 12, 3, 20)
             .with_init_std(0.3)
@@ -83,8 +77,8 @@ fn a_map_in_16_bits_is_differentiated_and_trained() {
             .unwrap();
         let tokens = Tensor::<2, Int>::from_data([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], &device);
         let targets: Vec<i32> = (11..21).collect();
-        let step = |gradient: &GradientConfig, precision| {
-            let config = DeqConfig::new().with_gradient(gradient.clone());
+        let step = |gradient: GradientConfig, precision| {
+            let config = DeqConfig::new().with_gradient(gradient);
             let deq = config.with_precision(precision).build().unwrap();
             let depth = Depth::Equilibrium(&deq);
             let out = model.forward(tokens.clone(), &LmMemory::empty(), depth);
@@ -94,18 +88,21 @@ fn a_map_in_16_bits_is_differentiated_and_trained() {
             (values(&loss), values(&weight.grad(&grads).unwrap()))
         };
         // Two applications of the cell, which no solve that fails to converge sets apart.
-        let unrolled = GradientConfig::Unrolled(UnrolledConfig::new(2));
-        let (exact, exact_gradient) = step(&unrolled, None);
-        let (loss, gradient) = step(&unrolled, Some(precision));
-        assert_close(&loss, &exact, of_value, &format!("loss, {precision:?}"));
-        let what = format!("gradient, {precision:?}");
-        assert_close(&gradient, &exact_gradient, of_derivative, &what);
-        let (loss, gradient) = step(&GradientConfig::default(), Some(precision));
-        assert!(
-            loss.iter()
-                .chain(&gradient)
-                .all(|number| number.is_finite())
-        );
+        let unrolled = || GradientConfig::Unrolled(UnrolledConfig::new(2));
+        let (loss, gradient) = step(unrolled(), None);
+        let (loss_16, gradient_16) = step(unrolled(), Some(precision));
+        let (solved, solved_gradient) = step(GradientConfig::default(), Some(precision));
+        let mut numbers = solved.iter().chain(&solved_gradient);
+        assert!(numbers.all(|number| number.is_finite()));
+        Distances {
+            values: [relative_error(&fz, &exact), relative_error(&loss_16, &loss)],
+            derivatives: [pullback, tangent, relative_error(&gradient_16, &gradient)],
+        }
+    };
+    for precision in [Precision::Bf16, Precision::F16] {
+        for pre_norm in [false, true] {
+            assert_near_in_16_bits(precision, || draw(precision, pre_norm));
+        }
     }
 }
 
