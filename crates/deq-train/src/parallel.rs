@@ -214,7 +214,7 @@ impl Team {
                         .moved(&replica, by_samples)
                         .to_device(&main, &replica),
                     grads: match stay {
-                        true => PartGrads::There(Row::of(&learner, out.grads, device)),
+                        true => PartGrads::There(Box::new(Row::of(&learner, out.grads, device))),
                         false => PartGrads::Here(out.grads.to_device(&main, &replica)),
                     },
                     item: out.item,
@@ -229,7 +229,7 @@ impl Team {
         for part in outputs {
             match part.grads {
                 PartGrads::Here(part) => grads.accumulate(learner, part),
-                PartGrads::There(row) => rows.push(row),
+                PartGrads::There(row) => rows.push(*row),
             }
             moved.accumulate(learner, part.moved);
             items.push((part.item, part.share));
@@ -494,7 +494,7 @@ enum PartGrads {
     /// On the first device.
     Here(GradientsParams),
     /// On the device of the part.
-    There(Row),
+    There(Box<Row>),
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ impl Row {
         model.visit(&mut gather);
         let numbers = Tensor::cat(gather.pieces, 0);
         // Read, since a device tells what has failed when it is read.
-        let _ = numbers.clone().slice([0..1]).into_data();
+        let _ = numbers.clone().narrow(0, 0, 1).into_data();
         Self {
             numbers,
             present: gather.present,
@@ -124,12 +124,12 @@ pub(super) fn from_row<M: Module>(
                 return;
             }
             let shape = value.shape();
-            let end = self.start + shape.num_elements();
+            let count = shape.num_elements();
             if self.present.next() == Some(&true) {
-                let grad = self.numbers.clone().slice([self.start..end]);
+                let grad = self.numbers.clone().narrow(0, self.start, count);
                 self.grads.register::<D>(param.id, grad.reshape(shape));
             }
-            self.start = end;
+            self.start += count;
         }
     }
     let mut scatter = Scatter {
