@@ -128,8 +128,8 @@ impl Recognised {
         let switch = |on| if on { "on" } else { "off" };
         let mdeq = |kind: &str, classes: usize, model: &MdeqConfig| {
             format!(
-                "an MDEQ {kind}: {classes} classes, branches of {:?} channels, expansion {}, weight \
-                 normalisation {}",
+                "an MDEQ {kind}: {classes} classes, branches of {:?} channels, expansion {}, \
+                 weight normalisation {}",
                 model.channels,
                 model.expansion,
                 switch(model.weight_norm)

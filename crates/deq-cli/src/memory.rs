@@ -46,8 +46,8 @@ pub(crate) fn run(json: bool) -> Result<()> {
     let cards: String = CARDS.iter().map(|card| format!("{card:>6}")).collect();
     let name = "preset";
     println!(
-        "{name:<24} batch  weights  moments  constants  history   tape  output  penalty  solving   peak\
-         {cards}"
+        "{name:<24} batch  weights  moments  constants  history   tape  output  penalty  solving   \
+         peak{cards}"
     );
     for row in rows {
         let plan = &row.plan;

@@ -128,8 +128,8 @@ impl<const D: usize> SpectralNorm<D> {
         if weight.is_autodiff() {
             self.left.update(left.clone().squeeze_dim(1));
         }
-        // Elementwise, since a GPU may round matrix products to TF32, which is no bound. An error of
-        // the vectors counts by its square only.
+        // Elementwise, since a GPU may round matrix products to TF32, which is no bound. An error
+        // of the vectors counts by its square only.
         let largest = (matrix * left * right.transpose()).sum(); // [1]
         let factor = largest.clamp_min(self.bound).recip().mul_scalar(self.bound);
         weight * factor.reshape([1; D])

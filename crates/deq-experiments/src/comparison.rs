@@ -165,8 +165,8 @@ pub struct CoursePoint {
     pub residual: f64,
     /// Steps per backward solve; NaN where the gradient solves nothing.
     pub backward_steps: f64,
-    /// The share of backward solves that met the tolerance within the budget; NaN where the gradient
-    /// solves nothing.
+    /// The share of backward solves that met the tolerance within the budget; NaN where the
+    /// gradient solves nothing.
     pub backward_converged: f64,
 }
 
@@ -424,8 +424,8 @@ fn claims<T: Task>(measure: &Measure, variants: &[Variant], options: &Comparison
         &|run| run.overall(|p| backward(p)[1]),
         &share,
     );
-    let statement = "over all of training, a step needs fewer evaluations and products, the penalty's \
-                     included";
+    let statement = "over all of training, a step needs fewer evaluations and products, the \
+                     penalty's included";
     smaller(statement, figures.work, &|run| run.work, &steps);
     let statement = "held-out solves to tolerance take fewer steps";
     let held_out = |run: &VariantRun| run.last(|eval| eval.steps);

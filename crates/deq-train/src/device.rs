@@ -198,6 +198,17 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_does_not_work_is_named_with_its_reason() {
+        let error = DeviceError::NotWorking {
+            name: "cuda:1".to_owned(),
+            reason: "there are 1 of its kind".to_owned(),
+            compiled: list(true),
+        };
+        let start = "the device cuda:1 does not work here: there are 1 of its kind; install";
+        assert!(error.to_string().starts_with(start));
+    }
+
+    #[test]
     fn memory_that_is_lacking_is_told_from_other_panics() {
         // As CubeCL 0.11 words it, wrapped by what reads a tensor.
         let said = "Error while reading data: WithContext { reason: \"out of device memory \

@@ -30,8 +30,8 @@ pub(crate) struct EvalPlan<'a> {
     pub(crate) team: &'a Team,
 }
 
-/// Reads the first `most` batches in order, carrying the memory, and hands each output to `on_item`,
-/// until that says to stop: the record is `None` then.
+/// Reads the first `most` batches in order, carrying the memory, and hands each output to
+/// `on_item`, until that says to stop: the record is `None` then.
 pub(crate) fn evaluate<T: Task>(
     task: &T,
     learner: &LearnerOf<T>,

@@ -323,8 +323,7 @@ impl<T: Task> Recipe<T> {
     /// # Errors
     ///
     /// [`RecipeError::OutOfRange`] naming the field, [`RecipeError::PrecisionOfExplicit`], or the
-    /// error of the task, the layer or the
-    /// penalty.
+    /// error of the task, the layer or the penalty.
     pub fn validate(&self) -> Result<(), TrainError> {
         let (million, depth) = ((1_000_000, "at most 1,000,000"), (1_000, "at most 1,000"));
         let layers = self.network.depth().unwrap_or(1);

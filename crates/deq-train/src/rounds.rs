@@ -303,7 +303,8 @@ impl<T: Task> RoundStrategy<T> {
     }
 }
 
-/// In the place of a loader, which burn-train hands from its caller to the strategy and leaves alone.
+/// In the place of a loader, which burn-train hands from its caller to the strategy and leaves
+/// alone.
 struct NoLoader;
 
 impl<O> DataLoader<O> for NoLoader {

@@ -246,8 +246,8 @@ fn require_finite<M: Module>(model: &M, checkpoint: &Verified) -> Result<(), Tra
     }
 }
 
-/// Loads the optimizer of a verified checkpoint, and tries it by a step of a length of 0, since Burn
-/// finds out only then what does not fit.
+/// Loads the optimizer of a verified checkpoint, and tries it by a step of a length of 0, since
+/// Burn finds out only then what does not fit.
 pub(crate) fn load_optimizer<T: Task>(
     recipe: &Recipe<T>,
     learner: &LearnerOf<T>,

@@ -90,35 +90,19 @@ fn folder() -> tempfile::TempDir {
 }
 
 /// A training without what amplifies rounding, see the tests of `deq-train`.
-fn training(folder: &Path, run: &str, devices: &str, more: &[&str]) -> Command {
+fn training_of(task: &[&str], folder: &Path, run: &str, devices: &str) -> Command {
     let arguments = [
-        "train",
-        "lm",
-        "--preset",
-        "tiny",
-        "--data",
-        "text.txt",
-        "--batch",
-        "8",
         "--pretrain",
         "1",
-        "--penalty-frequency",
-        "0.8",
         "--valid-batches",
         "1",
         "--plain",
         "--set",
         "deq.solver={\"Picard\":{\"damping\":1.0}}",
         "--set",
-        "deq.stop.rel_tol=0.04",
-        "--set",
         "deq.eval_stop=null",
         "--set",
         "optimizer=nesterov",
-        "--set",
-        "task.segment=16",
-        "--set",
-        "task.model.mem_len=16",
         "--token-file",
         "token",
         "--run",
@@ -126,7 +110,28 @@ fn training(folder: &Path, run: &str, devices: &str, more: &[&str]) -> Command {
         "--device",
         devices,
     ];
-    let mut command = deq(folder, &arguments);
+    deq(folder, &[&["train"], task, &arguments].concat())
+}
+
+fn training(folder: &Path, run: &str, devices: &str, more: &[&str]) -> Command {
+    let text = [
+        "lm",
+        "--preset",
+        "tiny",
+        "--data",
+        "text.txt",
+        "--batch",
+        "8",
+        "--penalty-frequency",
+        "0.8",
+        "--set",
+        "deq.stop.rel_tol=0.04",
+        "--set",
+        "task.segment=16",
+        "--set",
+        "task.model.mem_len=16",
+    ];
+    let mut command = training_of(&text, folder, run, devices);
     command.args(more);
     command
 }
@@ -198,8 +203,7 @@ fn images_on_workers_are_images_on_as_many_local_devices() {
     let workers = [Worker::start(folder), Worker::start(folder)];
     let both = format!("{},{}", workers[0].name, workers[1].name);
     let [found, expected] = [("workers", &*both), ("local", "flex,flex")].map(|(run, devices)| {
-        let arguments = [
-            "train",
+        let images = [
             "mdeq",
             "--batch",
             "4",
@@ -207,29 +211,13 @@ fn images_on_workers_are_images_on_as_many_local_devices() {
             "3",
             "--rounds",
             "1",
-            "--pretrain",
-            "1",
             "--penalty-frequency",
             "1",
-            "--valid-batches",
-            "1",
-            "--plain",
-            "--set",
-            "deq.solver={\"Picard\":{\"damping\":1.0}}",
             "--set",
             "deq.stop.max_steps=4",
-            "--set",
-            "deq.eval_stop=null",
-            "--set",
-            "optimizer=nesterov",
-            "--token-file",
-            "token",
-            "--run",
-            run,
-            "--device",
-            devices,
         ];
-        success(&deq(folder, &arguments).output().unwrap());
+        let mut command = training_of(&images, folder, run, devices);
+        success(&command.output().unwrap());
         losses(&folder.join(run))
     });
     assert_close(&found, &expected);

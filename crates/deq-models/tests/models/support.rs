@@ -2,7 +2,8 @@
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Distribution, Tensor};
-use deq_core::Precision;
+use deq_core::{Deq, DeqConfig, GradientConfig, Precision, UnrolledConfig};
+use deq_testkit::relative_error;
 
 /// Moves every float tensor of a model away from values that hide mistakes, such as scales of 1.
 pub(crate) struct Disturb;
@@ -27,6 +28,29 @@ pub(crate) struct Distances {
     pub(crate) values: [f64; 2],
     /// Of derivatives: of the pullback, of the tangent, of a gradient in training.
     pub(crate) derivatives: [f64; 3],
+}
+
+/// The relative errors of the loss and of the gradient that `step` gives when the map is in 16
+/// bits. Where it is solved for, both are to be finite.
+pub(crate) fn trained_in_16_bits(
+    precision: Precision,
+    step: impl Fn(&Deq) -> (Vec<f64>, Vec<f64>),
+) -> [f64; 2] {
+    let step = |gradient, precision| {
+        let config = DeqConfig::new().with_gradient(gradient);
+        step(&config.with_precision(precision).build().unwrap())
+    };
+    // Two applications of the cell, which no solve that fails to converge sets apart.
+    let unrolled = || GradientConfig::Unrolled(UnrolledConfig::new(2));
+    let (loss, gradient) = step(unrolled(), None);
+    let (loss_16, gradient_16) = step(unrolled(), Some(precision));
+    let (solved, solved_gradient) = step(GradientConfig::default(), Some(precision));
+    let mut numbers = solved.iter().chain(&solved_gradient);
+    assert!(numbers.all(|number| number.is_finite()));
+    [
+        relative_error(&loss_16, &loss),
+        relative_error(&gradient_16, &gradient),
+    ]
 }
 
 /// Requires a map in 16 bits to be near the map itself, in the median of some random draws.

@@ -90,7 +90,10 @@ macro_rules! guarded {
 }
 
 impl MetricsRendererTraining for Guarded {
-    guarded!(MetricsRendererTraining: update_train(state: MetricState) update_valid(state: MetricState));
+    guarded!(MetricsRendererTraining:
+        update_train(state: MetricState)
+        update_valid(state: MetricState)
+    );
 
     fn on_train_end(
         &mut self,

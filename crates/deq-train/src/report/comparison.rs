@@ -22,8 +22,8 @@ impl NamedRun {
 }
 
 /// Charts with one curve per run: steps of the solves in training, how many of them converge, and
-/// their residuals; loss in training; quality of held-out data, steps of its solves, and the spectral
-/// radius.
+/// their residuals; loss in training; quality of held-out data, steps of its solves, and the
+/// spectral radius.
 pub fn comparison_charts(runs: &[NamedRun]) -> Vec<Chart> {
     let chart = |title: &str, y: &str, points: &dyn Fn(&NamedRun) -> Vec<(f64, f64)>| {
         let curves = runs.iter().map(|run| Series::new(&run.name, points(run)));

@@ -1,5 +1,5 @@
-//! Self-contained pages: tables, charts, and the report of a run. A chart that cannot be drawn, or a
-//! file that cannot be written, is an error ([`TrainError::Chart`], [`TrainError::Io`]).
+//! Self-contained pages: tables, charts, and the report of a run. A chart that cannot be drawn, or
+//! a file that cannot be written, is an error ([`TrainError::Chart`], [`TrainError::Io`]).
 
 #[cfg(feature = "charts")]
 mod chart;
@@ -170,8 +170,8 @@ fn charts(records: &[Record]) -> Vec<Chart> {
     charts
 }
 
-/// A number over training of the valid split; the test split is measured once, and not in the course
-/// of training.
+/// A number over training of the valid split; the test split is measured once, and not in the
+/// course of training.
 fn held_out(evals: &[&EvalRecord], value: impl Fn(&EvalRecord) -> Option<f64>) -> Vec<(f64, f64)> {
     let evals = evals.iter().filter(|eval| eval.split == "valid");
     let points = evals.filter_map(|eval| Some((eval.step as f64, value(eval)?)));

@@ -1,6 +1,7 @@
 //! Text as a task.
 
 use burn::tensor::Device;
+use deq_data::Tokens;
 use deq_train::tasks::text::{DataSource, TextBatch, TextTask};
 use deq_train::{BatchPlan, Batches, Opening, Recipe, Split, Task};
 use std::path::Path;
@@ -36,15 +37,20 @@ fn training_wraps_around_and_held_out_text_is_read_to_its_end() {
     let passes = read(&*training, 0..2 * training.per_pass());
     let (first, second) = passes.split_at(training.per_pass());
     assert_eq!(first, second);
-    let starts = first.iter().map(|(ids, starts)| (ids.len(), *starts));
-    let expected = (0..first.len()).map(|place| (5, place == 0));
-    assert_eq!(starts.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    let text = |tokens: &Tokens, places| -> Vec<i32> {
+        tokens.range(places).map(|id| id as i32).collect()
+    };
+    let expected = (0..first.len()).map(|place| {
+        let ids = text(&corpus.train, 5 * place..5 * place + 5);
+        (ids, place == 0)
+    });
+    assert_eq!(first, expected.collect::<Vec<_>>());
 
     let held_out = task.held_out(&corpus, Split::Valid, &plan).unwrap();
     let read = read(&*held_out, 0..held_out.per_pass());
     let ids: Vec<i32> = read.iter().flat_map(|(ids, _)| ids.clone()).collect();
     // All of a stream but its last token, which is only predicted.
-    assert_eq!(ids.len(), corpus.valid.len() / 2 - 1);
+    assert_eq!(ids, text(&corpus.valid, 0..corpus.valid.len() / 2 - 1));
     assert!(!ids.len().is_multiple_of(5) && read[0].1 && !read[1].1);
 }
 

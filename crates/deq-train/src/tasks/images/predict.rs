@@ -111,8 +111,8 @@ fn overlay_paths(images: &[PathBuf], out: Option<&Path>) -> Result<Vec<PathBuf>,
     places.collect()
 }
 
-/// Runs the model on one image, whose path is left empty; of a segmentation, also the class of every
-/// pixel.
+/// Runs the model on one image, whose path is left empty; of a segmentation, also the class of
+/// every pixel.
 pub(super) fn answer(
     trained: &Trained<ImagesTask>,
     image: &Picture,

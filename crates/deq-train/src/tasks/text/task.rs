@@ -144,8 +144,8 @@ impl Task for TextTask {
         Ok(model.validate()?)
     }
 
-    /// Before the text has been read, bytes are taken to be 256, and words those of WikiText-103, or
-    /// of WikiText-2 if the clusters are smaller.
+    /// Before the text has been read, bytes are taken to be 256, and words those of WikiText-103,
+    /// or of WikiText-2 if the clusters are smaller.
     fn step_numbers(&self, batch: usize, on_host: bool) -> Option<StepNumbers> {
         let mut model = self.model.clone();
         if self.vocabulary.is_none() {
