@@ -12,7 +12,7 @@ use deq_jacreg::WeightSchedule;
 use deq_train::tasks::images::preset_for;
 use deq_train::tasks::text::{DataSource, TextTask};
 use deq_train::{Recipe, StepMemory, Task, TrainError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub(crate) enum Experiment {
@@ -32,6 +32,9 @@ pub(crate) enum Experiment {
 
 #[derive(Args)]
 pub(crate) struct DeqLmArgs {
+    /// Recipe of the DEQ with its penalty, as `deq config` prints it, with any field changed.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "data"])]
+    recipe: Option<PathBuf>,
     /// Recipe to start from, see `deq presets`. Default: tiny, or one that suits the data.
     #[arg(long)]
     preset: Option<String>,
@@ -48,7 +51,11 @@ pub(crate) struct DeqLmArgs {
     /// unrolled for half of its steps.
     #[arg(long)]
     ways: bool,
-    /// Seeds, each of which trains every network. Verdicts can hold with three or more.
+    /// First seed of weights, order, dropout masks and penalty draws.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Seeds, from the first on, each of which trains every network. Verdicts can hold with three or
+    /// more.
     #[arg(long, default_value_t = 1)]
     seeds: u64,
     /// Applications of the cell in the weight-tied network.
@@ -197,7 +204,14 @@ fn jacreg_synthetic(args: &SyntheticArgs) -> Result<()> {
 }
 
 /// The recipe of a language model.
-fn text(preset: Option<&str>, data: Option<&PathBuf>) -> Result<Recipe<TextTask>, TrainError> {
+fn text(
+    file: Option<&Path>,
+    preset: Option<&str>,
+    data: Option<&PathBuf>,
+) -> Result<Recipe<TextTask>, TrainError> {
+    if let Some(file) = file {
+        return Recipe::from_file(file);
+    }
     let level = data.map(|data| Level::default_for(data)).transpose()?;
     let default = match level {
         None | Some(Level::Byte) => "tiny",
@@ -214,11 +228,13 @@ fn text(preset: Option<&str>, data: Option<&PathBuf>) -> Result<Recipe<TextTask>
 }
 
 fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
-    let recipe = match &args.shared.recipe {
-        Some(file) => Recipe::from_file(file)?,
-        None => text(args.preset.as_deref(), args.data.as_ref())?,
-    };
-    compare_weights(recipe, "a language model", Figures::TEXT, &args.shared)
+    let shared = &args.shared;
+    let recipe = text(
+        shared.recipe.as_deref(),
+        args.preset.as_deref(),
+        args.data.as_ref(),
+    )?;
+    compare_weights(recipe, "a language model", Figures::TEXT, shared)
 }
 
 fn jacreg_vision(args: &ReproduceVisionArgs) -> Result<()> {
@@ -296,7 +312,12 @@ fn print_comparison(result: &ComparisonResult) {
 }
 
 fn deq_lm(args: &DeqLmArgs) -> Result<()> {
-    let recipe = text(args.preset.as_deref(), args.data.as_ref())?;
+    let mut recipe = text(
+        args.recipe.as_deref(),
+        args.preset.as_deref(),
+        args.data.as_ref(),
+    )?;
+    set(&mut recipe.seed, args.seed);
     let options = NetworkComparison {
         recipe,
         length: match args.steps {
