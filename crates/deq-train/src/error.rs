@@ -303,10 +303,12 @@ pub enum DeviceError {
     },
     /// The device cannot compute in the type that the recipe asks for.
     #[error(
-        "the device does not compute in {precision}: \
+        "{device} does not compute in {precision}: \
          set deq.precision to null or another type, or choose another device"
     )]
     NoSuchType {
+        /// The device, as Burn describes it.
+        device: String,
         /// The type.
         precision: &'static str,
     },

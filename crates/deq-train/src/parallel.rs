@@ -14,7 +14,7 @@ use crate::clip::clip_global_norm;
 use crate::devices::{Devices, DevicesError, Found, Ping};
 use crate::error::{TrainError, require};
 use crate::recipe::Recipe;
-use crate::step::{Learner, LearnerOf, Share, StepInput, StepOutput, step_seed};
+use crate::step::{Learner, LearnerOf, Share, StepInput, StepOutput, require_type, step_seed};
 use crate::task::{BatchOf, Batches, Memory, Task, TaskModel};
 use buffers::{Buffers, move_buffers};
 use burn::module::Module;
@@ -104,13 +104,14 @@ impl Team {
         &self.members[0].device
     }
 
-    /// Requires that several devices can divide the batches of a recipe.
+    /// Requires that several devices can divide the batches of a recipe, and all compute in the type
+    /// of its map. The first was asked for the type with the model on it.
     ///
     /// # Errors
     ///
-    /// [`DevicesError::Indivisible`], or [`RecipeError`](crate::RecipeError) if there are more
-    /// devices than samples in a batch.
-    pub(crate) fn require_divisible<T: Task>(
+    /// [`DevicesError::Indivisible`], [`DeviceError`](crate::DeviceError), or
+    /// [`RecipeError`](crate::RecipeError) if there are more devices than samples in a batch.
+    pub(crate) fn require_suitable<T: Task>(
         &self,
         recipe: &Recipe<T>,
         learner: &LearnerOf<T>,
@@ -118,6 +119,9 @@ impl Team {
     ) -> Result<(), TrainError> {
         if self.len() == 1 {
             return Ok(());
+        }
+        for member in &self.members[1..] {
+            require_type(recipe.deq.precision, &member.device)?;
         }
         let batch = recipe.batch;
         let enough = "at least the number of devices";

@@ -317,7 +317,7 @@ fn run_rounds<T: Task>(
 
     let tracked = plain.clone().autodiff();
     let mut learner = Learner::fresh(&recipe, &tracked)?;
-    team.require_divisible(&recipe, &learner, &*held_out)?;
+    team.require_suitable(&recipe, &learner, &*held_out)?;
     // Weights, gradients and the two moments of Adam.
     require_memory(learner.num_params().saturating_mul(4))?;
     if let (Some(path), false) = (&recipe.init, resume) {
@@ -440,7 +440,7 @@ pub fn evaluate_with<T: Task>(
         let plan = trained.recipe.batch_plan(1);
         let task = &trained.recipe.task;
         let held_out: HeldOut<T> = task.held_out(&data, split, &plan)?.into();
-        team.require_divisible(&trained.recipe, &trained.learner, &*held_out)?;
+        team.require_suitable(&trained.recipe, &trained.learner, &*held_out)?;
         let eval = trained.measure(held_out, (split, probe), team)?;
         Ok(trained.summary(&data, split, eval))
     })

@@ -10,7 +10,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use burn::train::metric::Adaptor;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
-use deq_core::{Depth, Deq};
+use deq_core::{Depth, Deq, Precision};
 use deq_jacreg::{JacobianPenalty, Penalty};
 use std::sync::Arc;
 use std::time::Instant;
@@ -110,12 +110,7 @@ impl<M: TaskModel> Learner<M> {
     where
         T: Task<Model = M>,
     {
-        if let Some(precision) = recipe.deq.precision
-            && !device.supports_dtype(precision.dtype())
-        {
-            let precision = precision.name();
-            return Err(DeviceError::NoSuchType { precision }.into());
-        }
+        require_type(recipe.deq.precision, device)?;
         device.seed(recipe.seed);
         Ok(Self {
             model: recipe.task.init(recipe.network, device)?,
@@ -137,6 +132,22 @@ impl<M: TaskModel> Learner<M> {
             .at(cell, &solved.context, &solved.equilibrium.z)
             .expect("the settings were checked and the state is f32 or f64");
         Some((weight, estimate))
+    }
+}
+
+/// Requires that a device computes in the type of a map.
+pub(crate) fn require_type(
+    precision: Option<Precision>,
+    device: &Device,
+) -> Result<(), DeviceError> {
+    match precision {
+        Some(precision) if !device.supports_dtype(precision.dtype()) => {
+            Err(DeviceError::NoSuchType {
+                device: format!("{:?}", device.clone().inner()),
+                precision: precision.name(),
+            })
+        }
+        _ => Ok(()),
     }
 }
 
