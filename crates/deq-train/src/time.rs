@@ -9,6 +9,7 @@ use crate::run_folder::RunFolder;
 use crate::task::Task;
 use deq_core::solvers::StopConfig;
 use deq_core::{DeqConfig, GradientConfig};
+use deq_jacreg::WeightSchedule;
 use std::path::Path;
 
 /// Steps of the trial, and how many of them are unrolled if training begins with such a phase.
@@ -16,19 +17,27 @@ const TRIAL: usize = 24;
 const TRIAL_UNROLLED: usize = 6;
 
 /// The same training for `steps` steps, the first `unrolled` of them unrolled, with solves that use
-/// up their steps and an evaluation that costs next to nothing.
+/// up their steps, or those at which a controller holds them, and an evaluation that costs next to
+/// nothing.
 fn trial<T: Task>(recipe: &Recipe<T>, steps: usize, unrolled: usize) -> Recipe<T> {
     let mut trial = recipe.clone();
     trial.scale_steps(steps);
     trial.pretrain_steps = unrolled;
     (trial.rounds, trial.valid_batches, trial.warmup_steps) = (1, Some(1), 0);
     trial.deq = without_tolerance(trial.deq);
+    if let Some(penalty) = &mut trial.penalty
+        && let WeightSchedule::Controlled(controller) = &penalty.schedule
+    {
+        trial.deq = limited(trial.deq, controller.target.ceil() as usize);
+        // It costs the same, and a controller needs solves that may miss its target.
+        penalty.schedule = WeightSchedule::Constant;
+    }
     trial
 }
 
 /// How many steps fit into so many minutes of training, evaluations not counted: from a few steps
-/// of each phase, whose solves use up their budgets. Where solves end earlier, training is done
-/// earlier.
+/// of each phase, whose solves use up their budgets, or the steps at which a controller of the
+/// penalty holds them. Where solves end earlier, training is done earlier.
 ///
 /// # Errors
 ///
@@ -97,6 +106,16 @@ pub fn without_tolerance(mut deq: DeqConfig) -> DeqConfig {
     deq
 }
 
+/// The layer with solves of at most so many steps.
+fn limited(mut deq: DeqConfig, steps: usize) -> DeqConfig {
+    let limit = |stop: &mut StopConfig| stop.max_steps = stop.max_steps.min(steps);
+    limit(&mut deq.stop);
+    if let GradientConfig::Implicit(adjoint) = &mut deq.gradient {
+        limit(&mut adjoint.stop);
+    }
+    deq
+}
+
 /// The mean without the slowest, which other work of the machine may have slowed.
 fn typical(seconds: &[f64]) -> f64 {
     let slowest = seconds.iter().copied().fold(0.0, f64::max);
@@ -112,9 +131,25 @@ pub fn evaluation_seconds(records: &[Record]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tasks::text::TextTask;
 
     #[test]
     fn the_slowest_step_does_not_count() {
         assert!((typical(&[1.0, 9.0, 2.0]) - 1.5).abs() < 1e-12);
+    }
+    #[test]
+    fn the_solves_of_a_trial_are_those_that_a_controller_holds() {
+        let limits = |recipe: &Recipe<TextTask>| {
+            let trial = trial(recipe, TRIAL, TRIAL_UNROLLED);
+            trial.validate().unwrap();
+            let GradientConfig::Implicit(adjoint) = &trial.deq.gradient else {
+                panic!("the preset has the implicit gradient");
+            };
+            [trial.deq.stop.max_steps, adjoint.stop.max_steps]
+        };
+        let mut recipe = Recipe::preset("tiny").unwrap();
+        assert_eq!(limits(&recipe), [12, 12]);
+        recipe.penalty = None;
+        assert_eq!(limits(&recipe), [18, 19]);
     }
 }
