@@ -27,8 +27,8 @@ const UNROLLED: &str = "deq-jr, half unrolled";
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Length {
     /// Minutes of training. Steps are chosen before training from the time of a few steps whose
-    /// solves use up their whole budget, or the steps at which a controller of the penalty holds
-    /// them; a network whose solves end earlier is done earlier.
+    /// solves use up their whole budget, or half of what it leaves above the target of a controller
+    /// of the penalty; a network whose solves end earlier is done earlier.
     Minutes(f64),
     /// Training steps.
     Steps(usize),

@@ -17,8 +17,8 @@ const TRIAL: usize = 24;
 const TRIAL_UNROLLED: usize = 6;
 
 /// The same training for `steps` steps, the first `unrolled` of them unrolled, with solves that use
-/// up their steps, or those at which a controller holds them, and an evaluation that costs next to
-/// nothing.
+/// up their steps, or as many as they take where a controller holds them, and an evaluation that
+/// costs next to nothing.
 fn trial<T: Task>(recipe: &Recipe<T>, steps: usize, unrolled: usize) -> Recipe<T> {
     let mut trial = recipe.clone();
     trial.scale_steps(steps);
@@ -28,7 +28,7 @@ fn trial<T: Task>(recipe: &Recipe<T>, steps: usize, unrolled: usize) -> Recipe<T
     if let Some(penalty) = &mut trial.penalty
         && let WeightSchedule::Controlled(controller) = &penalty.schedule
     {
-        trial.deq = limited(trial.deq, controller.target.ceil() as usize);
+        trial.deq = held(trial.deq, controller.target);
         // It costs the same, and a controller needs solves that may miss its target.
         penalty.schedule = WeightSchedule::Constant;
     }
@@ -36,8 +36,8 @@ fn trial<T: Task>(recipe: &Recipe<T>, steps: usize, unrolled: usize) -> Recipe<T
 }
 
 /// How many steps fit into so many minutes of training, evaluations not counted: from a few steps
-/// of each phase, whose solves use up their budgets, or the steps at which a controller of the
-/// penalty holds them. Where solves end earlier, training is done earlier.
+/// of each phase, whose solves use up their budgets, or half of what these leave above the target of
+/// a controller of the penalty. Where solves end earlier, training is done earlier.
 ///
 /// # Errors
 ///
@@ -106,9 +106,13 @@ pub fn without_tolerance(mut deq: DeqConfig) -> DeqConfig {
     deq
 }
 
-/// The layer with solves of at most so many steps.
-fn limited(mut deq: DeqConfig, steps: usize) -> DeqConfig {
-    let limit = |stop: &mut StopConfig| stop.max_steps = stop.max_steps.min(steps);
+/// The layer with solves of a batch whose samples take `target` steps on average: the slowest of
+/// them decides, and is between that and the limit.
+fn held(mut deq: DeqConfig, target: f64) -> DeqConfig {
+    let limit = |stop: &mut StopConfig| {
+        let middle = 0.5 * (target + stop.max_steps as f64);
+        stop.max_steps = stop.max_steps.min(middle.ceil() as usize);
+    };
     limit(&mut deq.stop);
     if let GradientConfig::Implicit(adjoint) = &mut deq.gradient {
         limit(&mut adjoint.stop);
@@ -138,7 +142,7 @@ mod tests {
         assert!((typical(&[1.0, 9.0, 2.0]) - 1.5).abs() < 1e-12);
     }
     #[test]
-    fn the_solves_of_a_trial_are_those_that_a_controller_holds() {
+    fn the_solves_of_a_trial_are_as_long_as_a_controller_leaves_them() {
         let limits = |recipe: &Recipe<TextTask>| {
             let trial = trial(recipe, TRIAL, TRIAL_UNROLLED);
             trial.validate().unwrap();
@@ -148,7 +152,8 @@ mod tests {
             [trial.deq.stop.max_steps, adjoint.stop.max_steps]
         };
         let mut recipe = Recipe::preset("tiny").unwrap();
-        assert_eq!(limits(&recipe), [12, 12]);
+        // Held at 12 on average.
+        assert_eq!(limits(&recipe), [15, 16]);
         recipe.penalty = None;
         assert_eq!(limits(&recipe), [18, 19]);
     }
