@@ -487,7 +487,7 @@ fn the_language_model_experiment_compares_budgets_and_goes_on_where_it_stopped()
         "--steps",
         "4",
         "--weights",
-        "0,1.6",
+        "1.6,0",
         "--seeds",
         "2",
         "--budgets",
@@ -503,7 +503,10 @@ fn the_language_model_experiment_compares_budgets_and_goes_on_where_it_stopped()
     let written = folder.path().join("runs/jacreg-text");
     let json = std::fs::read(written.join("result.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    let runs = json["variants"][1]["runs"].as_array().unwrap();
+    let variants = json["variants"].as_array().unwrap();
+    let weights: Vec<_> = variants.iter().map(|variant| &variant["weight"]).collect();
+    assert_eq!(weights, [0.0, 1.6]);
+    let runs = variants[1]["runs"].as_array().unwrap();
     assert_eq!(runs.len(), 2);
     assert_eq!(runs[1]["quality"].as_array().unwrap().len(), 2);
     // Two seeds bear out nothing.

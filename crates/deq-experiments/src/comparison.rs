@@ -66,8 +66,8 @@ pub struct Comparison<T: Task> {
     pub title: String,
     /// The training that all variants share but for the weight of the penalty.
     pub recipe: Recipe<T>,
-    /// The weights to compare. A first one of 0 is the plain model. The claims are of the last
-    /// against the first.
+    /// The weights to compare, in any order; 0 is the plain model. The claims are of the largest
+    /// against the smallest.
     pub weights: Vec<f64>,
     /// How many seeds each weight is trained with, from the recipe's on;
     /// [`Verdict::SEEDS`] for verdicts that can hold.
@@ -234,8 +234,10 @@ pub fn compare<T: Task>(
 ) -> Result<ComparisonResult, TrainError> {
     options.validate()?;
     files::create_folder(&options.folder)?;
+    let mut weights = options.weights.clone();
+    weights.sort_by(f64::total_cmp);
     let mut variants = Vec::new();
-    for weight in &options.weights {
+    for weight in &weights {
         let mut runs = Vec::new();
         for seed in (options.recipe.seed..).take(options.seeds as usize) {
             say(&format!("training with gamma {weight} and seed {seed}"));
