@@ -54,8 +54,8 @@ pub(crate) struct DeqLmArgs {
     /// First seed of weights, order, dropout masks and penalty draws.
     #[arg(long)]
     seed: Option<u64>,
-    /// Seeds, from the first on, each of which trains every network. Verdicts can hold with three or
-    /// more.
+    /// Seeds, from the first on, each of which trains every network. Verdicts can hold with three
+    /// or more.
     #[arg(long, default_value_t = 1)]
     seeds: u64,
     /// Applications of the cell in the weight-tied network.

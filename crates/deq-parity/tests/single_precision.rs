@@ -1,5 +1,5 @@
-//! The recorded models in f32, on the device that `DEQ_TEST_DEVICE` names, else on the CPU. A process
-//! has one float type, so this is a binary of its own.
+//! The recorded models in f32, on the device that `DEQ_TEST_DEVICE` names, else on the CPU. A
+//! process has one float type, so this is a binary of its own.
 
 use deq_parity::{MODELS, Outcome, Precision, check_in};
 use deq_testkit::{Golden, fixture, fixtures_of_kind, test_device};

@@ -104,8 +104,8 @@ impl Team {
         &self.members[0].device
     }
 
-    /// Requires that several devices can divide the batches of a recipe, and all compute in the type
-    /// of its map. The first was asked for the type with the model on it.
+    /// Requires that several devices can divide the batches of a recipe, and all compute in the
+    /// type of its map. The first was asked for the type when the model was made on it.
     ///
     /// # Errors
     ///

@@ -36,8 +36,8 @@ fn trial<T: Task>(recipe: &Recipe<T>, steps: usize, unrolled: usize) -> Recipe<T
 }
 
 /// How many steps fit into so many minutes of training, evaluations not counted: from a few steps
-/// of each phase, whose solves use up their budgets, or half of what these leave above the target of
-/// a controller of the penalty. Where solves end earlier, training is done earlier.
+/// of each phase, whose solves use up their budgets, or half of what these leave above the target
+/// of a controller of the penalty. Where solves end earlier, training is done earlier.
 ///
 /// # Errors
 ///
@@ -97,25 +97,26 @@ pub fn train_for<T: Task>(
 }
 
 /// The layer with solves that use up their steps.
-pub fn without_tolerance(mut deq: DeqConfig) -> DeqConfig {
-    let never = |stop: StopConfig| stop.with_abs_tol(0.0).with_rel_tol(1e-12);
-    deq.stop = never(deq.stop);
-    if let GradientConfig::Implicit(adjoint) = &mut deq.gradient {
-        adjoint.stop = never(adjoint.stop.clone());
-    }
-    deq
+pub fn without_tolerance(deq: DeqConfig) -> DeqConfig {
+    with_each_stop(deq, |stop| {
+        (stop.abs_tol, stop.rel_tol) = (0.0, 1e-12);
+    })
 }
 
 /// The layer with solves of a batch whose samples take `target` steps on average: the slowest of
 /// them decides, and is between that and the limit.
-fn held(mut deq: DeqConfig, target: f64) -> DeqConfig {
-    let limit = |stop: &mut StopConfig| {
+fn held(deq: DeqConfig, target: f64) -> DeqConfig {
+    with_each_stop(deq, |stop| {
         let middle = 0.5 * (target + stop.max_steps as f64);
         stop.max_steps = stop.max_steps.min(middle.ceil() as usize);
-    };
-    limit(&mut deq.stop);
+    })
+}
+
+/// The layer with changed rules for when its solves stop, forward and, if one is solved, backward.
+fn with_each_stop(mut deq: DeqConfig, change: impl Fn(&mut StopConfig)) -> DeqConfig {
+    change(&mut deq.stop);
     if let GradientConfig::Implicit(adjoint) = &mut deq.gradient {
-        limit(&mut adjoint.stop);
+        change(&mut adjoint.stop);
     }
     deq
 }
@@ -141,6 +142,7 @@ mod tests {
     fn the_slowest_step_does_not_count() {
         assert!((typical(&[1.0, 9.0, 2.0]) - 1.5).abs() < 1e-12);
     }
+
     #[test]
     fn the_solves_of_a_trial_are_as_long_as_a_controller_leaves_them() {
         let limits = |recipe: &Recipe<TextTask>| {
