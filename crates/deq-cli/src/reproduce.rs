@@ -5,11 +5,14 @@ use crate::recipe::{penalty, set};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use deq_data::{ImageSource, Level};
-use deq_experiments::networks::{Length, NetworkComparison, compare_networks, megabytes};
+use deq_experiments::networks::{
+    ExplicitNetwork, Length, NetworkComparison, NetworkComparisonResult, compare_networks,
+    megabytes,
+};
 use deq_experiments::synthetic::{self, SyntheticOptions};
 use deq_experiments::{Claim, Comparison, ComparisonResult, Figures, compare};
 use deq_jacreg::WeightSchedule;
-use deq_train::tasks::images::preset_for;
+use deq_train::tasks::images::{ImagesTask, preset_for};
 use deq_train::tasks::text::{DataSource, TextTask};
 use deq_train::{Recipe, StepMemory, Task, TrainError};
 use std::path::{Path, PathBuf};
@@ -28,19 +31,48 @@ pub(crate) enum Experiment {
     /// The DEQ-Transformer with and without the penalty, beside a weight-tied network and a
     /// Transformer-XL with as many parameters, for equal time or equal steps.
     DeqLm(DeqLmArgs),
+    /// A multiscale model on images with and without the penalty, beside a weight-tied network and
+    /// a ResNet with as many parameters, for equal time or equal steps.
+    DeqVision(DeqVisionArgs),
 }
 
 #[derive(Args)]
 pub(crate) struct DeqLmArgs {
-    /// Recipe of the DEQ with its penalty, as `deq config` prints it, with any field changed.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "data"])]
-    recipe: Option<PathBuf>,
     /// Recipe to start from, see `deq presets`. Default: tiny, or one that suits the data.
     #[arg(long)]
     preset: Option<String>,
     /// Folder of text files, or one text file. Default: the built-in handbook.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// Layers of the Transformer-XL; their inner width is chosen so that the parameters are equal.
+    #[arg(long, default_value_t = 2)]
+    layers: usize,
+    #[command(flatten)]
+    shared: NetworksArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct DeqVisionArgs {
+    /// Images: shapes (generated), cifar10:PATH, or imagefolder:PATH.
+    #[arg(long, default_value = "shapes")]
+    data: ImageSource,
+    /// Recipe to start from, see `deq presets`.
+    #[arg(long, default_value = "mini")]
+    preset: String,
+    /// Layers of the ResNet, 18, 34, 50, 101 or 152; its width brings its parameters nearest to
+    /// those of the multiscale model.
+    #[arg(long, default_value_t = 18)]
+    layers: usize,
+    #[command(flatten)]
+    shared: NetworksArgs,
+}
+
+/// Options of every comparison of networks.
+#[derive(Args)]
+pub(crate) struct NetworksArgs {
+    /// Recipe of the DEQ with its penalty, as `deq config` prints it, with any field changed.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "data"])]
+    recipe: Option<PathBuf>,
     /// Minutes of training for each network.
     #[arg(long, default_value_t = 30.0, allow_negative_numbers = true)]
     minutes: f64,
@@ -61,12 +93,10 @@ pub(crate) struct DeqLmArgs {
     /// Applications of the cell in the weight-tied network.
     #[arg(long, default_value_t = 6)]
     tied_depth: usize,
-    /// Layers of the Transformer-XL; their inner width is chosen so that the parameters are equal.
-    #[arg(long, default_value_t = 2)]
-    layers: usize,
-    /// Folder of the runs and the results. Give it again to go on after an interruption.
-    #[arg(long, value_name = "FOLDER", default_value = "runs/deq-lm")]
-    run: PathBuf,
+    /// Folder of the runs and the results, by default named after the comparison in `runs`. Give it
+    /// again to go on after an interruption.
+    #[arg(long, value_name = "FOLDER")]
+    run: Option<PathBuf>,
     /// Device to run on.
     #[arg(long, default_value = "flex")]
     device: String,
@@ -172,6 +202,7 @@ pub(crate) fn run(what: &Experiment) -> Result<()> {
         Experiment::JacregLm(args) => jacreg_lm(args),
         Experiment::JacregVision(args) => jacreg_vision(args),
         Experiment::DeqLm(args) => deq_lm(args),
+        Experiment::DeqVision(args) => deq_vision(args),
     }
 }
 
@@ -237,11 +268,20 @@ fn jacreg_lm(args: &ReproduceLmArgs) -> Result<()> {
     compare_weights(recipe, "a language model", Figures::TEXT, shared)
 }
 
+/// The recipe of a model of images.
+fn images(
+    file: Option<&Path>,
+    preset: &str,
+    data: &ImageSource,
+) -> Result<Recipe<ImagesTask>, TrainError> {
+    match file {
+        Some(file) => Recipe::from_file(file),
+        None => preset_for(preset, data),
+    }
+}
+
 fn jacreg_vision(args: &ReproduceVisionArgs) -> Result<()> {
-    let recipe = match &args.shared.recipe {
-        Some(file) => Recipe::from_file(file)?,
-        None => preset_for(&args.preset, &args.data)?,
-    };
+    let recipe = images(args.shared.recipe.as_deref(), &args.preset, &args.data)?;
     compare_weights(recipe, "a multiscale model", Figures::IMAGES, &args.shared)
 }
 
@@ -312,13 +352,40 @@ fn print_comparison(result: &ComparisonResult) {
 }
 
 fn deq_lm(args: &DeqLmArgs) -> Result<()> {
+    let shared = &args.shared;
     let mut recipe = text(
-        args.recipe.as_deref(),
+        shared.recipe.as_deref(),
         args.preset.as_deref(),
         args.data.as_ref(),
     )?;
-    set(&mut recipe.seed, args.seed);
+    set(&mut recipe.seed, shared.seed);
+    let layers = ExplicitNetwork::transformer_xl(&recipe, args.layers, &shared.device)?;
+    networks(recipe, layers, "The DEQ-Transformer", "runs/deq-lm", shared)
+}
+
+fn deq_vision(args: &DeqVisionArgs) -> Result<()> {
+    let shared = &args.shared;
+    let mut recipe = images(shared.recipe.as_deref(), &args.preset, &args.data)?;
+    set(&mut recipe.seed, shared.seed);
+    let layers = ExplicitNetwork::resnet(&recipe, args.layers)?;
+    networks(
+        recipe,
+        layers,
+        "The multiscale model",
+        "runs/deq-vision",
+        shared,
+    )
+}
+
+fn networks<T: Task>(
+    recipe: Recipe<T>,
+    layers: ExplicitNetwork<T>,
+    title: &str,
+    folder: &str,
+    args: &NetworksArgs,
+) -> Result<()> {
     let options = NetworkComparison {
+        title: title.to_owned(),
         recipe,
         length: match args.steps {
             Some(steps) => Length::Steps(steps),
@@ -327,9 +394,9 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
         ways: args.ways,
         seeds: args.seeds,
         tied_depth: args.tied_depth,
-        layers: args.layers,
+        layers,
         device: args.device.clone(),
-        folder: args.run.clone(),
+        folder: args.run.clone().unwrap_or_else(|| folder.into()),
         memory: Some(StepMemory {
             reset: || crate::HEAP.reset_peak_usage(),
             current: || crate::HEAP.current_usage(),
@@ -340,11 +407,17 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
     if args.json {
         return print::json(&result);
     }
+    print_networks(&result);
+    Ok(())
+}
+
+fn print_networks(result: &NetworkComparisonResult) {
+    let measure = &result.measure;
     println!(
         "\n{:21} {:>4} {:>10} {:>10} {:>7} {:>6} {:>8} {:>11} {:>13} {:>9} {:>7}",
         "network",
         "seed",
-        "perplexity",
+        measure.name(),
         "parameters",
         "minutes",
         "steps",
@@ -357,10 +430,10 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
     for network in &result.networks {
         let share = network.converged;
         println!(
-            "{:21} {:4} {:10.2} {:10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
+            "{:21} {:4} {:>10} {:10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
             network.name,
             network.seed,
-            network.perplexity,
+            measure.text(network.quality),
             network.parameters,
             network.training_seconds / 60.0,
             network.steps,
@@ -383,7 +456,6 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
     }
     print_claims(&result.claims);
     println!("curves: {}", result.report.display());
-    Ok(())
 }
 
 fn print_claims(claims: &[Claim]) {

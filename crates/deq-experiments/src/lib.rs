@@ -2,7 +2,8 @@
 //! [`deq_train`], measurements, verdicts, and a page with tables and curves.
 //!
 //! - [`compare`]: the Jacobian penalty with several weights, on any task.
-//! - [`networks::compare_networks`]: the DEQ-Transformer beside explicit networks, for equal time.
+//! - [`networks::compare_networks`]: an equilibrium model beside explicit networks, for equal time
+//!   or equal steps.
 //! - [`synthetic::run`]: the paper's regression in one dimension.
 //!
 //! The book's page on this crate is

@@ -1,14 +1,14 @@
-//! The DEQ-Transformer beside explicit networks of the same parts: equal parameters, and equal time
-//! or equal steps.
+//! An equilibrium model beside explicit networks: equal parameters, and equal time or equal steps.
 
 use crate::claim::{Claim, Verdict, claims_table, spread};
 use burn::module::Module;
 use deq_core::{GradientConfig, PhantomConfig};
 use deq_train::records::{Record, StepRecord, read_records};
 use deq_train::report::{self, Chart, Series};
+use deq_train::tasks::images::ImagesTask;
 use deq_train::tasks::text::TextTask;
 use deq_train::{
-    Network, Opening, Recipe, RecipeError, RunFolder, Start, StepMemory, Task, TrainError,
+    Measure, Network, Opening, Recipe, RecipeError, RunFolder, Start, StepMemory, Task, TrainError,
     TrainOptions, affordable_steps, device, evaluation_seconds, files, require, step_memory, train,
     without_tolerance,
 };
@@ -18,7 +18,6 @@ use std::path::PathBuf;
 const DEQ_JR: &str = "deq-jr";
 const DEQ: &str = "deq";
 const TIED: &str = "weight-tied";
-const LAYERS: &str = "transformer-xl";
 const PHANTOM: &str = "deq-jr, phantom";
 const ONE_STEP: &str = "deq-jr, one-step";
 const UNROLLED: &str = "deq-jr, half unrolled";
@@ -34,11 +33,78 @@ pub enum Length {
     Steps(usize),
 }
 
+/// The network of layers with weights of their own that an equilibrium model is compared with.
+#[derive(Clone, Debug)]
+pub struct ExplicitNetwork<T: Task> {
+    /// A short name.
+    pub name: &'static str,
+    /// How it is trained; the steps are chosen later.
+    pub recipe: Recipe<T>,
+    /// What the papers report of the equilibrium model beside such a network.
+    pub paper: &'static str,
+}
+
+impl ExplicitNetwork<TextTask> {
+    /// A Transformer-XL with data, width, optimizer and schedule of `recipe`, whose inner width
+    /// makes its parameters as many. Opens the data, whose vocabulary counts.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError`] if the data cannot be opened, `device` is unknown, or attention alone in
+    /// `layers` layers exceeds the parameters of the DEQ.
+    pub fn transformer_xl(
+        recipe: &Recipe<TextTask>,
+        layers: usize,
+        device: &str,
+    ) -> Result<Self, TrainError> {
+        require_count("layers", layers)?;
+        let mut recipe = recipe.clone();
+        drop(recipe.task.open(&Opening::default())?);
+        recipe.task.model.d_inner = matching_width(&recipe, layers, device)?;
+        Ok(Self {
+            name: "transformer-xl",
+            recipe: explicit(&recipe, Network::Layers { depth: layers }),
+            paper: "perplexity 23.2 against 23.6 of Transformer-XL (Bai et al. 2019)",
+        })
+    }
+}
+
+impl ExplicitNetwork<ImagesTask> {
+    /// A ResNet with data, optimizer and schedule of `recipe`, whose width brings its parameters
+    /// nearest to those of the equilibrium model.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError`] if there is no ResNet of so many layers, or pixels are classified.
+    pub fn resnet(recipe: &Recipe<ImagesTask>, layers: usize) -> Result<Self, TrainError> {
+        let mut recipe = explicit(recipe, Network::Layers { depth: layers });
+        recipe.task.prepare(recipe.network)?;
+        Ok(Self {
+            name: "resnet",
+            recipe,
+            paper: "accuracy on CIFAR-10 93.6 % without and 93.1 % with the penalty against 93.0 % \
+                    of ResNet-18 (Bai et al. 2021)",
+        })
+    }
+}
+
+/// The same training of an explicit network.
+fn explicit<T: Task>(recipe: &Recipe<T>, network: Network) -> Recipe<T> {
+    Recipe::<T> {
+        network,
+        penalty: None,
+        pretrain_steps: 0,
+        ..recipe.clone()
+    }
+}
+
 /// What to compare, and for how long.
 #[derive(Clone, Debug)]
-pub struct NetworkComparison {
+pub struct NetworkComparison<T: Task> {
+    /// What is compared, for the title of the page.
+    pub title: String,
     /// The DEQ with its penalty; the others share data, widths, optimizer, and schedule.
-    pub recipe: Recipe<TextTask>,
+    pub recipe: Recipe<T>,
     /// How long each network is trained.
     pub length: Length,
     /// Whether the DEQ with its penalty is also trained by phantom and by one-step gradients, and
@@ -49,8 +115,8 @@ pub struct NetworkComparison {
     pub seeds: u64,
     /// Applications of the cell in the weight-tied network.
     pub tied_depth: usize,
-    /// Layers of the Transformer-XL, whose inner width is chosen so that the parameters are equal.
-    pub layers: usize,
+    /// The network of layers with weights of their own.
+    pub layers: ExplicitNetwork<T>,
     /// The device, by name.
     pub device: String,
     /// Where runs and results are written. Runs that are there go on where they stopped.
@@ -73,9 +139,9 @@ pub struct NetworkResult {
     /// Seconds of training steps with all that belongs to them, without the evaluations between
     /// them.
     pub training_seconds: f64,
-    /// Perplexity of the whole valid split.
-    pub perplexity: f64,
-    /// Applications of the cell or of layers for a segment of the valid split.
+    /// Quality on the whole valid split.
+    pub quality: f64,
+    /// Applications of the cell or of layers for a batch of the valid split.
     pub evaluations: f64,
     /// The same in a training step, mean over the second half of training: forward, and
     /// vector-Jacobian products backward.
@@ -84,7 +150,8 @@ pub struct NetworkResult {
     pub converged: Option<f64>,
     /// The most bytes of heap that a training step holds beside the model and its data.
     pub step_bytes: Option<usize>,
-    /// Perplexity of a part of the valid split after each round, by minutes of training.
+    /// Quality on the part of the valid split that is evaluated after each round, by minutes of
+    /// training.
     pub course: Vec<(f64, f64)>,
 }
 
@@ -102,6 +169,8 @@ pub struct MemoryByDepth {
 /// All networks.
 #[derive(Clone, Debug, Serialize)]
 pub struct NetworkComparisonResult {
+    /// What quality is.
+    pub measure: Measure,
     /// One entry for each network and seed.
     pub networks: Vec<NetworkResult>,
     /// Memory at several depths; empty if memory was not measured.
@@ -118,37 +187,34 @@ pub struct NetworkComparisonResult {
 /// # Errors
 ///
 /// [`TrainError`] if the recipe or a number is wrong, or a run fails.
-pub fn compare_networks(
-    options: &NetworkComparison,
+pub fn compare_networks<T: Task>(
+    options: &NetworkComparison<T>,
     say: &mut dyn FnMut(&str),
 ) -> Result<NetworkComparisonResult, TrainError> {
-    let (length, value) = match options.length {
-        Length::Minutes(minutes) => ("minutes", minutes),
-        Length::Steps(steps) => ("steps", steps as f64),
-    };
-    for (field, value, most, requirement) in [
-        (length, value, 1e6, "above 0 and at most 1,000,000"),
-        (
-            "tied depth",
-            options.tied_depth as f64,
-            1e3,
-            "from 1 to 1,000",
-        ),
-        ("layers", options.layers as f64, 1e3, "from 1 to 1,000"),
-        ("seeds", options.seeds as f64, 1e3, "from 1 to 1,000"),
-    ] {
-        require(value > 0.0 && value <= most, field, value, requirement)?;
+    match options.length {
+        Length::Minutes(minutes) => require(
+            minutes > 0.0 && minutes <= 1e6,
+            "minutes",
+            minutes,
+            "above 0 and at most 1,000,000",
+        )?,
+        Length::Steps(steps) => require(
+            (1..=1_000_000).contains(&steps),
+            "steps",
+            steps as f64,
+            "from 1 to 1,000,000",
+        )?,
     }
+    require_count("tied depth", options.tied_depth)?;
+    require_count("seeds", options.seeds as usize)?;
+    let right = "above 0 in the recipe, since the DEQ is trained with the penalty and without";
+    require(options.recipe.penalty.is_some(), "penalty.weight", 0.0, right)?;
     files::create_folder(&options.folder)?;
-    let mut recipe = options.recipe.clone();
-    // The size of the vocabulary counts.
-    drop(recipe.task.open(&Opening::default())?);
-    recipe.validate()?;
 
     let mut networks = Vec::new();
-    for (name, variant) in variants(&recipe, options)? {
-        for seed in (recipe.seed..).take(options.seeds as usize) {
-            let variant = Recipe::<TextTask> {
+    for (name, variant) in variants(options) {
+        for seed in (options.recipe.seed..).take(options.seeds as usize) {
+            let variant = Recipe::<T> {
                 seed,
                 ..variant.clone()
             };
@@ -158,47 +224,43 @@ pub fn compare_networks(
     let memory = match &options.memory {
         Some(meter) => {
             say("measuring the memory of a training step by depth");
-            memory_by_depth(&recipe, options, meter)?
+            memory_by_depth(options, meter)?
         }
         None => Vec::new(),
     };
+    let measure = options.recipe.task.measure();
     let result = NetworkComparisonResult {
-        claims: claims(&networks, &memory, options.length),
+        claims: claims(&measure, &networks, &memory, options),
+        measure,
         networks,
         memory,
         report: options.folder.join("report.html"),
     };
     files::write_json(&options.folder.join("result.json"), &result)?;
-    write_page(&result)?;
+    write_page(&result, &options.title)?;
     Ok(result)
 }
 
+fn require_count(field: &'static str, count: usize) -> Result<(), TrainError> {
+    let valid = (1..=1000).contains(&count);
+    Ok(require(valid, field, count as f64, "from 1 to 1,000")?)
+}
+
 /// The networks by name, with the steps still to be chosen.
-fn variants(
-    recipe: &Recipe<TextTask>,
-    options: &NetworkComparison,
-) -> Result<Vec<(&'static str, Recipe<TextTask>)>, TrainError> {
-    let plain = Recipe::<TextTask> {
+fn variants<T: Task>(options: &NetworkComparison<T>) -> Vec<(&'static str, Recipe<T>)> {
+    let recipe = &options.recipe;
+    let plain = Recipe::<T> {
         penalty: None,
         ..recipe.clone()
     };
-    let explicit = |network| Recipe::<TextTask> {
-        network,
-        pretrain_steps: 0,
-        ..plain.clone()
-    };
-    let tied = explicit(Network::WeightTied {
+    let tied = Network::WeightTied {
         depth: options.tied_depth,
-    });
-    let mut layers = explicit(Network::Layers {
-        depth: options.layers,
-    });
-    layers.task.model.d_inner = matching_width(recipe, options)?;
+    };
     let mut variants = vec![
         (DEQ_JR, recipe.clone()),
         (DEQ, plain),
-        (TIED, tied),
-        (LAYERS, layers),
+        (TIED, explicit(recipe, tied)),
+        (options.layers.name, options.layers.recipe.clone()),
     ];
     if options.ways {
         let with = |gradient| {
@@ -217,15 +279,16 @@ fn variants(
             (UNROLLED, unrolled),
         ]);
     }
-    Ok(variants)
+    variants
 }
 
 /// The inner width with which the stack of layers has the parameters of the DEQ.
 fn matching_width(
     recipe: &Recipe<TextTask>,
-    options: &NetworkComparison,
+    layers: usize,
+    device_name: &str,
 ) -> Result<usize, TrainError> {
-    let plain = device(&options.device)?;
+    let plain = device(device_name)?;
     // The embedding is the same in both, so a small vocabulary tells the difference as well.
     let mut small = recipe.task.model.clone();
     small.vocab_size = small.cutoffs.last().map_or(1, |last| last + 1);
@@ -235,7 +298,7 @@ fn matching_width(
             d_inner,
             ..small.clone()
         };
-        Ok(config.init_explicit(options.layers, &plain)?.num_params())
+        Ok(config.init_explicit(layers, &plain)?.num_params())
     };
     let (one, two) = (with(1)?, with(2)?);
     let width = target.saturating_sub(one) / (two - one) + 1;
@@ -243,17 +306,17 @@ fn matching_width(
         true => Ok(width),
         false => Err(RecipeError::OutOfRange {
             field: "layers",
-            value: options.layers as f64,
+            value: layers as f64,
             requirement: "few enough that attention alone does not exceed the parameters of the DEQ",
         }
         .into()),
     }
 }
 
-fn network(
+fn network<T: Task>(
     name: &'static str,
-    mut recipe: Recipe<TextTask>,
-    options: &NetworkComparison,
+    mut recipe: Recipe<T>,
+    options: &NetworkComparison<T>,
     say: &mut dyn FnMut(&str),
 ) -> Result<NetworkResult, TrainError> {
     let seed = recipe.seed;
@@ -303,7 +366,7 @@ fn network(
         parameters: summary.parameters,
         steps: recipe.steps,
         training_seconds: summary.training_seconds - evaluation_seconds(&records),
-        perplexity: summary.eval.quality.value,
+        quality: summary.eval.quality.value,
         evaluations: summary.eval.nfe_per_solve,
         training_evaluations: [
             mean(&|step| step.forward_nfe),
@@ -328,15 +391,14 @@ fn course(records: &[Record]) -> Vec<(f64, f64)> {
     points
 }
 
-fn memory_by_depth(
-    recipe: &Recipe<TextTask>,
-    options: &NetworkComparison,
+fn memory_by_depth<T: Task>(
+    options: &NetworkComparison<T>,
     meter: &StepMemory,
 ) -> Result<Vec<MemoryByDepth>, TrainError> {
     [6, 12, 24]
         .into_iter()
         .map(|depth| {
-            let mut solved = recipe.clone();
+            let mut solved = options.recipe.clone();
             solved.penalty = None;
             // The whole budget is used.
             solved.deq = without_tolerance(solved.deq);
@@ -345,7 +407,7 @@ fn memory_by_depth(
             if let GradientConfig::Implicit(adjoint) = &mut solved.deq.gradient {
                 adjoint.stop.max_steps = depth;
             }
-            let tied = Recipe::<TextTask> {
+            let tied = Recipe::<T> {
                 network: Network::WeightTied { depth },
                 ..solved.clone()
             };
@@ -358,19 +420,28 @@ fn memory_by_depth(
         .collect()
 }
 
-fn claims(networks: &[NetworkResult], memory: &[MemoryByDepth], length: Length) -> Vec<Claim> {
+fn claims<T: Task>(
+    measure: &Measure,
+    networks: &[NetworkResult],
+    memory: &[MemoryByDepth],
+    options: &NetworkComparison<T>,
+) -> Vec<Claim> {
     let of = |name: &str, value: &dyn Fn(&NetworkResult) -> f64| -> Vec<f64> {
         let named = networks.iter().filter(|network| network.name == name);
         named.map(value).collect()
     };
-    let perplexity = |network: &NetworkResult| network.perplexity;
+    let explicit = &options.layers;
     let [regularised, plain, tied, layers] =
-        [DEQ_JR, DEQ, TIED, LAYERS].map(|name| of(name, &perplexity));
+        [DEQ_JR, DEQ, TIED, explicit.name].map(|name| of(name, &|network| network.quality));
     let failed = |network: &NetworkResult| 1.0 - network.converged.unwrap_or(f64::NAN);
     let [failed_regularised, failed_plain] = [DEQ_JR, DEQ].map(|name| of(name, &failed));
     let share = |share| format!("{:.1} %", 100.0 * share);
-    let number = |number| format!("{number:.1}");
-    let best = match Verdict::below(&plain, &regularised) {
+    let quality = |numbers: &[f64]| spread(numbers, |number| measure.text(number));
+    let better = |ones: &[f64], others: &[f64]| match measure.higher_is_better() {
+        true => Verdict::below(others, ones),
+        false => Verdict::below(ones, others),
+    };
+    let best = match better(&plain, &regularised) {
         Verdict::DoesNotHold => &regularised,
         _ => &plain,
     };
@@ -389,22 +460,24 @@ fn claims(networks: &[NetworkResult], memory: &[MemoryByDepth], length: Length) 
         },
         Claim {
             statement: format!(
-                "the better DEQ is better than explicit layers with as many parameters (Bai et al. \
-                 2019), here after equal {}",
-                match length {
+                "the better DEQ is better than explicit layers with as many parameters, here after \
+                 equal {}",
+                match options.length {
                     Length::Minutes(_) => "time",
                     Length::Steps(_) => "steps",
                 }
             ),
-            paper: "perplexity 23.2 against 23.6 of Transformer-XL",
+            paper: explicit.paper,
             here: format!(
-                "{} with the penalty, {} without, {} of Transformer-XL, {} weight-tied",
-                spread(&regularised, number),
-                spread(&plain, number),
-                spread(&layers, number),
-                spread(&tied, number)
+                "{} {} with the penalty, {} without, {} of {}, {} weight-tied",
+                measure.name(),
+                quality(&regularised),
+                quality(&plain),
+                quality(&layers),
+                explicit.name,
+                quality(&tied)
             ),
-            verdict: Verdict::below(best, &layers),
+            verdict: better(best, &layers),
         },
     ];
     if let [first, .., last] = memory {
@@ -426,10 +499,11 @@ fn claims(networks: &[NetworkResult], memory: &[MemoryByDepth], length: Length) 
     claims
 }
 
-fn write_page(result: &NetworkComparisonResult) -> Result<(), TrainError> {
+fn write_page(result: &NetworkComparisonResult, title: &str) -> Result<(), TrainError> {
+    let measure = &result.measure;
     let header = [
         "network",
-        "perplexity",
+        measure.name(),
         "parameters",
         "minutes",
         "steps",
@@ -444,7 +518,7 @@ fn write_page(result: &NetworkComparisonResult) -> Result<(), TrainError> {
         let [forward, backward] = network.training_evaluations;
         vec![
             format!("{}, seed {}", network.name, network.seed),
-            format!("{:.1}", network.perplexity),
+            measure.text(network.quality),
             network.parameters.to_string(),
             format!("{:.1}", network.training_seconds / 60.0),
             network.steps.to_string(),
@@ -476,14 +550,14 @@ fn write_page(result: &NetworkComparisonResult) -> Result<(), TrainError> {
         Series::new(name, network.course.clone())
     });
     body += &report::figures([Chart::new(
-        "Held-out perplexity",
-        ["minutes of training steps", "perplexity"],
-        true,
+        "Quality on held-out data",
+        ["minutes of training steps", measure.name()],
+        !measure.higher_is_better(),
         series.collect(),
     )])?;
     report::write_page(
         &result.report,
-        "The DEQ-Transformer beside explicit networks",
+        &format!("{title} beside explicit networks"),
         &body,
     )
 }

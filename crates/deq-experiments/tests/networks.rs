@@ -3,24 +3,28 @@
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use deq_experiments::networks::{
-    Length, NetworkComparison, NetworkComparisonResult, compare_networks,
+    ExplicitNetwork, Length, NetworkComparison, NetworkComparisonResult, compare_networks,
 };
+use deq_train::tasks::images::ImagesTask;
 use deq_train::tasks::text::TextTask;
 use deq_train::{Recipe, StepMemory};
+use std::path::Path;
 
-fn small(folder: &std::path::Path) -> NetworkComparison {
+fn small(folder: &Path) -> NetworkComparison<TextTask> {
     let mut recipe = Recipe::<TextTask>::preset("tiny").unwrap();
     recipe.task.model = deq_models::DeqTransformerLmConfig::new(1, 16, 2, 96).with_mem_len(8);
     (recipe.batch, recipe.task.segment) = (2, 8);
     (recipe.steps, recipe.pretrain_steps, recipe.warmup_steps) = (40, 4, 4);
     (recipe.rounds, recipe.valid_batches) = (1, Some(2));
+    let layers = ExplicitNetwork::transformer_xl(&recipe, 1, "flex").unwrap();
     NetworkComparison {
+        title: "A small model".to_owned(),
         recipe,
         length: Length::Minutes(0.002),
         ways: false,
         seeds: 1,
         tied_depth: 2,
-        layers: 1,
+        layers,
         device: "flex".to_owned(),
         folder: folder.to_owned(),
         memory: Some(StepMemory {
@@ -85,22 +89,69 @@ fn networks_and_ways_to_train_one_have_equal_steps() {
 }
 
 #[test]
+fn a_multiscale_model_is_compared_with_a_resnet() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = Recipe::<ImagesTask>::preset("mini").unwrap();
+    // All of the held-out images are evaluated in the end.
+    (recipe.batch, recipe.steps, recipe.pretrain_steps) = (64, 2, 1);
+    (recipe.rounds, recipe.valid_batches, recipe.warmup_steps) = (1, Some(1), 0);
+    (recipe.deq.stop.max_steps, recipe.deq.eval_stop) = (2, None);
+    let options = NetworkComparison {
+        title: "A small model".to_owned(),
+        layers: ExplicitNetwork::resnet(&recipe, 18).unwrap(),
+        recipe,
+        length: Length::Steps(2),
+        ways: false,
+        seeds: 1,
+        tied_depth: 2,
+        device: "flex".to_owned(),
+        folder: folder.path().to_owned(),
+        memory: None,
+    };
+    let result = compare_networks(&options, &mut |_| {}).unwrap();
+    let names: Vec<_> = result.networks.iter().map(|network| network.name).collect();
+    assert_eq!(names, ["deq-jr", "deq", "weight-tied", "resnet"]);
+    let [plain, resnet] = [&result.networks[1], &result.networks[3]];
+    let ratio = resnet.parameters as f64 / plain.parameters as f64;
+    assert!((0.8..1.25).contains(&ratio), "{ratio}");
+    assert!((0.0..=1.0).contains(&resnet.quality) && resnet.converged.is_none());
+    assert!(result.claims[1].here.starts_with("accuracy"));
+    let page = std::fs::read_to_string(&result.report).unwrap();
+    assert!(page.contains("A small model beside explicit networks") && page.contains("accuracy"));
+
+    // Both sides of the comparison are one model without it.
+    let without = Recipe::<ImagesTask> {
+        penalty: None,
+        ..options.recipe.clone()
+    };
+    let refused = compare_networks(
+        &NetworkComparison {
+            recipe: without,
+            ..options
+        },
+        &mut |_| {},
+    );
+    let message = refused.unwrap_err().to_string();
+    assert!(message.starts_with("penalty.weight is 0"), "{message}");
+}
+
+#[test]
 fn numbers_that_mean_nothing_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let refused = |options: NetworkComparison| {
-        compare_networks(&options, &mut |_| {})
-            .unwrap_err()
-            .to_string()
-    };
     let base = small(folder.path());
-    assert_eq!(
-        refused(NetworkComparison {
+    let refused = compare_networks(
+        &NetworkComparison {
             length: Length::Minutes(0.0),
             ..base.clone()
-        }),
+        },
+        &mut |_| {},
+    );
+    assert_eq!(
+        refused.unwrap_err().to_string(),
         "minutes is 0, but must be above 0 and at most 1,000,000"
     );
-    let message = refused(NetworkComparison { layers: 50, ..base });
+    let refused = ExplicitNetwork::transformer_xl(&base.recipe, 50, "flex");
+    let message = refused.unwrap_err().to_string();
     assert!(
         message.starts_with("layers is 50, but must be few enough"),
         "{message}"
