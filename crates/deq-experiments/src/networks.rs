@@ -208,7 +208,12 @@ pub fn compare_networks<T: Task>(
     require_count("tied depth", options.tied_depth)?;
     require_count("seeds", options.seeds as usize)?;
     let right = "above 0 in the recipe, since the DEQ is trained with the penalty and without";
-    require(options.recipe.penalty.is_some(), "penalty.weight", 0.0, right)?;
+    require(
+        options.recipe.penalty.is_some(),
+        "penalty.weight",
+        0.0,
+        right,
+    )?;
     files::create_folder(&options.folder)?;
 
     let mut networks = Vec::new();
