@@ -79,8 +79,9 @@ pub(crate) struct NetworksArgs {
     /// Training steps for each network, instead of an equal time.
     #[arg(long, conflicts_with = "minutes")]
     steps: Option<usize>,
-    /// Also train the DEQ with its penalty in other ways: by phantom and by one-step gradients, and
-    /// unrolled for half of its steps.
+    /// Also train the DEQ with its penalty in other ways: by phantom gradients, by one-step
+    /// gradients, by these with shorter solves to a larger tolerance, and unrolled for half of its
+    /// steps.
     #[arg(long)]
     ways: bool,
     /// First seed of weights, order, dropout masks and penalty draws.
@@ -414,7 +415,7 @@ fn networks<T: Task>(
 fn print_networks(result: &NetworkComparisonResult) {
     let measure = &result.measure;
     println!(
-        "\n{:21} {:>4} {:>10} {:>10} {:>7} {:>6} {:>8} {:>11} {:>13} {:>9} {:>7}",
+        "\n{:30} {:>4} {:>10} {:>10} {:>7} {:>6} {:>8} {:>11} {:>13} {:>9} {:>7}",
         "network",
         "seed",
         measure.name(),
@@ -430,7 +431,7 @@ fn print_networks(result: &NetworkComparisonResult) {
     for network in &result.networks {
         let share = network.converged;
         println!(
-            "{:21} {:4} {:>10} {:10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
+            "{:30} {:4} {:>10} {:10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
             network.name,
             network.seed,
             measure.text(network.quality),

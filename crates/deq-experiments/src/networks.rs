@@ -3,6 +3,7 @@
 use crate::claim::{Claim, Verdict, claims_table, spread};
 use burn::module::Module;
 use deq_core::{GradientConfig, PhantomConfig};
+use deq_jacreg::WeightSchedule;
 use deq_train::records::{Record, StepRecord, read_records};
 use deq_train::report::{self, Chart, Series};
 use deq_train::tasks::images::ImagesTask;
@@ -20,6 +21,7 @@ const DEQ: &str = "deq";
 const TIED: &str = "weight-tied";
 const PHANTOM: &str = "deq-jr, phantom";
 const ONE_STEP: &str = "deq-jr, one-step";
+const SHORT: &str = "deq-jr, one-step, short solves";
 const UNROLLED: &str = "deq-jr, half unrolled";
 
 /// How long every network is trained.
@@ -107,8 +109,9 @@ pub struct NetworkComparison<T: Task> {
     pub recipe: Recipe<T>,
     /// How long each network is trained.
     pub length: Length,
-    /// Whether the DEQ with its penalty is also trained by phantom and by one-step gradients, and
-    /// unrolled for half of its steps.
+    /// Whether the DEQ with its penalty is also trained by phantom gradients, by one-step gradients,
+    /// by these with solves of half the length to ten times the tolerance (held-out solves keep
+    /// theirs), and unrolled for half of its steps.
     pub ways: bool,
     /// How many seeds each network is trained with, from the recipe's on;
     /// [`Verdict::SEEDS`] for verdicts that can hold.
@@ -276,15 +279,33 @@ fn variants<T: Task>(options: &NetworkComparison<T>) -> Vec<(&'static str, Recip
         // Undamped, since the penalty keeps the map a contraction: the gradient is then nearly
         // exact.
         let phantom = PhantomConfig::new().with_damping(1.0);
+        let one_step = with(GradientConfig::OneStep);
         let mut unrolled = recipe.clone();
         unrolled.set_pretrain_steps(recipe.steps / 2);
         variants.extend([
             (PHANTOM, with(GradientConfig::Phantom(phantom))),
-            (ONE_STEP, with(GradientConfig::OneStep)),
+            (SHORT, with_short_solves(one_step.clone())),
+            (ONE_STEP, one_step),
             (UNROLLED, unrolled),
         ]);
     }
     variants
+}
+
+/// Training solves of half the length, held there by the penalty if a controller holds them, to ten
+/// times the tolerance. Held-out solves stay as they are.
+fn with_short_solves<T: Task>(mut recipe: Recipe<T>) -> Recipe<T> {
+    let stop = &mut recipe.deq.stop;
+    recipe.deq.eval_stop.get_or_insert_with(|| stop.clone());
+    stop.max_steps = stop.max_steps.div_ceil(2);
+    stop.rel_tol *= 10.0;
+    stop.abs_tol *= 10.0;
+    if let Some(penalty) = &mut recipe.penalty
+        && let WeightSchedule::Controlled(controller) = &mut penalty.schedule
+    {
+        controller.target /= 2.0;
+    }
+    recipe
 }
 
 /// The inner width with which the stack of layers has the parameters of the DEQ.

@@ -78,7 +78,7 @@ fn networks_and_ways_to_train_one_have_equal_steps() {
         ..small(folder.path())
     };
     let result = compare_networks(&options, &mut |_| {}).unwrap();
-    assert_eq!(result.networks.len(), 7);
+    assert_eq!(result.networks.len(), 8);
     for network in &result.networks {
         assert_eq!(network.steps, 8, "{}", network.name);
         let trained_by_a_solve = ["deq-jr", "deq", "deq-jr, half unrolled"].contains(&network.name);
