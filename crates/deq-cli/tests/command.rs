@@ -301,7 +301,7 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
     let folder = folder_with_text();
     let path = folder.path();
     std::fs::write(path.join("empty.txt"), "").unwrap();
-    let cases: [(&[&str], &str); 18] = [
+    let cases: [(&[&str], &str); 20] = [
         (&["train", "lm", "--data", "missing"], "there is no missing"),
         (
             &["train", "lm", "--data", "empty.txt"],
@@ -352,6 +352,14 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
         (
             &["reproduce", "jacreg-lm", "--budgets", "0"],
             "a budget is 0, but must be at least 1",
+        ),
+        (
+            &["reproduce", "deq-lm", "--minutes", "0"],
+            "minutes is 0, but must be above 0",
+        ),
+        (
+            &["reproduce", "deq-vision", "--layers", "20"],
+            "has no network \"explicit, 20 layers of their own\"",
         ),
     ];
     for (arguments, expected) in cases {

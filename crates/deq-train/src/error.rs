@@ -106,7 +106,7 @@ pub enum RecipeError {
     #[error("the learning rate has no schedule: {reason}")]
     Schedule { reason: String },
     /// The task has no network of this kind.
-    #[error("{task} has no network {network:?}: {choices}")]
+    #[error("{task} has no network \"{network}\": {choices}")]
     NoSuchNetwork {
         task: &'static str,
         network: crate::recipe::Network,

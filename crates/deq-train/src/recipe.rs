@@ -21,6 +21,7 @@ use burn::optim::{AdamConfig, ModuleOptimizer, SgdConfig};
 use deq_core::{DeqConfig, GradientConfig, ShineConfig};
 use deq_jacreg::{JacobianPenaltyConfig, WeightSchedule};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The version of run folders that this crate writes and reads.
@@ -51,6 +52,16 @@ impl Network {
         match self {
             Network::Equilibrium => None,
             Network::WeightTied { depth } | Network::Layers { depth } => Some(depth),
+        }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Network::Equilibrium => write!(f, "equilibrium"),
+            Network::WeightTied { depth } => write!(f, "explicit, weight-tied, {depth} layers"),
+            Network::Layers { depth } => write!(f, "explicit, {depth} layers of their own"),
         }
     }
 }

@@ -453,11 +453,7 @@ fn facts<T: Task>(
     records: &[Record],
 ) -> Vec<(String, String)> {
     let quality = &summary.eval.quality;
-    let network = match recipe.network {
-        Network::Equilibrium => "equilibrium".to_owned(),
-        Network::WeightTied { depth } => format!("explicit, weight-tied, {depth} layers"),
-        Network::Layers { depth } => format!("explicit, {depth} layers of their own"),
-    };
+    let network = recipe.network.to_string();
     let penalty = match (&recipe.penalty, recipe.network) {
         (Some(penalty), Network::Equilibrium) => {
             let share = 100.0 * penalty.frequency;
