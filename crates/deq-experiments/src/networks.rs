@@ -109,9 +109,9 @@ pub struct NetworkComparison<T: Task> {
     pub recipe: Recipe<T>,
     /// How long each network is trained.
     pub length: Length,
-    /// Whether the DEQ with its penalty is also trained by phantom gradients, by one-step gradients,
-    /// by these with solves of half the length to ten times the tolerance (held-out solves keep
-    /// theirs), and unrolled for half of its steps.
+    /// Whether the DEQ with its penalty is also trained by phantom gradients, by one-step
+    /// gradients, by these with solves of half the length to ten times the tolerance (held-out
+    /// solves keep theirs), and unrolled for half of its steps.
     pub ways: bool,
     /// How many seeds each network is trained with, from the recipe's on;
     /// [`Verdict::SEEDS`] for verdicts that can hold.
