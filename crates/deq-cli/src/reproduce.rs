@@ -6,8 +6,8 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use deq_data::{ImageSource, Level};
 use deq_experiments::networks::{
-    ExplicitNetwork, Length, NetworkComparison, NetworkComparisonResult, compare_networks,
-    megabytes,
+    Contender, ExplicitNetwork, Length, NetworkComparison, NetworkComparisonResult,
+    compare_networks, megabytes,
 };
 use deq_experiments::synthetic::{self, SyntheticOptions};
 use deq_experiments::{Claim, Comparison, ComparisonResult, Figures, compare};
@@ -79,11 +79,12 @@ pub(crate) struct NetworksArgs {
     /// Training steps for each network, instead of an equal time.
     #[arg(long, conflicts_with = "minutes")]
     steps: Option<usize>,
-    /// Also train the DEQ with its penalty in other ways: by phantom gradients, by one-step
-    /// gradients, by these with shorter solves to a larger tolerance, and unrolled for half of its
-    /// steps.
-    #[arg(long)]
-    ways: bool,
+    /// The networks: layers, weight-tied, deq, or deq-jr for the DEQ with its penalty. A DEQ may be
+    /// trained by +one-step or +phantom gradients, with +short solves to a larger tolerance, and
+    /// +unrolled for half of its steps, as in deq-jr+one-step+short.
+    #[arg(long, value_name = "LIST", value_delimiter = ',',
+        default_values_t = Contender::DEFAULT)]
+    networks: Vec<Contender>,
     /// First seed of weights, order, dropout masks and penalty draws.
     #[arg(long)]
     seed: Option<u64>,
@@ -392,7 +393,7 @@ fn networks<T: Task>(
             Some(steps) => Length::Steps(steps),
             None => Length::Minutes(args.minutes),
         },
-        ways: args.ways,
+        contenders: args.networks.clone(),
         seeds: args.seeds,
         tied_depth: args.tied_depth,
         layers,
@@ -415,7 +416,7 @@ fn networks<T: Task>(
 fn print_networks(result: &NetworkComparisonResult) {
     let measure = &result.measure;
     println!(
-        "\n{:30} {:>4} {:>10} {:>10} {:>7} {:>6} {:>8} {:>11} {:>13} {:>9} {:>7}",
+        "\n{:32} {:>4} {:>10} {:>10} {:>7} {:>6} {:>8} {:>11} {:>13} {:>9} {:>7}",
         "network",
         "seed",
         measure.name(),
@@ -431,7 +432,7 @@ fn print_networks(result: &NetworkComparisonResult) {
     for network in &result.networks {
         let share = network.converged;
         println!(
-            "{:30} {:4} {:>10} {:10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
+            "{:32} {:4} {:>10} {:10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
             network.name,
             network.seed,
             measure.text(network.quality),
@@ -446,7 +447,9 @@ fn print_networks(result: &NetworkComparisonResult) {
             network.step_bytes.map_or(String::new(), megabytes),
         );
     }
-    println!("\ntraining memory by depth: equilibrium, weight-tied");
+    if !result.memory.is_empty() {
+        println!("\ntraining memory by depth: equilibrium, weight-tied");
+    }
     for row in &result.memory {
         println!(
             "{:6} steps {:>6} MB {:>6} MB",

@@ -1,9 +1,12 @@
 //! An equilibrium model beside explicit networks: equal parameters, and equal time or equal steps.
 
+mod contender;
+
+pub use contender::{Contender, Equilibrium, Gradient, UnknownContender};
+
 use crate::claim::{Claim, Verdict, claims_table, spread};
 use burn::module::Module;
-use deq_core::{GradientConfig, PhantomConfig};
-use deq_jacreg::WeightSchedule;
+use deq_core::GradientConfig;
 use deq_train::records::{Record, StepRecord, read_records};
 use deq_train::report::{self, Chart, Series};
 use deq_train::tasks::images::ImagesTask;
@@ -14,15 +17,8 @@ use deq_train::{
     without_tolerance,
 };
 use serde::Serialize;
+use std::collections::HashSet;
 use std::path::PathBuf;
-
-const DEQ_JR: &str = "deq-jr";
-const DEQ: &str = "deq";
-const TIED: &str = "weight-tied";
-const PHANTOM: &str = "deq-jr, phantom";
-const ONE_STEP: &str = "deq-jr, one-step";
-const SHORT: &str = "deq-jr, one-step, short solves";
-const UNROLLED: &str = "deq-jr, half unrolled";
 
 /// How long every network is trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -105,14 +101,13 @@ fn explicit<T: Task>(recipe: &Recipe<T>, network: Network) -> Recipe<T> {
 pub struct NetworkComparison<T: Task> {
     /// What is compared, for the title of the page.
     pub title: String,
-    /// The DEQ with its penalty; the others share data, widths, optimizer, and schedule.
+    /// The DEQ with its penalty; all others share data, widths, optimizer, and schedule.
     pub recipe: Recipe<T>,
     /// How long each network is trained.
     pub length: Length,
-    /// Whether the DEQ with its penalty is also trained by phantom gradients, by one-step
-    /// gradients, by these with solves of half the length to ten times the tolerance (held-out
-    /// solves keep theirs), and unrolled for half of its steps.
-    pub ways: bool,
+    /// The networks that are trained, such as [`Contender::DEFAULT`]. One named twice is trained
+    /// once; a claim is judged if both of its sides are there.
+    pub contenders: Vec<Contender>,
     /// How many seeds each network is trained with, from the recipe's on;
     /// [`Verdict::SEEDS`] for verdicts that can hold.
     pub seeds: u64,
@@ -131,8 +126,8 @@ pub struct NetworkComparison<T: Task> {
 /// One trained network.
 #[derive(Clone, Debug, Serialize)]
 pub struct NetworkResult {
-    /// A short name.
-    pub name: &'static str,
+    /// The contender; of [`Contender::Layers`] the name of these layers.
+    pub name: String,
     /// Its seed.
     pub seed: u64,
     /// Parameters.
@@ -176,7 +171,8 @@ pub struct NetworkComparisonResult {
     pub measure: Measure,
     /// One entry for each network and seed.
     pub networks: Vec<NetworkResult>,
-    /// Memory at several depths; empty if memory was not measured.
+    /// Memory at several depths; empty if memory was not measured, or there is no DEQ or no
+    /// weight-tied network.
     pub memory: Vec<MemoryByDepth>,
     /// What the papers say, and whether it holds here.
     pub claims: Vec<Claim>,
@@ -210,35 +206,36 @@ pub fn compare_networks<T: Task>(
     }
     require_count("tied depth", options.tied_depth)?;
     require_count("seeds", options.seeds as usize)?;
-    let right = "above 0 in the recipe, since the DEQ is trained with the penalty and without";
+    let mut contenders = options.contenders.clone();
+    let mut seen = HashSet::new();
+    contenders.retain(|contender| seen.insert(*contender));
+    require_count("networks", contenders.len())?;
     require(
-        options.recipe.penalty.is_some(),
+        options.recipe.penalty.is_some() || !contenders.iter().any(Contender::has_penalty),
         "penalty.weight",
         0.0,
-        right,
+        "above 0 in the recipe of a DEQ with the penalty",
     )?;
     files::create_folder(&options.folder)?;
 
     let mut networks = Vec::new();
-    for (name, variant) in variants(options) {
+    for &contender in &contenders {
         for seed in (options.recipe.seed..).take(options.seeds as usize) {
-            let variant = Recipe::<T> {
-                seed,
-                ..variant.clone()
-            };
-            networks.push(network(name, variant, options, say)?);
+            networks.push(network(contender, seed, options, say)?);
         }
     }
+    let both =
+        contenders.iter().any(Contender::is_deq) && contenders.contains(&Contender::WeightTied);
     let memory = match &options.memory {
-        Some(meter) => {
+        Some(meter) if both => {
             say("measuring the memory of a training step by depth");
             memory_by_depth(options, meter)?
         }
-        None => Vec::new(),
+        _ => Vec::new(),
     };
     let measure = options.recipe.task.measure();
     let result = NetworkComparisonResult {
-        claims: claims(&measure, &networks, &memory, options),
+        claims: claims(&measure, &networks, &memory, &contenders, options),
         measure,
         networks,
         memory,
@@ -252,60 +249,6 @@ pub fn compare_networks<T: Task>(
 fn require_count(field: &'static str, count: usize) -> Result<(), TrainError> {
     let valid = (1..=1000).contains(&count);
     Ok(require(valid, field, count as f64, "from 1 to 1,000")?)
-}
-
-/// The networks by name, with the steps still to be chosen.
-fn variants<T: Task>(options: &NetworkComparison<T>) -> Vec<(&'static str, Recipe<T>)> {
-    let recipe = &options.recipe;
-    let plain = Recipe::<T> {
-        penalty: None,
-        ..recipe.clone()
-    };
-    let tied = Network::WeightTied {
-        depth: options.tied_depth,
-    };
-    let mut variants = vec![
-        (DEQ_JR, recipe.clone()),
-        (DEQ, plain),
-        (TIED, explicit(recipe, tied)),
-        (options.layers.name, options.layers.recipe.clone()),
-    ];
-    if options.ways {
-        let with = |gradient| {
-            let mut other = recipe.clone();
-            other.deq.gradient = gradient;
-            other
-        };
-        // Undamped, since the penalty keeps the map a contraction: the gradient is then nearly
-        // exact.
-        let phantom = PhantomConfig::new().with_damping(1.0);
-        let one_step = with(GradientConfig::OneStep);
-        let mut unrolled = recipe.clone();
-        unrolled.set_pretrain_steps(recipe.steps / 2);
-        variants.extend([
-            (PHANTOM, with(GradientConfig::Phantom(phantom))),
-            (SHORT, with_short_solves(one_step.clone())),
-            (ONE_STEP, one_step),
-            (UNROLLED, unrolled),
-        ]);
-    }
-    variants
-}
-
-/// Training solves of half the length, held there by the penalty if a controller holds them, to ten
-/// times the tolerance. Held-out solves stay as they are.
-fn with_short_solves<T: Task>(mut recipe: Recipe<T>) -> Recipe<T> {
-    let stop = &mut recipe.deq.stop;
-    recipe.deq.eval_stop.get_or_insert_with(|| stop.clone());
-    stop.max_steps = stop.max_steps.div_ceil(2);
-    stop.rel_tol *= 10.0;
-    stop.abs_tol *= 10.0;
-    if let Some(penalty) = &mut recipe.penalty
-        && let WeightSchedule::Controlled(controller) = &mut penalty.schedule
-    {
-        controller.target /= 2.0;
-    }
-    recipe
 }
 
 /// The inner width with which the stack of layers has the parameters of the DEQ.
@@ -339,16 +282,26 @@ fn matching_width(
     }
 }
 
+/// As it is shown.
+fn name<T: Task>(contender: Contender, options: &NetworkComparison<T>) -> String {
+    match contender {
+        Contender::Layers => options.layers.name.to_owned(),
+        _ => contender.to_string(),
+    }
+}
+
 fn network<T: Task>(
-    name: &'static str,
-    mut recipe: Recipe<T>,
+    contender: Contender,
+    seed: u64,
     options: &NetworkComparison<T>,
     say: &mut dyn FnMut(&str),
 ) -> Result<NetworkResult, TrainError> {
-    let seed = recipe.seed;
-    let path = options
-        .folder
-        .join(name.replace(", ", "-").replace(' ', "-"));
+    let name = name(contender, options);
+    let mut recipe = Recipe::<T> {
+        seed,
+        ..contender.recipe(options)
+    };
+    let path = options.folder.join(name.replace('+', "-"));
     let path = path.join(format!("seed-{seed}"));
     let folder = RunFolder::new(path.clone());
     let mut start = Start::New;
@@ -450,62 +403,70 @@ fn claims<T: Task>(
     measure: &Measure,
     networks: &[NetworkResult],
     memory: &[MemoryByDepth],
+    contenders: &[Contender],
     options: &NetworkComparison<T>,
 ) -> Vec<Claim> {
-    let of = |name: &str, value: &dyn Fn(&NetworkResult) -> f64| -> Vec<f64> {
+    // One number for each seed; none if the contender was not asked for.
+    let of = |contender: Contender, value: &dyn Fn(&NetworkResult) -> f64| -> Vec<f64> {
+        let name = name(contender, options);
         let named = networks.iter().filter(|network| network.name == name);
         named.map(value).collect()
     };
-    let explicit = &options.layers;
-    let [regularised, plain, tied, layers] =
-        [DEQ_JR, DEQ, TIED, explicit.name].map(|name| of(name, &|network| network.quality));
+    let quality = |contender| of(contender, &|network| network.quality);
     let failed = |network: &NetworkResult| 1.0 - network.converged.unwrap_or(f64::NAN);
-    let [failed_regularised, failed_plain] = [DEQ_JR, DEQ].map(|name| of(name, &failed));
     let share = |share| format!("{:.1} %", 100.0 * share);
-    let quality = |numbers: &[f64]| spread(numbers, |number| measure.text(number));
+    let text = |numbers: &[f64]| spread(numbers, |number| measure.text(number));
     let better = |ones: &[f64], others: &[f64]| match measure.higher_is_better() {
         true => Verdict::below(others, ones),
         false => Verdict::below(ones, others),
     };
-    let best = match better(&plain, &regularised) {
-        Verdict::DoesNotHold => &regularised,
-        _ => &plain,
+    let equal = match options.length {
+        Length::Minutes(_) => "time",
+        Length::Steps(_) => "steps",
     };
-    let mut claims = vec![
-        Claim {
+    let mut claims = Vec::new();
+    let [regularised, plain] = [Contender::DEQ_JR, Contender::DEQ].map(|one| of(one, &failed));
+    if !regularised.is_empty() && !plain.is_empty() {
+        claims.push(Claim {
             statement: "with the penalty fewer held-out solves end without meeting the tolerance \
                         (Bai et al. 2021)"
                 .to_owned(),
             paper: "",
             here: format!(
                 "{} without, {} with it",
-                spread(&failed_plain, share),
-                spread(&failed_regularised, share)
+                spread(&plain, share),
+                spread(&regularised, share)
             ),
-            verdict: Verdict::below(&failed_regularised, &failed_plain),
-        },
-        Claim {
-            statement: format!(
-                "the better DEQ is better than explicit layers with as many parameters, here after \
-                 equal {}",
-                match options.length {
-                    Length::Minutes(_) => "time",
-                    Length::Steps(_) => "steps",
-                }
-            ),
-            paper: explicit.paper,
-            here: format!(
-                "{} {} with the penalty, {} without, {} of {}, {} weight-tied",
-                measure.name(),
-                quality(&regularised),
-                quality(&plain),
-                quality(&layers),
-                explicit.name,
-                quality(&tied)
-            ),
-            verdict: better(best, &layers),
-        },
+            verdict: Verdict::below(&regularised, &plain),
+        });
+    }
+    let explicit = [
+        (Contender::Layers, options.layers.paper),
+        (Contender::WeightTied, ""),
     ];
+    for (other, paper) in explicit {
+        let others = quality(other);
+        if others.is_empty() {
+            continue;
+        }
+        let other = name(other, options);
+        for &contender in contenders.iter().filter(|one| one.is_deq()) {
+            let ones = quality(contender);
+            claims.push(Claim {
+                statement: format!(
+                    "{contender} is better than {other} with as many parameters after equal {equal}"
+                ),
+                paper,
+                here: format!(
+                    "{} {} of {contender}, {} of {other}",
+                    measure.name(),
+                    text(&ones),
+                    text(&others)
+                ),
+                verdict: better(&ones, &others),
+            });
+        }
+    }
     if let [first, .., last] = memory {
         let growth = |a: usize, b: usize| b as f64 / a as f64;
         let flat = growth(first.equilibrium, last.equilibrium);

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use deq_experiments::networks::{
-    ExplicitNetwork, Length, NetworkComparison, NetworkComparisonResult, compare_networks,
+    Contender, ExplicitNetwork, Length, NetworkComparison, NetworkComparisonResult,
+    compare_networks,
 };
 use deq_train::tasks::images::ImagesTask;
 use deq_train::tasks::text::TextTask;
@@ -21,7 +22,7 @@ fn small(folder: &Path) -> NetworkComparison<TextTask> {
         title: "A small model".to_owned(),
         recipe,
         length: Length::Minutes(0.002),
-        ways: false,
+        contenders: Contender::DEFAULT.to_vec(),
         seeds: 1,
         tied_depth: 2,
         layers,
@@ -53,7 +54,8 @@ fn every_network_is_trained_and_a_second_call_finds_the_runs() {
     assert!(plain.training_evaluations[1] > 0.0);
     assert_eq!(plain.step_bytes, Some(1000));
     assert_eq!(result.memory.len(), 3);
-    assert_eq!(result.claims.len(), 3);
+    // Solves, two DEQs beside two explicit networks, memory.
+    assert_eq!(result.claims.len(), 6);
     let page = std::fs::read_to_string(&result.report).unwrap();
     assert!(page.contains("transformer-xl") && page.contains("<svg"));
 
@@ -69,23 +71,48 @@ fn every_network_is_trained_and_a_second_call_finds_the_runs() {
 }
 
 #[test]
-fn networks_and_ways_to_train_one_have_equal_steps() {
+fn contenders_are_trained_for_equal_steps_each_in_its_way() {
     let folder = tempfile::tempdir().unwrap();
+    let names = [
+        "deq-jr",
+        "deq-jr+unrolled",
+        "deq-jr+phantom",
+        "deq-jr+one-step",
+        "deq+one-step+short+unrolled",
+        "weight-tied",
+    ];
+    let mut contenders = names.map(|name| name.parse().unwrap()).to_vec();
+    contenders.push(Contender::DEQ_JR);
     let options = NetworkComparison {
         length: Length::Steps(8),
-        ways: true,
-        memory: None,
+        contenders,
         ..small(folder.path())
     };
     let result = compare_networks(&options, &mut |_| {}).unwrap();
-    assert_eq!(result.networks.len(), 8);
+    let trained: Vec<_> = result
+        .networks
+        .iter()
+        .map(|network| &network.name)
+        .collect();
+    assert_eq!(trained, names, "one that is named twice is trained once");
     for network in &result.networks {
         assert_eq!(network.steps, 8, "{}", network.name);
-        let trained_by_a_solve = ["deq-jr", "deq", "deq-jr, half unrolled"].contains(&network.name);
+        let trained_by_a_solve = ["deq-jr", "deq-jr+unrolled"].contains(&network.name.as_str());
         let products = network.training_evaluations[1];
         assert_eq!(products > 0.0, trained_by_a_solve, "{}", network.name);
     }
-    assert!(result.claims[1].statement.ends_with("equal steps"));
+    let path = folder.path().join("deq-one-step-short-unrolled/seed-1");
+    let short = Recipe::<TextTask>::of_run(&path).unwrap();
+    assert!(short.penalty.is_none());
+    assert_eq!((short.pretrain_steps, short.deq.stop.max_steps), (4, 9));
+    assert_eq!(short.deq.eval_stop.unwrap().max_steps, 30);
+
+    // Each DEQ beside the weight-tied network, and the memory of the two; nothing about layers.
+    let statements: Vec<_> = result.claims.iter().map(|claim| &claim.statement).collect();
+    assert_eq!(statements.len(), 6, "{statements:?}");
+    let first = "deq-jr is better than weight-tied with as many parameters after equal steps";
+    assert_eq!(statements[0], first);
+    assert!(statements[5].starts_with("training memory"));
 }
 
 #[test]
@@ -101,7 +128,7 @@ fn a_multiscale_model_is_compared_with_a_resnet() {
         layers: ExplicitNetwork::resnet(&recipe, 18).unwrap(),
         recipe,
         length: Length::Steps(2),
-        ways: false,
+        contenders: Contender::DEFAULT.to_vec(),
         seeds: 1,
         tied_depth: 2,
         device: "flex".to_owned(),
@@ -109,7 +136,11 @@ fn a_multiscale_model_is_compared_with_a_resnet() {
         memory: None,
     };
     let result = compare_networks(&options, &mut |_| {}).unwrap();
-    let names: Vec<_> = result.networks.iter().map(|network| network.name).collect();
+    let names: Vec<_> = result
+        .networks
+        .iter()
+        .map(|network| &network.name)
+        .collect();
     assert_eq!(names, ["deq-jr", "deq", "weight-tied", "resnet"]);
     let [plain, resnet] = [&result.networks[1], &result.networks[3]];
     let ratio = resnet.parameters as f64 / plain.parameters as f64;
