@@ -61,7 +61,6 @@ impl FixedPointSolver for BarzilaiBorwein {
         z + residual * length.mask_fill(plain, 1.0)
     }
 }
-// ANCHOR_END: solver
 
 // The adjoint `u = J^T u + g` is a fixed-point problem too.
 impl LinearSolve for BarzilaiBorwein {
@@ -74,6 +73,7 @@ impl LinearSolve for BarzilaiBorwein {
         Solve::solve(self, &mut map, g.clone(), stop)
     }
 }
+// ANCHOR_END: solver
 
 /// `f(z) = tanh(z (W + W^T) + x)`, whose Jacobian has real eigenvalues, as Barzilai and Borwein
 /// like.
@@ -113,10 +113,12 @@ fn main() -> Result<(), DeqError> {
             .with_stop(stop)
             .with_gradient(GradientConfig::Implicit(adjoint))
     };
+    // ANCHOR: layer
     let own = config(SolverConfig::picard())
         .build()?
         .with_solver(Arc::new(BarzilaiBorwein))?
         .with_adjoint_solver(Arc::new(BarzilaiBorwein))?;
+    // ANCHOR_END: layer
     let plain = config(PicardConfig::new().into()).build()?;
 
     let run = |deq: &Deq| {
