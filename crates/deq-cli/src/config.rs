@@ -25,8 +25,8 @@ pub(crate) struct PresetsArgs {
 
 pub(crate) fn run(args: TaskArgs) -> Result<()> {
     match args {
-        TaskArgs::Lm(args) => print::json(&args.recipe()?.0),
-        TaskArgs::Mdeq(args) => print::json(&args.recipe()?.0),
+        TaskArgs::Lm(args) => print::json(&args.recipe(None)?.0),
+        TaskArgs::Mdeq(args) => print::json(&args.recipe(None)?.0),
     }
 }
 

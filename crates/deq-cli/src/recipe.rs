@@ -165,8 +165,8 @@ pub(crate) struct MdeqArgs {
 }
 
 impl LmArgs {
-    /// The recipe, and the folder of its run.
-    pub(crate) fn recipe(&self) -> Result<(Recipe<TextTask>, PathBuf)> {
+    /// The recipe, with so many `steps` if `--steps` is not given, and the folder of its run.
+    pub(crate) fn recipe(&self, steps: Option<usize>) -> Result<(Recipe<TextTask>, PathBuf)> {
         let given = self.shared.preset.as_deref();
         // A text by itself says what its tokens are, and they say which model suits it.
         let level = match (&self.data, given, &self.tokenizer) {
@@ -181,7 +181,7 @@ impl LmArgs {
             set(&mut recipe.task.level, level);
             Ok(recipe)
         };
-        self.shared.build("lm", preset, &fresh, &|recipe| {
+        self.shared.build("lm", (preset, steps), &fresh, &|recipe| {
             let task = &mut recipe.task;
             if let Some(data) = &self.data {
                 task.data = DataSource::Path(data.clone());
@@ -198,21 +198,22 @@ impl LmArgs {
 }
 
 impl MdeqArgs {
-    /// The recipe, and the folder of its run.
-    pub(crate) fn recipe(&self) -> Result<(Recipe<ImagesTask>, PathBuf)> {
+    /// The recipe, with so many `steps` if `--steps` is not given, and the folder of its run.
+    pub(crate) fn recipe(&self, steps: Option<usize>) -> Result<(Recipe<ImagesTask>, PathBuf)> {
         let source = self.data.clone().unwrap_or(ImageSource::Shapes);
         let preset = self.shared.preset.as_deref();
         let preset = preset.unwrap_or_else(|| default_preset(&source));
         let fresh = || preset_for(preset, &source);
-        self.shared.build("mdeq", preset, &fresh, &|recipe| {
-            if let Some(data) = &self.data {
-                recipe.task.data = data.clone();
-            }
-            if self.equal_classes {
-                recipe.task.class_weights = Some(Vec::new());
-            }
-            Ok(())
-        })
+        self.shared
+            .build("mdeq", (preset, steps), &fresh, &|recipe| {
+                if let Some(data) = &self.data {
+                    recipe.task.data = data.clone();
+                }
+                if self.equal_classes {
+                    recipe.task.class_weights = Some(Vec::new());
+                }
+                Ok(())
+            })
     }
 }
 
@@ -222,7 +223,7 @@ impl RecipeArgs {
     fn build<T: Task>(
         &self,
         command: &str,
-        preset: &str,
+        (preset, steps): (&str, Option<usize>),
         fresh: &dyn Fn() -> Result<Recipe<T>, TrainError>,
         own: &dyn Fn(&mut Recipe<T>) -> Result<()>,
     ) -> Result<(Recipe<T>, PathBuf)> {
@@ -250,12 +251,12 @@ impl RecipeArgs {
             );
         }
         own(&mut recipe)?;
-        self.apply(&mut recipe)?;
+        self.apply(&mut recipe, steps)?;
         Ok((recipe, run))
     }
 
-    fn apply<T: Task>(&self, recipe: &mut Recipe<T>) -> Result<()> {
-        match (self.steps, self.resume) {
+    fn apply<T: Task>(&self, recipe: &mut Recipe<T>, steps: Option<usize>) -> Result<()> {
+        match (self.steps.or(steps), self.resume) {
             // What is past stays as it was.
             (Some(steps), true) => recipe.steps = steps,
             (Some(steps), false) => recipe.scale_steps(steps),

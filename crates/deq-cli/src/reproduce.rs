@@ -14,7 +14,7 @@ use deq_experiments::{Claim, Comparison, ComparisonResult, Figures, compare};
 use deq_jacreg::WeightSchedule;
 use deq_train::tasks::images::{ImagesTask, preset_for};
 use deq_train::tasks::text::{DataSource, TextTask};
-use deq_train::{Recipe, StepMemory, Task, TrainError};
+use deq_train::{Recipe, StepMemory, Task, TrainError, device};
 use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
@@ -399,7 +399,8 @@ fn networks<T: Task>(
         layers,
         device: args.device.clone(),
         folder: args.run.clone().unwrap_or_else(|| folder.into()),
-        memory: Some(StepMemory {
+        // The heap is not where a card keeps its tensors.
+        memory: deq_kernels::on_host(&device(&args.device)?).then_some(StepMemory {
             reset: || crate::HEAP.reset_peak_usage(),
             current: || crate::HEAP.current_usage(),
             peak: || crate::HEAP.peak_usage(),

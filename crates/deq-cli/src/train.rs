@@ -5,22 +5,24 @@ use crate::recipe::{RecipeArgs, TaskArgs};
 use anyhow::Result;
 use deq_train::{
     Devices, DevicesError, Recipe, RunFolder, Start, Stopped, Task, TrainError, TrainOptions,
-    train, train_for,
+    affordable_steps, train,
 };
 use std::path::{Path, PathBuf};
 
 pub(crate) fn run(args: TaskArgs) -> Result<()> {
     match args {
-        TaskArgs::Lm(args) => run_task("lm", args.recipe()?, &args.shared),
-        TaskArgs::Mdeq(args) => run_task("mdeq", args.recipe()?, &args.shared),
+        TaskArgs::Lm(args) => run_task("lm", &|steps| args.recipe(steps), &args.shared),
+        TaskArgs::Mdeq(args) => run_task("mdeq", &|steps| args.recipe(steps), &args.shared),
     }
 }
 
+/// Trains what `build` makes of the options, and of the number of steps if the minutes chose it.
 fn run_task<T: Task>(
     command: &str,
-    (mut recipe, run): (Recipe<T>, PathBuf),
+    build: &dyn Fn(Option<usize>) -> Result<(Recipe<T>, PathBuf)>,
     args: &RecipeArgs,
 ) -> Result<()> {
+    let (mut recipe, run) = build(None)?;
     let devices = Devices {
         token_file: args.token_file.clone(),
         ..Devices::from(&args.device)
@@ -38,12 +40,14 @@ fn run_task<T: Task>(
     };
     say_what_runs(&args.device);
     if let Some(minutes) = args.minutes {
+        // A resumed run keeps the steps that it was started with.
         if !args.resume {
-            let text = format!("a few steps, to choose how many fit into {minutes} minutes:");
-            print::note(text);
+            print::note(format_args!(
+                "a few steps, to choose how many fit into {minutes} minutes:"
+            ));
+            let steps = affordable_steps(&recipe, minutes, devices)?;
+            (recipe, _) = build(Some(steps))?;
         }
-        let resumed = args.resume.then_some(&*run);
-        train_for(&mut recipe, minutes, devices, resumed)?;
         print::note(format_args!("training for {} steps", recipe.steps));
     }
     let summary = train(recipe, &options);
@@ -79,7 +83,7 @@ fn say_how_to_go_on(error: &TrainError, command: &str, run: &Path) {
     let more = match error {
         TrainError::Stopped(Stopped::Interrupted { .. }) => "",
         TrainError::Devices(DevicesError::Lost { .. }) => " --device DEVICES",
-        TrainError::Stopped(Stopped::NonFiniteLoss {
+        TrainError::Stopped(Stopped::Diverged {
             checkpoint: 1.., ..
         }) => " --lr RATE --penalty WEIGHT",
         _ => return,

@@ -416,7 +416,7 @@ fn a_run_that_does_not_fit_is_refused_and_left_alone() {
 
     let message = refused(path, &resume(&[]));
     assert!(
-        message.contains("already holds a run: resume it"),
+        message.contains("already holds a run or its checkpoints: resume it"),
         "{message}"
     );
     let message = refused(path, &resume(&["--resume", "--seed", "7"]));

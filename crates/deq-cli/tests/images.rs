@@ -367,6 +367,8 @@ fn training_for_a_time_chooses_its_steps_and_goes_on_with_them() {
         "--plain",
         "--run",
         "timed",
+        "--set",
+        "warmup_steps=1",
     ];
     let first = run(path, &timed);
     assert!(first.contains("valid accuracy:"), "{first}");
@@ -375,6 +377,8 @@ fn training_for_a_time_chooses_its_steps_and_goes_on_with_them() {
     let number = |name: &str| config[name].as_u64().unwrap();
     let steps = number("steps");
     assert!(number("pretrain_steps") < steps);
+    // What the preset says grows with the steps, what an option says stays.
+    assert_eq!(number("warmup_steps"), 1);
     let found = records(&path.join("timed"));
     // What a run was made with makes it again.
     std::fs::copy(path.join("timed/config.json"), path.join("again.json")).unwrap();

@@ -221,7 +221,8 @@ pub struct ComparisonResult {
 }
 
 /// Trains every variant, evaluates it with every budget, writes `result.json` and `report.html`,
-/// and judges the claims. A variant that was interrupted goes on where it stopped. `say` hears what
+/// and judges the claims. A variant that is there goes on where it stopped; it must have been
+/// trained by the same recipe. `say` hears what
 /// runs.
 ///
 /// # Errors
@@ -293,18 +294,14 @@ fn run<T: Task>(
     }
     let path = options.folder.join(format!("gamma-{weight}"));
     let folder = RunFolder::new(path.join(format!("seed-{seed}")));
-    let start = match folder.exists() {
-        true => Start::Resume,
-        false => Start::New,
-    };
     let train_options = TrainOptions {
-        start,
+        start: Start::NewOrSame,
         plain: true,
         ..TrainOptions::new(&options.device, folder.path().to_owned())
     };
     let diverged = match train(recipe, &train_options) {
         Ok(_) => false,
-        Err(TrainError::Stopped(Stopped::NonFiniteLoss { .. })) => true,
+        Err(TrainError::Stopped(Stopped::Diverged { .. })) => true,
         Err(error) => return Err(error),
     };
     let (mut quality, mut converged) = (Vec::new(), Vec::new());

@@ -6,22 +6,24 @@ pub use contender::{Contender, Equilibrium, Gradient, UnknownContender};
 
 use crate::claim::{Claim, Verdict, claims_table, spread};
 use burn::module::Module;
-use deq_core::GradientConfig;
+use deq_core::{DeqConfig, GradientConfig};
 use deq_train::records::{Record, StepRecord, read_records};
 use deq_train::report::{self, Chart, Series};
 use deq_train::tasks::images::ImagesTask;
 use deq_train::tasks::text::TextTask;
 use deq_train::{
-    Measure, Network, Opening, Recipe, RecipeError, RunFolder, Start, StepMemory, Task, TrainError,
-    TrainOptions, affordable_steps, device, evaluation_seconds, files, require, step_memory, train,
-    without_tolerance,
+    Measure, Network, Opening, Recipe, RecipeError, RunError, RunFolder, Start, StepMemory, Task,
+    TrainError, TrainOptions, affordable_steps, device, evaluation_seconds, files, require,
+    step_memory, train, without_tolerance,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
 /// How long every network is trained.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Length {
     /// Minutes of training. Steps are chosen before training from the time of a few steps whose
     /// solves use up their whole budget, or half of what it leaves above the target of a controller
@@ -29,6 +31,15 @@ pub enum Length {
     Minutes(f64),
     /// Training steps.
     Steps(usize),
+}
+
+impl Display for Length {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Minutes(minutes) => write!(f, "{minutes} minutes"),
+            Self::Steps(steps) => write!(f, "{steps} steps"),
+        }
+    }
 }
 
 /// The network of layers with weights of their own that an equilibrium model is compared with.
@@ -92,6 +103,10 @@ fn explicit<T: Task>(recipe: &Recipe<T>, network: Network) -> Recipe<T> {
         network,
         penalty: None,
         pretrain_steps: 0,
+        deq: DeqConfig {
+            precision: None,
+            ..recipe.deq.clone()
+        },
         ..recipe.clone()
     }
 }
@@ -117,7 +132,8 @@ pub struct NetworkComparison<T: Task> {
     pub layers: ExplicitNetwork<T>,
     /// The device, by name.
     pub device: String,
-    /// Where runs and results are written. Runs that are there go on where they stopped.
+    /// Where runs and results are written. Runs that are there go on where they stopped; they must
+    /// have been trained by the same recipe for as long.
     pub folder: PathBuf,
     /// How the process knows its peak of memory; none leaves memory out.
     pub memory: Option<StepMemory>,
@@ -217,6 +233,7 @@ pub fn compare_networks<T: Task>(
         "above 0 in the recipe of a DEQ with the penalty",
     )?;
     files::create_folder(&options.folder)?;
+    require_length(options)?;
 
     let mut networks = Vec::new();
     for &contender in &contenders {
@@ -244,6 +261,25 @@ pub fn compare_networks<T: Task>(
     files::write_json(&options.folder.join("result.json"), &result)?;
     write_page(&result, &options.title)?;
     Ok(result)
+}
+
+/// That the runs in the folder, if there are any, are of the same length.
+fn require_length<T: Task>(options: &NetworkComparison<T>) -> Result<(), TrainError> {
+    let path = options.folder.join("length.json");
+    if !path.is_file() {
+        return files::write_json(&path, &options.length);
+    }
+    let there: Length = files::read_json(&path, "length of a comparison")?;
+    match there == options.length {
+        true => Ok(()),
+        false => Err(RunError::OtherRecipe {
+            path: options.folder.clone(),
+            field: "length".to_owned(),
+            there: there.to_string(),
+            here: options.length.to_string(),
+        }
+        .into()),
+    }
 }
 
 fn require_count(field: &'static str, count: usize) -> Result<(), TrainError> {
@@ -304,27 +340,22 @@ fn network<T: Task>(
     let path = options.folder.join(name.replace('+', "-"));
     let path = path.join(format!("seed-{seed}"));
     let folder = RunFolder::new(path.clone());
-    let mut start = Start::New;
-    if folder.exists() {
-        // The steps were chosen when the run began.
-        recipe = Recipe::of_run(&path)?;
-        start = Start::Resume;
-    } else {
-        let steps = match options.length {
-            Length::Steps(steps) => steps,
-            Length::Minutes(minutes) => {
-                say(&format!("{name}: choosing the number of steps"));
-                affordable_steps(&recipe, minutes, &options.device)?
-            }
-        };
-        recipe.scale_steps(steps.max(recipe.rounds));
-    }
+    let steps = match options.length {
+        Length::Steps(steps) => steps,
+        // They were chosen when the run began.
+        Length::Minutes(_) if folder.exists() => Recipe::<T>::of_run(&path)?.steps,
+        Length::Minutes(minutes) => {
+            say(&format!("{name}: choosing the number of steps"));
+            affordable_steps(&recipe, minutes, &options.device)?
+        }
+    };
+    recipe.scale_steps(steps);
     say(&format!(
         "{name}, seed {seed}: training for {} steps",
         recipe.steps
     ));
     let train_options = TrainOptions {
-        start,
+        start: Start::NewOrSame,
         plain: true,
         ..TrainOptions::new(&options.device, path.clone())
     };
@@ -386,10 +417,7 @@ fn memory_by_depth<T: Task>(
             if let GradientConfig::Implicit(adjoint) = &mut solved.deq.gradient {
                 adjoint.stop.max_steps = depth;
             }
-            let tied = Recipe::<T> {
-                network: Network::WeightTied { depth },
-                ..solved.clone()
-            };
+            let tied = explicit(&solved, Network::WeightTied { depth });
             Ok(MemoryByDepth {
                 depth,
                 equilibrium: step_memory(&solved, &options.device, meter)?,

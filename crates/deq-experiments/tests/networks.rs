@@ -68,6 +68,26 @@ fn every_network_is_trained_and_a_second_call_finds_the_runs() {
             .collect()
     };
     assert_eq!(steps(&again), steps(&result));
+
+    // Neither runs of another length nor of another recipe are taken for those asked for.
+    let longer = NetworkComparison {
+        length: Length::Steps(40),
+        ..options.clone()
+    };
+    let message = compare_networks(&longer, &mut |_| {})
+        .unwrap_err()
+        .to_string();
+    let expected = "holds a run with length = 0.002 minutes, and 40 steps is asked for";
+    assert!(message.contains(expected), "{message}");
+    let mut faster = options;
+    faster.recipe.learning_rate *= 2.0;
+    let message = compare_networks(&faster, &mut |_| {})
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("holds a run with learning_rate"),
+        "{message}"
+    );
 }
 
 #[test]

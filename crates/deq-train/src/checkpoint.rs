@@ -1,11 +1,13 @@
 //! Checkpoints that exist whole or not at all.
 //!
-//! A checkpoint is one folder with the model, the optimizer, the memory carried between steps and
-//! a manifest with their checksums. It is written to a temporary folder, which is renamed into
+//! A checkpoint is one folder with the model, the optimizer, the memory carried between steps, the
+//! recipe, and a manifest with their checksums. It is written to a temporary folder, which is renamed into
 //! place. The schedule of the learning rate follows from recipe and step.
 
 use crate::error::{RunError, TrainError, with_causes};
 use crate::files::{self, FileSum};
+use crate::recipe::Recipe;
+use crate::task::Task;
 use burn::store::RecordError;
 use burn::tensor::Bytes;
 use deq_jacreg::PenaltyState;
@@ -18,6 +20,8 @@ pub(crate) const MODEL: &str = "model.bpk";
 pub(crate) const OPTIMIZER: &str = "optimizer.bpk";
 /// The state carried between steps.
 pub(crate) const MEMORY: &str = "memory.safetensors";
+/// The recipe of the steps up to there.
+pub(crate) const RECIPE: &str = "recipe.json";
 const MANIFEST: &str = "manifest.json";
 
 /// Checkpoints kept: the newest, and the one before it in case the newest is damaged.
@@ -87,6 +91,15 @@ impl Verified {
     /// The content of one of its files.
     pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>, TrainError> {
         files::read(&self.folder.join(name))
+    }
+
+    /// The recipe that the model was trained by; none if the model was imported.
+    pub(crate) fn recipe<T: Task>(&self) -> Result<Option<Recipe<T>>, TrainError> {
+        let path = self.folder.join(RECIPE);
+        match path.is_file() {
+            true => Recipe::from_file(&path).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Whether training can go on from it.
@@ -182,6 +195,11 @@ impl CheckpointStore {
             self.remove(&folder_name(*step))?;
         }
         Ok(())
+    }
+
+    /// Whether there is a complete checkpoint.
+    pub(crate) fn holds_any(&self) -> Result<bool, TrainError> {
+        Ok(!self.steps()?.is_empty())
     }
 
     fn names(&self) -> Result<Vec<String>, TrainError> {

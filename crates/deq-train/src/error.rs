@@ -144,7 +144,7 @@ pub enum RunError {
     #[error("{path} is not a run: it has no config.json; give a folder that training has written")]
     NotARun { path: PathBuf },
     /// The folder already holds a run.
-    #[error("{path} already holds a run: resume it, or choose another folder")]
+    #[error("{path} already holds a run or its checkpoints: resume it, or choose another folder")]
     Exists { path: PathBuf },
     /// There is nothing to resume.
     #[error("there is no run to resume in {path}: start one there")]
@@ -180,6 +180,17 @@ pub enum RunError {
          model, batch and seed; leave the field as it was, or start a new run"
     )]
     CannotChange {
+        path: PathBuf,
+        field: String,
+        there: String,
+        here: String,
+    },
+    /// A run that is to go on as it was is to be another one.
+    #[error(
+        "{path} holds a run with {field} = {there}, and {here} is asked for: choose another folder, \
+         or leave the field as it was"
+    )]
+    OtherRecipe {
         path: PathBuf,
         field: String,
         there: String,
@@ -247,14 +258,15 @@ pub enum Stopped {
         step: usize,
         run: PathBuf,
     },
-    /// The loss stopped being a number.
+    /// The loss or a parameter stopped being a number.
     #[error(
-        "the loss became {loss} at step {step}: resume {run} with a smaller learning rate or a \
-         larger penalty; its last checkpoint is of step {checkpoint}"
+        "{what} at step {step}: resume {run} with a smaller learning rate or a larger penalty; its \
+         last checkpoint is of step {checkpoint}"
     )]
-    NonFiniteLoss {
+    Diverged {
+        /// Such as `the loss became NaN`.
+        what: String,
         step: usize,
-        loss: f64,
         run: PathBuf,
         /// The step of the last checkpoint, 0 if there is none.
         checkpoint: usize,

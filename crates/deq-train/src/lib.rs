@@ -104,7 +104,7 @@ pub use task::{
     BatchOf, BatchPlan, Batches, BatchesFn, Memory, MemoryOf, Opening, Reading, Solved, Split,
     Tally, TallyOf, Task, TaskModel,
 };
-pub use time::{affordable_steps, evaluation_seconds, train_for, without_tolerance};
+pub use time::{affordable_steps, evaluation_seconds, without_tolerance};
 
 /// Compiles the example of the README.
 #[cfg(doctest)]

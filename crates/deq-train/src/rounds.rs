@@ -1,17 +1,17 @@
 //! Training in rounds: burn-train's events around steps that may carry a memory.
 
-use crate::checkpoint::{CheckpointStore, MEMORY, MODEL, OPTIMIZER, Position, RunSums};
+use crate::checkpoint::{CheckpointStore, MEMORY, MODEL, OPTIMIZER, Position, RECIPE, RunSums};
 use crate::dashboard::{self, Gauge, StatusText};
 use crate::device::is_out_of_memory;
 use crate::error::{Stopped, TrainError};
 use crate::evaluate::{EvalPlan, batch_quality, evaluate, progress};
 use crate::events::EventFile;
-use crate::files::FileSum;
+use crate::files::{self, FileSum};
 use crate::parallel::{Team, joined};
 use crate::recipe::Recipe;
 use crate::records::{Record, RunLog};
 use crate::run::TrainOptions;
-use crate::run_folder::RunFolder;
+use crate::run_folder::{RunFolder, not_finite};
 use crate::step::{LearnerOf, OutputOf, input};
 use crate::task::{BatchOf, Batches, Memory, MemoryOf, Task};
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
@@ -147,6 +147,10 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
                 (MODEL, self.store.bytes(model)?),
                 (OPTIMIZER, self.store.bytes(session.optimizer.into_bytes())?),
                 (MEMORY, memory.to_bytes()),
+                (
+                    RECIPE,
+                    files::json_bytes(&self.folder.config(), &self.recipe)?,
+                ),
             ];
             self.store.write(position, run, parts)
         };
@@ -154,6 +158,7 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
         for round in self.recipe.round_at(&position)..=self.recipe.rounds {
             let result = self
                 .train_round(round, &mut session, &tracked)
+                .and_then(|()| self.require_finite(&session))
                 .and_then(|()| self.validate(round, &mut session))
                 .and_then(|evaluated| save(&session, evaluated));
             if let Err(error) = result {
@@ -185,10 +190,25 @@ impl<T: Task> RoundStrategy<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A model that is not a number would be evaluated at the points where its solves begin.
+    fn require_finite(&self, session: &Session<T>) -> Result<(), TrainError> {
+        match not_finite(&session.learner).first() {
+            None => Ok(()),
+            Some(name) => {
+                let what = format!("the parameter {name} became NaN or infinite");
+                Err(self.diverged(session.step, what))
+            }
+        }
+    }
+
     fn non_finite(&self, step: usize, loss: f64) -> TrainError {
-        Stopped::NonFiniteLoss {
+        self.diverged(step, format!("the loss became {loss}"))
+    }
+
+    fn diverged(&self, step: usize, what: String) -> TrainError {
+        Stopped::Diverged {
+            what,
             step,
-            loss,
             run: self.folder.path().to_owned(),
             checkpoint: self.lock().checkpoint,
         }

@@ -35,6 +35,9 @@ pub enum Start {
     /// what changes neither data nor model nor draws: learning rate, penalty, budgets, steps, and
     /// where the same data lie. What differs is logged.
     Resume,
+    /// [`New`](Self::New) in a folder that holds no run, and otherwise from the newest checkpoint of
+    /// a run with the very same recipe, but for where its data lie.
+    NewOrSame,
 }
 
 /// Called with progress, as a sentence.
@@ -257,8 +260,10 @@ fn train_with<T: Task>(
     let (trained, data, held_out) = run_rounds(recipe, options, team)?;
     let folder = RunFolder::new(options.run.clone());
     let records = read_records(&folder.metrics())?;
-    let last = records.iter().rev().find_map(Record::as_eval);
-    let eval = match last {
+    // An evaluation before a change of the recipe may have had other settings.
+    let unchanged = |record: &&Record| !matches!(record, Record::Change(_));
+    let mut latest = records.iter().rev().take_while(unchanged);
+    let eval = match latest.find_map(Record::as_eval) {
         // Every round ended with an evaluation of everything.
         Some(eval) if eval.step == trained.step && eval.batches == held_out.per_pass() => {
             eval.clone()
@@ -297,13 +302,18 @@ fn run_rounds<T: Task>(
     let plain = team.main().clone();
     let workers = options.workers;
     require(workers <= 1024, "workers", workers as f64, "at most 1,024")?;
-    let (path, resume) = (options.run.clone(), options.start == Start::Resume);
-    let folder = RunFolder::new(path.clone());
-    match resume {
-        false => folder.require_vacant()?,
-        true if folder.exists() => {}
-        true => return Err(RunError::NothingToResume { path }.into()),
-    }
+    let folder = RunFolder::new(options.run.clone());
+    let resume = match (options.start, folder.exists()) {
+        (Start::Resume | Start::NewOrSame, true) => true,
+        (Start::Resume, false) => {
+            let path = options.run.clone();
+            return Err(RunError::NothingToResume { path }.into());
+        }
+        (Start::New | Start::NewOrSame, _) => {
+            folder.require_vacant()?;
+            false
+        }
+    };
     recipe.task.prepare(recipe.network)?;
     let data = recipe.task.open(&Opening {
         run: resume.then_some(&*options.run),
@@ -320,8 +330,8 @@ fn run_rounds<T: Task>(
     team.require_suitable(&recipe, &learner, &*held_out)?;
     // Weights, gradients and the two moments of Adam.
     require_memory(learner.num_params().saturating_mul(4))?;
-    if let (Some(path), false) = (&recipe.init, resume) {
-        learner.model = with_weights_of(&recipe.task, learner.model, path)?;
+    if !resume {
+        learner = begin(&recipe, learner)?;
     }
     files::create_folder(folder.path())?;
     let _lock = folder.lock()?;
@@ -338,11 +348,18 @@ fn run_rounds<T: Task>(
     if let Some(newest) = &newest {
         folder.check_recipe(&newest.run.recipe)?;
     }
+    if resume && newest.is_none() {
+        // It was ended before its first checkpoint.
+        learner = begin(&recipe, learner)?;
+    }
     // An imported model has weights, but no steps behind it.
     let trainable = newest.as_ref().filter(|newest| newest.is_trainable());
     let step = trainable.map_or(0, |newest| newest.position.step);
     let changes = match resume {
-        true => folder.changes(&recipe, step)?,
+        true => {
+            let same = options.start == Start::NewOrSame;
+            folder.changes(&recipe, step, (newest.as_ref(), same))?
+        }
         false => Vec::new(),
     };
     if let Some(newest) = &newest {
@@ -395,6 +412,17 @@ fn run_rounds<T: Task>(
     let position = folder.newest()?.position;
     let trained = Trained::new((recipe, learner), folder.path(), position, plain);
     Ok((trained, data, held_out))
+}
+
+/// The learner as training begins, with the weights that the recipe takes from elsewhere.
+fn begin<T: Task>(
+    recipe: &Recipe<T>,
+    mut learner: LearnerOf<T>,
+) -> Result<LearnerOf<T>, TrainError> {
+    if let Some(path) = &recipe.init {
+        learner.model = with_weights_of(&recipe.task, learner.model, path)?;
+    }
+    Ok(learner)
 }
 
 /// The recipe of a run, with another budget for solves if `max_steps` is given.

@@ -52,10 +52,14 @@ impl RunFolder {
         self.path.join("report.html")
     }
 
-    /// Refuses a folder that already holds a run.
+    /// Refuses a folder that already holds a run, or checkpoints that a new one would mistake for
+    /// its own.
     pub(crate) fn require_vacant(&self) -> Result<(), TrainError> {
         let path = self.path.clone();
-        match self.exists() {
+        let checkpoints = self.checkpoints();
+        let is_taken = self.exists()
+            || checkpoints.is_dir() && CheckpointStore::open(&checkpoints)?.holds_any()?;
+        match is_taken {
             true => Err(RunError::Exists { path }.into()),
             false => Ok(()),
         }
@@ -148,14 +152,21 @@ impl RunFolder {
         }
     }
 
-    /// What a recipe changes in a run that is resumed at `step`. Data, model and draws must stay
-    /// the same.
+    /// What a recipe changes in a run that is resumed at `step`, from `newest` if there is a
+    /// checkpoint. Data, model and draws must stay the same, or with `same` everything.
     pub(crate) fn changes<T: Task>(
         &self,
         recipe: &Recipe<T>,
         step: usize,
+        (newest, same): (Option<&Verified>, bool),
     ) -> Result<Vec<ChangeRecord>, TrainError> {
-        let before = to_json(&Recipe::<T>::of_run(&self.path)?)?;
+        // That of the steps which stay: the one in the folder may have been changed for steps that
+        // no checkpoint has.
+        let kept = newest.map(|newest| newest.recipe::<T>()).transpose()?;
+        let before = match kept.flatten() {
+            Some(before) => to_json(&before)?,
+            None => to_json(&Recipe::<T>::of_run(&self.path)?)?,
+        };
         let after = to_json(recipe)?;
         let mut changes = Vec::new();
         for (field, from, to) in differences(&before, &after) {
@@ -175,6 +186,15 @@ impl RunFolder {
             }
             if FIXED.into_iter().any(within) && !place {
                 return Err(RunError::CannotChange {
+                    path: self.path.clone(),
+                    field,
+                    there: from.to_string(),
+                    here: to.to_string(),
+                }
+                .into());
+            }
+            if same && !place && field != "preset" {
+                return Err(RunError::OtherRecipe {
                     path: self.path.clone(),
                     field,
                     there: from.to_string(),
@@ -233,17 +253,23 @@ pub(crate) fn load_model<M: Module>(model: M, checkpoint: &Verified) -> Result<M
 }
 
 fn require_finite<M: Module>(model: &M, checkpoint: &Verified) -> Result<(), TrainError> {
-    let mut infinite = NotFinite::default();
-    model.visit(&mut infinite);
-    match infinite.names.first() {
+    let names = not_finite(model);
+    match names.first() {
         None => Ok(()),
         Some(name) => Err(RunError::NotFinite {
             path: checkpoint.folder.clone(),
             name: name.clone(),
-            parameters: infinite.names.len(),
+            parameters: names.len(),
         }
         .into()),
     }
+}
+
+/// The names of the parameters with numbers that are NaN or infinite.
+pub(crate) fn not_finite<M: Module>(model: &M) -> Vec<String> {
+    let mut visitor = NotFinite::default();
+    model.visit(&mut visitor);
+    visitor.names
 }
 
 /// Loads the optimizer of a verified checkpoint, and tries it by a step of a length of 0, since
@@ -292,7 +318,7 @@ fn guarded<T>(
     Err(checkpoint.corrupt(format!("{part} does not fit: {reason}")))
 }
 
-/// The parameters with numbers that are NaN or infinite.
+/// Collects the names.
 #[derive(Default)]
 struct NotFinite {
     path: Vec<String>,

@@ -10,7 +10,6 @@ use crate::task::Task;
 use deq_core::solvers::StopConfig;
 use deq_core::{DeqConfig, GradientConfig};
 use deq_jacreg::WeightSchedule;
-use std::path::Path;
 
 /// Steps of the trial, and how many of them are unrolled if training begins with such a phase.
 const TRIAL: usize = 24;
@@ -74,26 +73,6 @@ pub fn affordable_steps<T: Task>(
     let beside = total - evaluation_seconds(&records) - taken.iter().sum::<f64>();
     let per_step = inside + beside.max(0.0) / TRIAL as f64;
     Ok(((60.0 * minutes / per_step) as usize).max(1))
-}
-
-/// Gives the recipe as many steps as [fit](affordable_steps) into so many minutes; a run that is to
-/// be resumed keeps those that it was started with.
-///
-/// # Errors
-///
-/// [`TrainError`] if `minutes` is not above 0, the trial fails, or there is no run to resume.
-pub fn train_for<T: Task>(
-    recipe: &mut Recipe<T>,
-    minutes: f64,
-    devices: impl Into<Devices>,
-    resumed: Option<&Path>,
-) -> Result<(), TrainError> {
-    let steps = match resumed {
-        Some(run) => Recipe::<T>::of_run(run)?.steps,
-        None => affordable_steps(recipe, minutes, devices)?,
-    };
-    recipe.scale_steps(steps);
-    Ok(())
 }
 
 /// The layer with solves that use up their steps.

@@ -91,6 +91,7 @@ fn mutations_of_checkpoints() {
         "model.bpk",
         "optimizer.bpk",
         "memory.safetensors",
+        "recipe.json",
         "manifest.json",
     ];
     let parts = names.map(|name| std::fs::read(checkpoint.join(name)).unwrap());

@@ -197,6 +197,20 @@ fn a_run_keeps_what_makes_it_and_says_what_changes() {
     assert_eq!(fields, ["learning_rate", "steps"]);
     let steps = records.iter().filter(|record| record["event"] == "step");
     assert_eq!(steps.count(), 7);
+
+    // Other settings of the evaluation are tried, although nothing is left to train.
+    let mut limited = Recipe::<SineTask>::of_run(&run).unwrap();
+    limited.limit_eval_steps(Some(1));
+    let summary = train(limited, &options(&run, Start::Resume, None)).unwrap();
+    assert!((summary.eval.nfe_per_solve - 1.0).abs() < 1e-9);
+
+    // Checkpoints are not taken for those of a new run.
+    std::fs::remove_file(run.join("config.json")).unwrap();
+    let again = train(recipe, &options(&run, Start::New, None)).unwrap_err();
+    assert!(
+        matches!(again, TrainError::Run(RunError::Exists { .. })),
+        "{again}"
+    );
 }
 
 #[test]
@@ -246,7 +260,7 @@ fn a_diverged_run_is_logged_and_can_be_rescued() {
     Sine::POISONED_FROM.set(4);
     let error = train(recipe.clone(), &options(&run, Start::New, None)).unwrap_err();
     Sine::POISONED_FROM.set(usize::MAX);
-    let TrainError::Stopped(Stopped::NonFiniteLoss {
+    let TrainError::Stopped(Stopped::Diverged {
         step, checkpoint, ..
     }) = &error
     else {
@@ -259,11 +273,97 @@ fn a_diverged_run_is_logged_and_can_be_rescued() {
             .contains("its last checkpoint is of step 2"),
         "{error}"
     );
-    // The advice works.
-    recipe.learning_rate /= 2.0;
+    // The advice works, once it is followed far enough.
+    let before = recipe.learning_rate;
     recipe.set("penalty.weight", "3.0").unwrap();
-    let summary = train(recipe, &options(&run, Start::Resume, None)).unwrap();
-    assert_eq!(summary.eval.step, 5);
+    for (divisor, poisoned) in [(2.0, 4), (4.0, usize::MAX)] {
+        recipe.learning_rate = before / divisor;
+        Sine::POISONED_FROM.set(poisoned);
+        let result = train(recipe.clone(), &options(&run, Start::Resume, None));
+        assert_eq!(result.is_ok(), poisoned > 4);
+    }
+    // Steps of the second rate are not in the log, so neither is the rate.
+    let changes = records(&run);
+    let changes = changes.iter().filter(|record| record["event"] == "change");
+    let changes: Vec<_> = changes
+        .map(|change| (&change["field"], &change["from"], &change["to"]))
+        .collect();
+    let (rate, weight) = ("learning_rate".into(), "penalty.weight".into());
+    assert_eq!(
+        changes,
+        [
+            (&rate, &before.into(), &(before / 4.0).into()),
+            (&weight, &recipe_weight(&own()), &3.0.into()),
+        ]
+    );
+}
+
+fn recipe_weight(recipe: &Recipe<SineTask>) -> serde_json::Value {
+    recipe.penalty.as_ref().unwrap().weight.into()
+}
+
+#[test]
+fn parameters_that_are_no_numbers_end_a_run() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let mut recipe = own();
+    recipe.clip = None;
+    Sine::POISONED_GRADIENT.set(1);
+    let result = train(recipe, &options(&run, Start::New, None));
+    Sine::POISONED_GRADIENT.set(0);
+    // Solves of such a cell end where they begin, and the loss stays a number.
+    let message = result.unwrap_err().to_string();
+    assert!(
+        message.starts_with("the parameter ")
+            && message.contains("cell.input.weight became NaN or infinite at step 2"),
+        "{message}"
+    );
+    let checkpoints = std::fs::read_dir(run.join("checkpoints")).unwrap();
+    assert_eq!(checkpoints.count(), 0);
+}
+
+#[test]
+fn a_run_without_a_checkpoint_begins_again() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second, killed] =
+        ["first", "second", "killed"].map(|name| folder.path().join(name));
+    train_only(text(), &options(&first, Start::New, None)).unwrap();
+    let mut recipe = text();
+    recipe.init = Some(first);
+    train_only(recipe.clone(), &options(&second, Start::New, None)).unwrap();
+    std::fs::create_dir(&killed).unwrap();
+    std::fs::copy(second.join("config.json"), killed.join("config.json")).unwrap();
+    train_only(recipe, &options(&killed, Start::Resume, None)).unwrap();
+    assert!(
+        weights::<TextTask>(&killed) == weights::<TextTask>(&second),
+        "other weights"
+    );
+}
+
+#[test]
+fn a_run_goes_on_as_the_same_or_not_at_all() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let recipe = own();
+    let same = |recipe: &Recipe<SineTask>, stop| {
+        train_only(recipe.clone(), &options(&run, Start::NewOrSame, stop))
+    };
+    assert!(same(&recipe, Some(3)).is_err());
+    let mut other = recipe.clone();
+    other.learning_rate = 0.5;
+    let message = same(&other, None).unwrap_err().to_string();
+    assert!(
+        message.contains("holds a run with learning_rate = ")
+            && message.contains("and 0.5 is asked for: choose another folder"),
+        "{message}"
+    );
+    same(&recipe, None).unwrap();
+    let steps = records(&run);
+    let steps = steps.iter().filter(|record| record["event"] == "step");
+    assert_eq!(steps.count(), 5);
 }
 
 /// A change to the bytes of a file.

@@ -11,7 +11,7 @@ use crate::error::DataError;
 use crate::splits::aliases;
 use serde::{Deserialize, Serialize};
 use std::fmt::{Display, Formatter};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -41,6 +41,14 @@ const SHAPES: (usize, usize) = (8192, 1024);
 const SHAPES_SEEDS: (u64, u64) = (1, 2);
 
 impl ImageSource {
+    /// Where the data lie, if they are not generated.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Shapes | Self::ShapesSegmentation => None,
+            Self::Cifar10(path) | Self::ImageFolder(path) | Self::Segmentation(path) => Some(path),
+        }
+    }
+
     /// Opens both parts. Files are listed, those of CIFAR-10 read; images are decoded when they are
     /// asked for.
     ///

@@ -552,13 +552,16 @@ fn broyden_kernel(
     let mut j = unit;
     while j < dim {
         let mut new_u = 0.0f32;
+        let mut product = next[start + j];
+        // Not by a factor of zero, since the rest may have overflowed.
         if is_usable {
             new_u = u[newest + j] / denominator;
+            product += new_u * new_v_g;
         } else {
             v[newest + j] = 0.0f32;
         }
         u[newest + j] = new_u;
-        next[start + j] = z[start + j] - (next[start + j] + new_u * new_v_g);
+        next[start + j] = z[start + j] - product;
         j += CUBE_DIM as usize;
     }
 }

@@ -27,8 +27,13 @@ impl Switch {
 /// The first training batch with a target that is no number, of a task of this width.
 static POISONED_FROM: Switch = Switch(AtomicUsize::new(usize::MAX));
 
+/// 1 if the gradient of the cell is no number, although the loss is.
+static POISONED_GRADIENT: Switch = Switch(AtomicUsize::new(0));
+
 impl Sine {
     pub(crate) const POISONED_FROM: &'static Switch = &POISONED_FROM;
+    #[allow(dead_code, reason = "not every test poisons it")]
+    pub(crate) const POISONED_GRADIENT: &'static Switch = &POISONED_GRADIENT;
 }
 
 /// The cell: any module whose output has the shape of its state.
@@ -79,7 +84,12 @@ impl TaskModel for Sine {
     }
 
     fn loss(&self, output: &Tensor<2>, (_, y): &Self::Batch) -> Tensor<1> {
-        (output.clone() - y.clone()).square().mean()
+        let loss = (output.clone() - y.clone()).square().mean();
+        match Sine::POISONED_GRADIENT.get() {
+            0 => loss,
+            // A root of zero, whose slope is infinite.
+            _ => loss + (self.cell.input.weight.val() * 0.0).sqrt().sum(),
+        }
     }
 
     fn targets(&self, (x, _): &Self::Batch) -> usize {

@@ -307,20 +307,23 @@ pub(super) fn depth(resnet: &ResNetConfig) -> usize {
 /// An [`ImageSource`] as it is given by a user.
 mod source_as_text {
     use deq_data::ImageSource;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use serde::{Deserialize, Deserializer, Serializer, de, ser};
 
     pub(super) fn serialize<S: Serializer>(
         source: &ImageSource,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(source)
+        match source.path().is_some_and(|path| path.to_str().is_none()) {
+            true => Err(ser::Error::custom("path contains invalid UTF-8 characters")),
+            false => serializer.collect_str(source),
+        }
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<ImageSource, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse().map_err(D::Error::custom)
+        text.parse().map_err(de::Error::custom)
     }
 }
 
