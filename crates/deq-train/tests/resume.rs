@@ -308,15 +308,16 @@ fn parameters_that_are_no_numbers_end_a_run() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     let mut recipe = own();
-    recipe.clip = None;
+    // A norm of the gradient would bring it into every parameter, the next step into the loss.
+    (recipe.clip, recipe.rounds) = (None, 5);
     Sine::POISONED_GRADIENT.set(1);
     let result = train(recipe, &options(&run, Start::New, None));
     Sine::POISONED_GRADIENT.set(0);
-    // Solves of such a cell end where they begin, and the loss stays a number.
+    // In evaluation solves of such a cell end where they begin, and the loss stays a number.
     let message = result.unwrap_err().to_string();
     assert!(
         message.starts_with("the parameter ")
-            && message.contains("cell.input.weight became NaN or infinite at step 2"),
+            && message.contains("cell.input.weight became NaN or infinite at step 1"),
         "{message}"
     );
     let checkpoints = std::fs::read_dir(run.join("checkpoints")).unwrap();
