@@ -141,7 +141,11 @@ fn info(args: &DataInfoArgs) -> Result<()> {
         }
     }
     // Read again: this may have kept a token file.
-    print_cached(&survey(path, &CachePlace::Auto, false)?.cached);
+    let cached = survey(path, &CachePlace::Auto, false)?.cached;
+    print_cached(&cached);
+    if args.keep && cached.is_empty() {
+        println!("nothing is kept of so small a text, which is read anew as fast");
+    }
     Ok(())
 }
 

@@ -81,13 +81,6 @@ fn eval<T: Task>(args: &EvalArgs, change: &dyn Fn(&mut Recipe<T>, Option<usize>)
         print::summary(&summary);
         return Ok(());
     }
-    let budgets = match args.max_steps.as_slice() {
-        [] => {
-            let deq = Recipe::<T>::of_run(&args.run)?.deq;
-            vec![deq.eval_stop.as_ref().unwrap_or(&deq.stop).max_steps]
-        }
-        budgets => budgets.to_vec(),
-    };
     let variant = |memory: Option<usize>| Variant {
         name: memory.map_or("as trained".to_owned(), |length| format!("memory {length}")),
         change: Box::new(move |recipe| change(recipe, memory)),
@@ -97,9 +90,15 @@ fn eval<T: Task>(args: &EvalArgs, change: &dyn Fn(&mut Recipe<T>, Option<usize>)
         lengths => lengths.iter().copied().map(Some).map(variant).collect(),
     };
     let bar = print::progress_bar()?;
-    let table = evaluate_budgets(&args.run, &options, &variants, &budgets, &mut |share| {
-        bar.set_position((share * PARTS as f64) as u64);
-    })?;
+    let table = evaluate_budgets(
+        &args.run,
+        &options,
+        &variants,
+        &args.max_steps,
+        &mut |share| {
+            bar.set_position((share * PARTS as f64) as u64);
+        },
+    )?;
     bar.finish_and_clear();
     if args.json {
         return print::json(&table);

@@ -84,7 +84,8 @@ pub(crate) fn info(args: &InfoArgs) -> Result<()> {
             json!({ "name": tensor.name, "shape": tensor.shape, "dtype": dtype })
         });
         let tensors: Vec<_> = tensors.collect();
-        return print::json(&json!({ "tensors": tensors, "numbers": total, "model": found }));
+        let model = found.json()?;
+        return print::json(&json!({ "tensors": tensors, "numbers": total, "model": model }));
     }
     for tensor in &tensors {
         let (shape, name) = (format!("{:?}", tensor.shape), printable(&tensor.name));
@@ -95,10 +96,14 @@ pub(crate) fn info(args: &InfoArgs) -> Result<()> {
     Ok(())
 }
 
+/// The most clusters of an adaptive softmax that are looked for; the papers have four.
+const MOST_CLUSTERS: usize = 16;
+
 /// The model that a checkpoint is of.
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Recognised {
+    /// With cutoffs that stand for as many unknown ones, if the file has clusters in one table.
     DeqTransformer(DeqTransformerLmConfig),
     MdeqClassifier(MdeqClassifierConfig),
     MdeqSegmenter(MdeqSegmenterConfig),
@@ -109,19 +114,36 @@ enum Recognised {
 impl Recognised {
     fn new(file: &StateDict) -> Self {
         // What the file does not say is no reason not to recognise it.
-        let transformer = DeqTransformerLmConfig::new(1, 1, 1, 1);
+        let transformer = |clusters: usize| {
+            let rest = DeqTransformerLmConfig::new(1, 1, 1, 1);
+            rest.with_cutoffs((1..clusters).collect())
+        };
+        let of_transformer =
+            |clusters| DeqTransformerLmConfig::from_state_dict(file, &transformer(clusters)).ok();
         let classifier = MdeqClassifierConfig::imagenet_small();
         let segmenter = MdeqSegmenterConfig::cityscapes_small();
-        DeqTransformerLmConfig::from_state_dict(file, &transformer)
-            .map(Self::DeqTransformer)
-            .or_else(|_| {
-                MdeqClassifierConfig::from_state_dict(file, &classifier).map(Self::MdeqClassifier)
-            })
+        if let Some(found) = (1..=MOST_CLUSTERS).find_map(of_transformer) {
+            return Self::DeqTransformer(found);
+        }
+        MdeqClassifierConfig::from_state_dict(file, &classifier)
+            .map(Self::MdeqClassifier)
             .or_else(|_| {
                 MdeqSegmenterConfig::from_state_dict(file, &segmenter).map(Self::MdeqSegmenter)
             })
             .or_else(|_| ResNetConfig::from_state_dict(file).map(Self::Resnet))
             .unwrap_or(Self::Unknown)
+    }
+
+    /// The configuration, in which cutoffs that the file does not say are null.
+    fn json(&self) -> Result<serde_json::Value> {
+        let mut json = serde_json::to_value(self)?;
+        if let Self::DeqTransformer(model) = self
+            && model.div_val == 1
+            && !model.cutoffs.is_empty()
+        {
+            json["deq_transformer"]["cutoffs"] = serde_json::Value::Null;
+        }
+        Ok(json)
     }
 
     fn sentence(&self) -> String {
@@ -168,6 +190,12 @@ pub(crate) fn import_run(args: &ImportArgs) -> Result<()> {
 }
 
 fn text(args: &ImportArgs) -> Result<Recipe<TextTask>> {
+    if args.layers.is_some() {
+        bail!(
+            "the preset {} is for text: leave out --layers, or give --preset one for images",
+            args.preset
+        );
+    }
     let mut recipe = Recipe::<TextTask>::preset(&args.preset)?;
     let task = &mut recipe.task;
     let data = args.data.as_ref().map(|data| DataSource::Path(data.into()));

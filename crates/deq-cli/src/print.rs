@@ -64,19 +64,22 @@ pub(crate) fn summary(summary: &Summary) {
 /// Quality by the steps that a solve may take.
 pub(crate) fn budgets(table: &BudgetTable) {
     print!("{:22}", format!("{} with", table.measure.name()));
-    let budgets = table.budgets.iter();
-    budgets.for_each(|budget| print!("{budget:>10}"));
+    let columns = table.columns();
+    columns.iter().for_each(|column| print!("{column:>10}"));
     println!("  solver steps");
     for row in &table.rows {
         print!("{:22}", row.name);
         let cells = row.cells.iter();
         cells.for_each(|eval| print!("{:>10}", eval.quality.text()));
-        print!("\n{:22}", "  converged");
-        for eval in &row.cells {
-            let share = 100.0 * eval.converged().unwrap_or(f64::NAN);
-            print!("{:>10}", format!("{share:.1} %"));
-        }
         println!();
+        let shares: Option<Vec<f64>> = row.cells.iter().map(|eval| eval.converged()).collect();
+        if let Some(shares) = shares {
+            print!("{:22}", "  converged");
+            for share in shares {
+                print!("{:>10}", format!("{:.1} %", 100.0 * share));
+            }
+            println!();
+        }
     }
     row("curves:", table.page.display());
 }

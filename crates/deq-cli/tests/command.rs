@@ -538,6 +538,79 @@ fn the_language_model_experiment_compares_budgets_and_goes_on_where_it_stopped()
 }
 
 #[test]
+fn an_explicit_network_writes_travels_and_is_measured_by_memory() {
+    let folder = folder_with_text();
+    let explicit = [
+        "train",
+        "lm",
+        "--data",
+        "text.txt",
+        "--tied",
+        "2",
+        "--steps",
+        "2",
+        "--rounds",
+        "1",
+        "--batch",
+        "4",
+        "--set",
+        "task.segment=16",
+        "--set",
+        "task.model.cutoffs=[20,60]",
+        "--run",
+        "run",
+        "--plain",
+    ];
+    success(&run(folder.path(), &explicit));
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let output = run(folder.path(), arguments);
+        success(&output);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    // It has no equilibrium to start from.
+    let written = json(&["generate", "run", "--tokens", "16", "--json"]);
+    assert_eq!(written["evaluations"], 2.0);
+    assert!(written["compared"].is_null(), "{written}");
+
+    let table = json(&["eval", "run", "--memory", "0,16", "--json"]);
+    assert_eq!(table["budgets"], serde_json::json!([]));
+    for row in table["rows"].as_array().unwrap() {
+        assert_eq!(row["cells"].as_array().unwrap().len(), 1);
+    }
+    let shown = run(folder.path(), &["eval", "run", "--memory", "0,16"]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(
+        shown.contains("as trained") && !shown.contains("NaN"),
+        "{shown}"
+    );
+    let message = refused(
+        folder.path(),
+        &["eval", "run", "--memory", "0,16", "--max-steps", "2"],
+    );
+    assert!(message.contains("without an equilibrium"), "{message}");
+
+    // Clusters in one table are seen, where they begin is not.
+    success(&run(folder.path(), &["export", "run", "model.safetensors"]));
+    let info = run(folder.path(), &["info", "model.safetensors"]);
+    let info = String::from_utf8_lossy(&info.stdout).into_owned();
+    assert!(info.contains("3 clusters"), "{info}");
+    let info = json(&["info", "model.safetensors", "--json"]);
+    let model = &info["model"]["deq_transformer"];
+    assert_eq!(model["d_model"], 96);
+    assert!(model["cutoffs"].is_null(), "{model}");
+    let import = [
+        "import",
+        "model.safetensors",
+        "--run",
+        "in",
+        "--layers",
+        "18",
+    ];
+    let message = refused(folder.path(), &import);
+    assert!(message.contains("wt103-jr is for text"), "{message}");
+}
+
+#[test]
 fn a_trained_model_writes_travels_and_is_measured_by_memory_and_budget() {
     let folder = folder_with_text();
     success(&small(folder.path(), "run", &[]).output().unwrap());

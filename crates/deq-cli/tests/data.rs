@@ -87,6 +87,13 @@ fn info_says_what_a_text_is_and_verify_finds_damage() {
     );
     success(&run(&["data", "verify", "text"]));
 
+    std::fs::write(folder.path().join("small.txt"), "a b\n".repeat(100)).unwrap();
+    let (small, _) = success(&run(&["data", "info", "small.txt", "--keep"]));
+    assert!(
+        small.contains("nothing is kept of so small a text"),
+        "{small}"
+    );
+
     let message = refused(&run(&["data", "info", "nowhere"]));
     assert!(message.contains("there is no nowhere"), "{message}");
     let message = refused(&run(&["data", "info", "text", "--level", "tokenizer"]));

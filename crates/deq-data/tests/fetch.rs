@@ -185,6 +185,19 @@ fn a_text_is_fetched_checked_and_ready_to_be_read() {
     // Nothing is fetched twice.
     assert!(!fetch(&SMALL, &folder, Some("http://127.0.0.1:9"), &mut quiet).unwrap());
     assert_eq!(server.ranges(), [None]);
+    // Nor beside a text that has the three splits by other names.
+    for name in ["train.txt", "val.txt", "test.txt"] {
+        std::fs::write(parent.path().join(name), "a\n").unwrap();
+    }
+    assert!(
+        !fetch(
+            &SMALL,
+            parent.path(),
+            Some("http://127.0.0.1:9"),
+            &mut quiet
+        )
+        .unwrap()
+    );
 }
 
 #[test]

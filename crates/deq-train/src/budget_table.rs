@@ -36,12 +36,22 @@ impl<T: Task> Variant<'_, T> {
 pub struct BudgetTable {
     /// What the quality is.
     pub measure: Measure,
-    /// The most steps of a solve.
+    /// The most steps of a solve; empty if there is one column, with those of the recipe.
     pub budgets: Vec<usize>,
     /// One row for each variant.
     pub rows: Vec<BudgetRow>,
     /// The page with the table and its curves.
     pub page: PathBuf,
+}
+
+impl BudgetTable {
+    /// What stands above each column.
+    pub fn columns(&self) -> Vec<String> {
+        match self.budgets.as_slice() {
+            [] => vec!["as trained".to_owned()],
+            budgets => budgets.iter().map(usize::to_string).collect(),
+        }
+    }
 }
 
 /// A variant measured under every budget.
@@ -53,12 +63,13 @@ pub struct BudgetRow {
     pub cells: Vec<EvalRecord>,
 }
 
-/// Measures the newest checkpoint of a run for every pair of a variant and a budget, and writes
-/// `evaluation.html` into its folder. `on_cell` is called with the share that is done.
+/// Measures the newest checkpoint of a run for every pair of a variant and a budget, or every
+/// variant with that of the recipe if none is given, and writes `evaluation.html` into its folder.
+/// `on_cell` is called with the share that is done.
 ///
 /// # Errors
 ///
-/// As [`evaluate`](crate::evaluate); also if a budget is 0 or there is none.
+/// As [`evaluate`](crate::evaluate); also if a budget is 0.
 pub fn evaluate_budgets<T: Task>(
     run: &Path,
     options: &EvalOptions,
@@ -66,16 +77,20 @@ pub fn evaluate_budgets<T: Task>(
     budgets: &[usize],
     on_cell: &mut dyn FnMut(f64),
 ) -> Result<BudgetTable, TrainError> {
-    let smallest = budgets.iter().min().copied().unwrap_or(0);
+    let smallest = budgets.iter().min().copied().unwrap_or(1);
     require(smallest >= 1, "a budget", smallest as f64, "at least 1")?;
-    let total = (variants.len() * budgets.len()) as f64;
+    let columns: Vec<Option<usize>> = match budgets {
+        [] => vec![None],
+        budgets => budgets.iter().copied().map(Some).collect(),
+    };
+    let total = (variants.len() * columns.len()) as f64;
     let mut done = 0.0;
     let mut rows = Vec::new();
     for variant in variants {
         let mut cells = Vec::new();
-        for &budget in budgets {
+        for &max_steps in &columns {
             let options = EvalOptions {
-                max_steps: Some(budget),
+                max_steps,
                 probe: false,
                 ..options.clone()
             };
@@ -101,9 +116,8 @@ pub fn evaluate_budgets<T: Task>(
 
 fn write(result: &BudgetTable) -> Result<(), TrainError> {
     let measure = &result.measure;
-    let columns = result.budgets.iter().map(usize::to_string);
     let header = std::iter::once(format!("{}, solver steps allowed", measure.name()));
-    let header: Vec<String> = header.chain(columns).collect();
+    let header: Vec<String> = header.chain(result.columns()).collect();
     let quality = |eval: &EvalRecord| eval.quality.text();
     let converged = |eval: &EvalRecord| match eval.converged() {
         Some(share) => format!("{:.1} %", 100.0 * share),
@@ -136,6 +150,11 @@ fn write(result: &BudgetTable) -> Result<(), TrainError> {
         chart("Evaluations per solve", "evaluations", false, &evaluations),
         chart(title, "relative residual", true, &residual),
     ];
-    let body = table(&header, rows) + &figures(charts)?;
+    // One column makes no curve.
+    let drawn = match result.budgets.as_slice() {
+        [] => String::new(),
+        _ => figures(charts)?,
+    };
+    let body = table(&header, rows) + &drawn;
     write_page(&result.page, "Quality by solver steps allowed", &body)
 }

@@ -3,7 +3,7 @@
 use crate::checkpoint::{CheckpointStore, MEMORY, Position};
 use crate::device::device;
 use crate::devices::Devices;
-use crate::error::{RunError, TrainError, require};
+use crate::error::{RunError, Stopped, TrainError, require};
 use crate::evaluate::{EvalPlan, evaluate as pass};
 use crate::events::EventFile;
 use crate::exchange::with_weights_of;
@@ -386,6 +386,12 @@ fn run_rounds<T: Task>(
         log.append(&Record::Change(change))?;
     }
 
+    if let Some(most) = options.stop_after
+        && (most..recipe.steps).contains(&step)
+    {
+        let run = options.run.clone();
+        return Err(Stopped::Interrupted { step, run }.into());
+    }
     if step < recipe.steps || !start.0.evaluated {
         let strategy = RoundStrategy {
             recipe: recipe.clone(),

@@ -50,7 +50,7 @@ fn mutations_of_recipes() {
 fn options(run: &Path, start: Start) -> TrainOptions {
     TrainOptions {
         start,
-        stop_after: Some(3),
+        stop_after: Some(if start == Start::New { 3 } else { 4 }),
         plain: true,
         ..TrainOptions::new("flex", run.to_owned())
     }

@@ -4,7 +4,8 @@ mod archive;
 mod download;
 
 use crate::error::DataError;
-use crate::text::{CachePlace, CorpusReader, Level};
+use crate::text::layout::{Content, Layout};
+use crate::text::{Arrangement, CachePlace, CorpusReader, Level};
 use std::path::{Path, PathBuf};
 
 /// A text in a zip archive on some server.
@@ -196,8 +197,7 @@ pub fn fetch(
     on_event: &mut dyn FnMut(FetchEvent),
 ) -> Result<bool, DataError> {
     let present = |name: &&str| folder.join(name).is_file();
-    let others = ["train.txt", "valid.txt", "test.txt"];
-    if text.file_names().iter().all(present) || others.iter().all(present) {
+    if text.file_names().iter().all(present) || holds_three_splits(folder) {
         return Ok(false);
     }
     std::fs::create_dir_all(folder).map_err(|error| DataError::write(folder, error))?;
@@ -266,4 +266,13 @@ fn compare_counts(text: &RemoteText, folder: &Path) -> Result<(), DataError> {
             found,
         }),
     }
+}
+
+/// Whether a folder has train, valid and test, by any of their names.
+fn holds_three_splits(folder: &Path) -> bool {
+    let layout = Layout::find(folder).ok();
+    let layout = layout.filter(|layout| layout.arrangement() == Arrangement::Splits);
+    layout.is_some_and(
+        |layout| matches!(&layout.content, Content::Splits(splits) if splits.len() == 3),
+    )
 }

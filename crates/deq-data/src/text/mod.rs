@@ -8,7 +8,7 @@ mod counts;
 mod derive;
 mod encode;
 mod fingerprint;
-mod layout;
+pub(crate) mod layout;
 mod level;
 mod lines;
 mod map;

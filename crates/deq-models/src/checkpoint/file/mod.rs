@@ -167,8 +167,12 @@ impl View {
     /// The elements in order of their indices.
     fn gather(&self, storage: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
         let count = shape.iter().product::<usize>();
+        if count == 0 {
+            // Wherever it may begin.
+            return Vec::new();
+        }
         let start = self.offset * size;
-        if count == 0 || self.strides == View::contiguous(0, shape).strides {
+        if self.strides == View::contiguous(0, shape).strides {
             return storage[start..start + count * size].to_vec();
         }
         let mut gathered = Vec::with_capacity(count * size);

@@ -1,5 +1,6 @@
 //! Batches of images on a device.
 
+use super::config::ImagesTask;
 use crate::error::{BoxError, TrainError};
 use crate::task::Batches;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -53,17 +54,20 @@ pub struct ImagesData {
 }
 
 impl ImagesData {
-    /// The batches of one part.
+    /// The batches of one part, whose images have sides of a `multiple`, or the batch is an error
+    /// that names the `field` of the transform.
     pub(super) fn batches(
         &self,
         part: Arc<dyn ImageDataset>,
-        transform: &Transform,
+        (field, transform, multiple): (&'static str, &Transform, usize),
         config: LoaderConfig,
     ) -> Result<Box<dyn Batches<ImagesBatch>>, TrainError> {
         let (transform, normalization) = (transform.clone(), self.splits.normalization);
         Ok(Box::new(ImagesBatches {
             loader: Loader::new(part, transform, normalization, config)?,
             left_out: self.left_out.clone(),
+            field,
+            multiple,
         }))
     }
 }
@@ -109,6 +113,8 @@ impl LeftOut {
 struct ImagesBatches {
     loader: Loader,
     left_out: LeftOut,
+    field: &'static str,
+    multiple: usize,
 }
 
 impl Batches<ImagesBatch> for ImagesBatches {
@@ -129,7 +135,14 @@ impl Batches<ImagesBatch> for ImagesBatches {
             };
             self.left_out.add(&mut batch);
             // A held-out batch may have lost all of its files.
-            (batch.len > 0).then(|| Ok(ImagesBatch::new(batch, task, device)))
+            if batch.len == 0 {
+                return None;
+            }
+            let sides = [batch.height, batch.width];
+            match ImagesTask::validate_sides(self.field, sides, self.multiple) {
+                Ok(()) => Some(Ok(ImagesBatch::new(batch, task, device))),
+                Err(error) => Some(Err(error.into())),
+            }
         });
         Box::new(batches)
     }

@@ -199,12 +199,37 @@ impl ImagesTask {
         }
     }
 
-    /// Checks that images come out of a transform as the model needs them.
-    pub(super) fn validate_transforms(&self) -> Result<(), TrainError> {
-        let multiple = match self.resnet {
+    /// What the sides of an image must be multiples of.
+    pub(super) fn side_multiple(&self) -> usize {
+        match self.resnet {
             Some(_) => 1,
             None => self.model.side_multiple(),
-        };
+        }
+    }
+
+    /// That an image of this size is one that the model takes; `field` names the transform it came
+    /// from.
+    pub(super) fn validate_sides(
+        field: &'static str,
+        sides: [usize; 2],
+        multiple: usize,
+    ) -> Result<(), ImagesError> {
+        match sides
+            .into_iter()
+            .find(|side| !side.is_multiple_of(multiple))
+        {
+            None => Ok(()),
+            Some(side) => Err(ImagesError::SideMultiple {
+                field,
+                side,
+                multiple,
+            }),
+        }
+    }
+
+    /// Checks that images come out of a transform as the model needs them.
+    pub(super) fn validate_transforms(&self) -> Result<(), TrainError> {
+        let multiple = self.side_multiple();
         for (field, transform) in [
             ("task.train_transform", &self.train_transform),
             ("task.eval_transform", &self.eval_transform),
@@ -220,15 +245,7 @@ impl ImagesTask {
                 Transform::Resize { width, height }
                 | Transform::ScaleCrop { width, height, .. } => [width, height],
             };
-            let fits = |side: &usize| side.is_multiple_of(multiple);
-            if let Some(side) = sides.into_iter().find(|side| !fits(side)) {
-                return Err(ImagesError::SideMultiple {
-                    field,
-                    side,
-                    multiple,
-                }
-                .into());
-            }
+            Self::validate_sides(field, sides, multiple)?;
         }
         match (self.model.task(), self.keeps_pixels()) {
             (VisionTask::Segmentation, false) => Err(ImagesError::MovedPixels.into()),

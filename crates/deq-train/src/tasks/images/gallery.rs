@@ -87,7 +87,8 @@ pub(super) fn draw(trained: &Trained<ImagesTask>, data: &VisionSplits) -> String
     // out here as everywhere.
     let examples: Vec<Example> = (0..count)
         .filter_map(|place| {
-            let index = (place * data.test.len() / count + place) % data.test.len();
+            let stride = data.test.len() / count;
+            let index = place * data.test.len() / count + place % stride;
             data.test.example(index).ok()
         })
         .collect();

@@ -133,8 +133,20 @@ impl TaskModel for ImagesModel {
     }
 
     fn tally(&self, scores: &Tensor<2>, batch: &ImagesBatch) -> Confusion {
-        let [_, classes] = scores.dims();
-        Confusion::new(classes, &likeliest(scores.clone()), &batch.targets)
+        let found = likeliest(scores.clone());
+        if matches!(self.network, ImagesNetwork::Segmenter(_)) {
+            let [_, classes] = scores.dims();
+            return Confusion::new(classes, &found, &batch.targets);
+        }
+        // Of whole images the share that is right is all that is asked for, and there may be
+        // thousands of classes: class 1 is all that are right.
+        let right = found
+            .iter()
+            .zip(&batch.targets)
+            .map(|(a, b)| i32::from(a == b));
+        let counted = |target: &i32| if *target == IGNORED { IGNORED } else { 1 };
+        let targets: Vec<i32> = batch.targets.iter().map(counted).collect();
+        Confusion::new(2, &right.collect::<Vec<_>>(), &targets)
     }
 
     fn probed(&self, batch: &ImagesBatch) -> ImagesBatch {

@@ -82,6 +82,10 @@ fn predict_one(
     place: Option<&Path>,
 ) -> Result<Prediction, TrainError> {
     let image = Picture::open(path)?;
+    let task = &trained.recipe.task;
+    let shown = shown(task, &image);
+    let sides = [shown.height(), shown.width()];
+    ImagesTask::validate_sides("task.eval_transform", sides, task.side_multiple())?;
     let (mut prediction, map) = answer(trained, &image);
     if let (Some(map), Some(place)) = (map, place) {
         overlay(&image, &map).save_png(place)?;

@@ -94,7 +94,12 @@ impl Task for ImagesTask {
             workers: plan.workers,
             ..LoaderConfig::training(plan.batch, plan.seed)
         };
-        data.batches(data.splits.train.clone(), &self.train_transform, config)
+        let transform = (
+            "task.train_transform",
+            &self.train_transform,
+            self.side_multiple(),
+        );
+        data.batches(data.splits.train.clone(), transform, config)
     }
 
     /// The held-out part is the `valid` split; there is no other.
@@ -109,7 +114,12 @@ impl Task for ImagesTask {
         }
         let config = LoaderConfig::evaluation(self.held_out_batch(plan.batch));
         let spread = Arc::new(Spread::new(data.splits.test.clone()));
-        data.batches(spread, &self.eval_transform, config)
+        let transform = (
+            "task.eval_transform",
+            &self.eval_transform,
+            self.side_multiple(),
+        );
+        data.batches(spread, transform, config)
     }
 
     fn measure(&self) -> Measure {

@@ -163,7 +163,11 @@ impl<'a> Reader<'a> {
         let out = self.model.read_from(ids, &self.memory, self.depth, start);
         self.memory = out.memory;
         let last = |of_all: Tensor<3>| of_all.narrow(1, time - 1, 1);
-        self.last = out.solved.map(|solved| last(solved.equilibrium.z));
+        // So many applications of a cell from elsewhere would be another function.
+        let solved = out
+            .solved
+            .filter(|_| matches!(self.depth, Depth::Equilibrium(_)));
+        self.last = solved.map(|solved| last(solved.equilibrium.z));
         let log_probs = self.model.log_probs(last(out.output));
         self.log_probs = log_probs.into_data().iter::<f64>().collect();
         out.nfe
