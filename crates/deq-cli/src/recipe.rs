@@ -305,12 +305,12 @@ impl RecipeArgs {
 
     /// Makes the network an explicit one, if one is asked for.
     fn network<T: Task>(&self, recipe: &mut Recipe<T>) -> Result<()> {
-        match (self.tied, self.layers) {
-            (Some(depth), _) => recipe.network = Network::WeightTied { depth },
-            (None, Some(depth)) => recipe.network = Network::Layers { depth },
-            (None, None) => {}
-        }
-        if recipe.network == Network::Equilibrium {
+        let network = match (self.tied, self.layers) {
+            (Some(depth), _) => Network::WeightTied { depth },
+            (None, Some(depth)) => Network::Layers { depth },
+            (None, None) => recipe.network,
+        };
+        if network == Network::Equilibrium {
             return Ok(());
         }
         let of_equilibria = [
@@ -324,9 +324,7 @@ impl RecipeArgs {
         if let Some((option, _)) = of_equilibria.iter().find(|(_, given)| *given) {
             bail!("an explicit network has no equilibrium: leave out {option}");
         }
-        recipe.penalty = None;
-        recipe.pretrain_steps = 0;
-        recipe.deq.precision = None;
+        recipe.make_explicit(network);
         Ok(())
     }
 }

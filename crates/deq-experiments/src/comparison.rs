@@ -222,8 +222,7 @@ pub struct ComparisonResult {
 
 /// Trains every variant, evaluates it with every budget, writes `result.json` and `report.html`,
 /// and judges the claims. A variant that is there goes on where it stopped; it must have been
-/// trained by the same recipe. `say` hears what
-/// runs.
+/// trained by the same recipe. `say` hears what runs.
 ///
 /// # Errors
 ///

@@ -6,7 +6,7 @@ pub use contender::{Contender, Equilibrium, Gradient, UnknownContender};
 
 use crate::claim::{Claim, Verdict, claims_table, spread};
 use burn::module::Module;
-use deq_core::{DeqConfig, GradientConfig};
+use deq_core::GradientConfig;
 use deq_train::records::{Record, StepRecord, read_records};
 use deq_train::report::{self, Chart, Series};
 use deq_train::tasks::images::ImagesTask;
@@ -99,16 +99,9 @@ impl ExplicitNetwork<ImagesTask> {
 
 /// The same training of an explicit network.
 fn explicit<T: Task>(recipe: &Recipe<T>, network: Network) -> Recipe<T> {
-    Recipe::<T> {
-        network,
-        penalty: None,
-        pretrain_steps: 0,
-        deq: DeqConfig {
-            precision: None,
-            ..recipe.deq.clone()
-        },
-        ..recipe.clone()
-    }
+    let mut recipe = recipe.clone();
+    recipe.make_explicit(network);
+    recipe
 }
 
 /// What to compare, and for how long.

@@ -1,8 +1,8 @@
 //! Checkpoints that exist whole or not at all.
 //!
 //! A checkpoint is one folder with the model, the optimizer, the memory carried between steps, the
-//! recipe, and a manifest with their checksums. It is written to a temporary folder, which is renamed into
-//! place. The schedule of the learning rate follows from recipe and step.
+//! recipe, and a manifest with their checksums. It is written to a temporary folder, which is
+//! renamed into place. The schedule of the learning rate follows from recipe and step.
 
 use crate::error::{RunError, TrainError, with_causes};
 use crate::files::{self, FileSum};

@@ -187,8 +187,8 @@ pub enum RunError {
     },
     /// A run that is to go on as it was is to be another one.
     #[error(
-        "{path} holds a run with {field} = {there}, and {here} is asked for: choose another folder, \
-         or leave the field as it was"
+        "{path} holds a run with {field} = {there}, and {here} is asked for: choose another \
+         folder, or leave the field as it was"
     )]
     OtherRecipe {
         path: PathBuf,

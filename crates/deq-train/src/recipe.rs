@@ -283,6 +283,15 @@ impl<T: Task> Recipe<T> {
         self.pretrain_steps = steps;
     }
 
+    /// Makes the network an explicit one, without what only equilibria have: the penalty, unrolled
+    /// pre-training, and a type of their own.
+    pub fn make_explicit(&mut self, network: Network) {
+        self.network = network;
+        self.penalty = None;
+        self.pretrain_steps = 0;
+        self.deq.precision = None;
+    }
+
     /// Trains for about `steps` steps; pre-training, warm-up and the schedule of the penalty keep
     /// their share.
     pub fn scale_steps(&mut self, steps: usize) {

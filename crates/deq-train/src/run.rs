@@ -35,8 +35,8 @@ pub enum Start {
     /// what changes neither data nor model nor draws: learning rate, penalty, budgets, steps, and
     /// where the same data lie. What differs is logged.
     Resume,
-    /// [`New`](Self::New) in a folder that holds no run, and otherwise from the newest checkpoint of
-    /// a run with the very same recipe, but for where its data lie.
+    /// [`New`](Self::New) in a folder that holds no run, otherwise from the newest checkpoint of a
+    /// run with the very same recipe, but for where its data lie.
     NewOrSame,
 }
 

@@ -11,7 +11,8 @@ use std::str::FromStr;
 ///
 /// As text it is `layers`, `weight-tied`, `deq`, or `deq-jr` for the DEQ with its penalty. A DEQ
 /// may be followed by what makes its training cheaper, in any order, as in
-/// `deq-jr+one-step+short`: `+one-step` or `+phantom` gradients, `+short` solves, `+unrolled` steps.
+/// `deq-jr+one-step+short`: `+one-step` or `+phantom` gradients, `+short` solves, `+unrolled`
+/// steps.
 ///
 /// ```
 /// use deq_experiments::networks::Contender;
@@ -160,8 +161,8 @@ impl Display for Contender {
 /// A text that names no [`Contender`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "there is no network {0:?}; there are layers, weight-tied, deq and deq-jr, the last two with any \
-     of +one-step or +phantom, +short and +unrolled"
+    "there is no network {0:?}; there are layers, weight-tied, deq and deq-jr, the last two with \
+     any of +one-step or +phantom, +short and +unrolled"
 )]
 pub struct UnknownContender(String);
 
