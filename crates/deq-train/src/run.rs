@@ -330,8 +330,11 @@ fn run_rounds<T: Task>(
     team.require_suitable(&recipe, &learner, &*held_out)?;
     // Weights, gradients and the two moments of Adam.
     require_memory(learner.num_params().saturating_mul(4))?;
-    if !resume {
-        learner = begin(&recipe, learner)?;
+    // Also if a run was ended before its first checkpoint.
+    if let Some(path) = &recipe.init
+        && !folder.holds_checkpoints()?
+    {
+        learner.model = with_weights_of(&recipe.task, learner.model, path)?;
     }
     files::create_folder(folder.path())?;
     let _lock = folder.lock()?;
@@ -347,10 +350,6 @@ fn run_rounds<T: Task>(
     };
     if let Some(newest) = &newest {
         folder.check_recipe(&newest.run.recipe)?;
-    }
-    if resume && newest.is_none() {
-        // It was ended before its first checkpoint.
-        learner = begin(&recipe, learner)?;
     }
     // An imported model has weights, but no steps behind it.
     let trainable = newest.as_ref().filter(|newest| newest.is_trainable());
@@ -418,17 +417,6 @@ fn run_rounds<T: Task>(
     let position = folder.newest()?.position;
     let trained = Trained::new((recipe, learner), folder.path(), position, plain);
     Ok((trained, data, held_out))
-}
-
-/// The learner as training begins, with the weights that the recipe takes from elsewhere.
-fn begin<T: Task>(
-    recipe: &Recipe<T>,
-    mut learner: LearnerOf<T>,
-) -> Result<LearnerOf<T>, TrainError> {
-    if let Some(path) = &recipe.init {
-        learner.model = with_weights_of(&recipe.task, learner.model, path)?;
-    }
-    Ok(learner)
 }
 
 /// The recipe of a run, with another budget for solves if `max_steps` is given.

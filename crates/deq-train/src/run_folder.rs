@@ -56,13 +56,16 @@ impl RunFolder {
     /// its own.
     pub(crate) fn require_vacant(&self) -> Result<(), TrainError> {
         let path = self.path.clone();
-        let checkpoints = self.checkpoints();
-        let is_taken = self.exists()
-            || checkpoints.is_dir() && CheckpointStore::open(&checkpoints)?.holds_any()?;
-        match is_taken {
+        match self.exists() || self.holds_checkpoints()? {
             true => Err(RunError::Exists { path }.into()),
             false => Ok(()),
         }
+    }
+
+    /// Whether there is a complete checkpoint.
+    pub(crate) fn holds_checkpoints(&self) -> Result<bool, TrainError> {
+        let checkpoints = self.checkpoints();
+        Ok(checkpoints.is_dir() && CheckpointStore::open(&checkpoints)?.holds_any()?)
     }
 
     /// Whether a run was started here.
@@ -164,9 +167,10 @@ impl RunFolder {
         // no checkpoint has.
         let kept = newest.map(|newest| newest.recipe::<T>()).transpose()?;
         let before = match kept.flatten() {
-            Some(before) => to_json(&before)?,
-            None => to_json(&Recipe::<T>::of_run(&self.path)?)?,
+            Some(before) => before,
+            None => Recipe::of_run(&self.path)?,
         };
+        let before = to_json(&before)?;
         let after = to_json(recipe)?;
         let mut changes = Vec::new();
         for (field, from, to) in differences(&before, &after) {
