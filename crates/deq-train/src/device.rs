@@ -114,7 +114,7 @@ fn make(kind: &str, index: usize) -> Option<Device> {
         #[cfg(feature = "flex")]
         "flex" => Some(Device::flex()),
         #[cfg(feature = "wgpu")]
-        "wgpu" => Some(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+        "wgpu" => Some(webgpu::preferred()),
         #[cfg(feature = "vulkan")]
         "vulkan" => Some(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)),
         #[cfg(feature = "metal")]
@@ -133,7 +133,7 @@ fn make(kind: &str, index: usize) -> Option<Device> {
 pub(crate) fn find(kind: &str) -> Vec<Device> {
     match kind {
         #[cfg(feature = "wgpu")]
-        "wgpu" => Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec(),
+        "wgpu" => webgpu::enumerate(),
         #[cfg(feature = "vulkan")]
         "vulkan" => Device::enumerate(burn::tensor::DeviceType::Vulkan).into_vec(),
         #[cfg(feature = "metal")]
@@ -145,6 +145,57 @@ pub(crate) fn find(kind: &str) -> Vec<Device> {
         #[cfg(feature = "cpu")]
         "cpu" => vec![Device::cpu()],
         _ => Vec::new(),
+    }
+}
+
+/// WebGPU without OpenGL, which Burn falls back to on a machine that has nothing else: its context
+/// belongs to one thread at a time, and where another waits for it for longer than some seconds,
+/// as on a slow device, that one panics and the program hangs.
+#[cfg(feature = "wgpu")]
+mod webgpu {
+    use burn::backend::{CubeDevice, DeviceOps, WgpuBackend, WgpuDevice, WgpuDeviceKind};
+    use burn::tensor::Device;
+
+    /// The graphics interfaces to try, the best first. Burn's own choice on macOS is Metal.
+    const INTERFACES: &[WgpuBackend] = if cfg!(target_os = "macos") {
+        &[WgpuBackend::Auto]
+    } else {
+        &[WgpuBackend::Vulkan, WgpuBackend::Dx12]
+    };
+
+    /// The device that wgpu prefers among those of the first interface that has any.
+    pub(super) fn preferred() -> Device {
+        let (interface, _) = first_with_devices().unwrap_or((INTERFACES[0], Vec::new()));
+        Device::new(CubeDevice::Wgpu(WgpuDevice::default().on(interface)))
+    }
+
+    /// The devices of the first interface that has any.
+    pub(super) fn enumerate() -> Vec<Device> {
+        first_with_devices().map_or(Vec::new(), |(_, devices)| devices)
+    }
+
+    fn first_with_devices() -> Option<(WgpuBackend, Vec<Device>)> {
+        let found = INTERFACES.iter().map(|api| (*api, devices_of(*api)));
+        let mut found = found.filter(|(_, devices)| !devices.is_empty());
+        found.next()
+    }
+
+    fn devices_of(interface: WgpuBackend) -> Vec<Device> {
+        use WgpuDeviceKind::{Cpu, DiscreteGpu, IntegratedGpu, Other, VirtualGpu};
+        // Burn lists the devices of one kind at a time.
+        let kinds = [
+            DiscreteGpu(0),
+            IntegratedGpu(0),
+            VirtualGpu(0),
+            Cpu,
+            Other(0),
+        ];
+        let ids = kinds.into_iter().flat_map(|kind| {
+            let like = CubeDevice::Wgpu(WgpuDevice::new(kind).on(interface));
+            CubeDevice::enumerate(like.id())
+        });
+        let from_id = <CubeDevice as burn::backend::Device>::from_id;
+        ids.map(|id| Device::new(from_id(id))).collect()
     }
 }
 
@@ -195,6 +246,22 @@ mod tests {
         assert!(DEVICES.contains(&(best, true)));
         let found = device("auto").expect("the tests have a device");
         assert_eq!(Some(found), make(best, 0));
+    }
+
+    #[cfg(all(feature = "wgpu", not(target_os = "macos")))]
+    #[test]
+    fn webgpu_is_never_opengl() {
+        use burn::backend::{CubeDevice, DispatchDevice, WgpuBackend};
+        let mut devices = find("wgpu");
+        devices.extend(make("wgpu", 0));
+        assert!(!devices.is_empty());
+        for device in devices {
+            let DispatchDevice::Cube(CubeDevice::Wgpu(wgpu)) = device.as_dispatch() else {
+                panic!("{device:?} is not of wgpu");
+            };
+            let interface = wgpu.backend;
+            assert!(matches!(interface, WgpuBackend::Vulkan | WgpuBackend::Dx12));
+        }
     }
 
     #[test]
