@@ -82,7 +82,9 @@ fn say_how_to_go_on(error: &TrainError, command: &str, run: &Path) {
     let run = run.display();
     let more = match error {
         TrainError::Stopped(Stopped::Interrupted { .. }) => "",
-        TrainError::Devices(DevicesError::Lost { .. }) => " --device DEVICES",
+        TrainError::Devices(DevicesError::Lost { .. } | DevicesError::BrokenOff { .. }) => {
+            " --device DEVICES"
+        }
         TrainError::Stopped(Stopped::Diverged {
             checkpoint: 1.., ..
         }) => " --lr RATE --penalty WEIGHT",

@@ -116,6 +116,17 @@ pub enum DevicesError {
         /// What happened.
         reason: String,
     },
+    /// Work with workers ended in a panic, and all of them answer.
+    #[error(
+        "work with {names} broke off ({reason}), though every worker answers: resume the run; if \
+         it breaks off there again, the connection was not the cause"
+    )]
+    BrokenOff {
+        /// The workers.
+        names: String,
+        /// The panic.
+        reason: String,
+    },
     /// A worker would be open to everybody.
     #[error(
         "without a token a worker listens on loopback addresses only, not on {listen}: give one by \
@@ -138,14 +149,23 @@ pub enum DevicesError {
 impl DevicesError {
     /// The worker of that name was lost, as a panic of Burn says.
     pub(crate) fn lost(name: String, panic: &str) -> Self {
-        // What became of a request whose answer can no longer come.
-        let reason = match panic.contains("RecvError") {
-            true => "its connection broke",
-            false => panic,
-        };
-        let reason = reason.to_owned();
+        let reason = in_words(panic);
         Self::Lost { name, reason }
     }
+
+    /// Work with the workers of these names broke off, as a panic of Burn or of the work says.
+    pub(crate) fn broken_off(names: String, panic: &str) -> Self {
+        let reason = in_words(panic);
+        Self::BrokenOff { names, reason }
+    }
+}
+
+/// What a panic says that may be about a connection.
+fn in_words(panic: &str) -> String {
+    // What became of a request whose answer can no longer come.
+    let broken = panic.contains("RecvError");
+    let reason = if broken { "a connection broke" } else { panic };
+    reason.to_owned()
 }
 
 /// Asks a worker whether it is there; says why not.

@@ -347,7 +347,8 @@ impl Team {
     ///
     /// # Errors
     ///
-    /// Those of the work; [`DevicesError::Lost`] naming a worker that is gone or does not answer.
+    /// Those of the work; [`DevicesError::Lost`] naming a worker that is gone or does not answer,
+    /// [`DevicesError::BrokenOff`] if the work panics and all workers answer.
     pub(crate) fn watch<R: Send + 'static>(
         self,
         work: impl FnOnce(&Arc<Team>) -> Result<R, TrainError> + Send + 'static,

@@ -18,7 +18,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 ///
-/// Those of the work; [`DevicesError::Lost`].
+/// Those of the work; [`DevicesError::Lost`] for a worker that does not answer,
+/// [`DevicesError::BrokenOff`] if the work panics and all of them answer.
 pub(super) fn watch<R: Send + 'static>(
     workers: &[(String, Ping)],
     [pause, patience]: [Duration; 2],
@@ -37,8 +38,10 @@ pub(super) fn watch<R: Send + 'static>(
         match receiver.recv_timeout(pause) {
             Ok(Ok(result)) => return result,
             Ok(Err(reason)) => {
+                // The panic does not say whose connection broke, nor whether one did.
+                ask_all(workers, patience)?;
                 let names: Vec<&str> = workers.iter().map(|(name, _)| name.as_str()).collect();
-                return Err(DevicesError::lost(names.join(" or "), &reason).into());
+                return Err(DevicesError::broken_off(names.join(" and "), &reason).into());
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => unreachable!("the work answers"),
             Err(mpsc::RecvTimeoutError::Timeout) => {
@@ -131,12 +134,18 @@ mod tests {
             assert!(message.starts_with(&expected), "{message}");
         }
         let panicking = || -> Result<(), TrainError> { panic!("channel closed") };
-        let message = watch(&worker(there), times, still, panicking)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("far was lost (channel closed)"),
-            "{message}"
-        );
+        let gone: Ping = Arc::new(|| Err("it is gone".to_owned()));
+        let mut workers = worker(there);
+        let failed = |workers: &[(String, Ping)]| {
+            let failed = watch(workers, times, still, panicking);
+            failed.unwrap_err().to_string()
+        };
+        let message = failed(&workers);
+        let expected = "work with far broke off (channel closed), though every worker answers";
+        assert!(message.starts_with(expected), "{message}");
+        workers.push(("farther".to_owned(), gone));
+        let message = failed(&workers);
+        let expected = "the worker at farther was lost (it is gone)";
+        assert!(message.starts_with(expected), "{message}");
     }
 }
