@@ -2,7 +2,7 @@
 
 use crate::print;
 use crate::recipe::TaskArgs;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use deq_train::tasks::images::ImagesTask;
 use deq_train::tasks::text::TextTask;
@@ -24,6 +24,13 @@ pub(crate) struct PresetsArgs {
 }
 
 pub(crate) fn run(args: TaskArgs) -> Result<()> {
+    let shared = match &args {
+        TaskArgs::Lm(args) => &args.shared,
+        TaskArgs::Mdeq(args) => &args.shared,
+    };
+    if shared.minutes.is_some() {
+        bail!("--minutes chooses the steps by the time of a few: give it to `deq train`");
+    }
     match args {
         TaskArgs::Lm(args) => print::json(&args.recipe(None)?.0),
         TaskArgs::Mdeq(args) => print::json(&args.recipe(None)?.0),

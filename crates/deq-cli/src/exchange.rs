@@ -11,7 +11,7 @@ use deq_models::{
 };
 use deq_train::tasks::images::{ImagesTask, preset_for};
 use deq_train::tasks::text::{DataSource, TextTask};
-use deq_train::{Network, Recipe, RunFolder, Task, export, import};
+use deq_train::{Network, Preset, Recipe, RunFolder, Task, export, import};
 use serde::Serialize;
 use serde_json::json;
 use std::path::PathBuf;
@@ -182,10 +182,14 @@ impl Recognised {
 }
 
 pub(crate) fn import_run(args: &ImportArgs) -> Result<()> {
-    let of_images = ImagesTask::presets();
-    match of_images.iter().any(|preset| preset.name == args.preset) {
-        true => finish(args, images(args)?),
-        false => finish(args, text(args)?),
+    let is_in = |presets: &[Preset]| presets.iter().any(|preset| preset.name == args.preset);
+    match (is_in(TextTask::presets()), is_in(ImagesTask::presets())) {
+        (true, _) => finish(args, text(args)?),
+        (_, true) => finish(args, images(args)?),
+        _ => bail!(
+            "there is no preset {:?}: `deq presets` lists those for texts and for images",
+            args.preset
+        ),
     }
 }
 

@@ -89,9 +89,9 @@ fn main() -> ExitCode {
         Err(error) => {
             print::note(format_args!("error: {error:#}"));
             match error.downcast_ref::<deq_train::TrainError>() {
-                Some(deq_train::TrainError::Stopped(Stopped::Interrupted { .. })) => {
-                    ExitCode::from(signals::exit_code())
-                }
+                Some(deq_train::TrainError::Stopped(
+                    Stopped::Interrupted { .. } | Stopped::Trial,
+                )) => ExitCode::from(signals::exit_code()),
                 _ => ExitCode::from(2),
             }
         }

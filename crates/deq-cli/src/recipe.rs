@@ -6,7 +6,7 @@ use deq_data::{ImageSource, Level};
 use deq_jacreg::{JacobianPenaltyConfig, WeightControllerConfig, WeightSchedule};
 use deq_train::tasks::images::{ImagesTask, default_preset, preset_for};
 use deq_train::tasks::text::{DataSource, TextTask};
-use deq_train::{Network, Recipe, RunError, Task, TrainError};
+use deq_train::{Network, Recipe, RunError, RunFolder, Task, TrainError};
 use std::path::{Path, PathBuf};
 
 /// What is trained.
@@ -54,7 +54,7 @@ pub(crate) struct RecipeArgs {
     #[arg(long)]
     pub(crate) steps: Option<usize>,
     /// Train for about so many minutes, evaluations not counted: the number of steps comes from the
-    /// time of a few.
+    /// time of a few. With --resume the run keeps the steps that it was started with.
     #[arg(long, allow_negative_numbers = true, conflicts_with = "steps")]
     pub(crate) minutes: Option<f64>,
     /// Rounds that the steps are divided into; each ends with an evaluation and a checkpoint.
@@ -227,14 +227,22 @@ impl RecipeArgs {
         fresh: &dyn Fn() -> Result<Recipe<T>, TrainError>,
         own: &dyn Fn(&mut Recipe<T>) -> Result<()>,
     ) -> Result<(Recipe<T>, PathBuf)> {
-        let name = match (self.tied, self.layers) {
-            (Some(depth), _) => format!("{command}-{preset}-tied-{depth}"),
-            (_, Some(depth)) => format!("{command}-{preset}-layers-{depth}"),
-            _ => format!("{command}-{preset}"),
+        let given = match &self.recipe {
+            Some(file) => Some(Recipe::<T>::from_file(file)?),
+            None => None,
+        };
+        let (preset, network) = match &given {
+            Some(recipe) => (recipe.preset.as_str(), recipe.network),
+            None => (preset, Network::Equilibrium),
+        };
+        let name = match self.explicit().unwrap_or(network) {
+            Network::WeightTied { depth } => format!("{command}-{preset}-tied-{depth}"),
+            Network::Layers { depth } => format!("{command}-{preset}-layers-{depth}"),
+            Network::Equilibrium => format!("{command}-{preset}"),
         };
         let run = run_folder(self.run.as_deref(), self.resume, &name)?;
-        let mut recipe = match (&self.recipe, self.resume) {
-            (Some(file), _) => Recipe::from_file(file)?,
+        let mut recipe = match (given, self.resume) {
+            (Some(recipe), _) => recipe,
             (None, false) => fresh()?,
             (None, true) if !run.exists() => {
                 return Err(RunError::NothingToResume { path: run }.into());
@@ -269,7 +277,12 @@ impl RecipeArgs {
         set(&mut recipe.batch, self.batch);
         set(&mut recipe.learning_rate, self.lr);
         set(&mut recipe.seed, self.seed);
-        set(&mut recipe.deq.stop.max_steps, self.solver_steps);
+        if let Some(steps) = self.solver_steps {
+            let stop = &mut recipe.deq.stop;
+            // Evaluation keeps its own.
+            recipe.deq.eval_stop.get_or_insert_with(|| stop.clone());
+            stop.max_steps = steps;
+        }
         if let Some(precision) = self.precision {
             recipe.set("deq.precision", precision.json())?;
             recipe.raise_tolerances();
@@ -303,13 +316,15 @@ impl RecipeArgs {
         Ok(())
     }
 
+    /// The explicit network that is asked for.
+    fn explicit(&self) -> Option<Network> {
+        let tied = self.tied.map(|depth| Network::WeightTied { depth });
+        tied.or(self.layers.map(|depth| Network::Layers { depth }))
+    }
+
     /// Makes the network an explicit one, if one is asked for.
     fn network<T: Task>(&self, recipe: &mut Recipe<T>) -> Result<()> {
-        let network = match (self.tied, self.layers) {
-            (Some(depth), _) => Network::WeightTied { depth },
-            (None, Some(depth)) => Network::Layers { depth },
-            (None, None) => recipe.network,
-        };
+        let network = self.explicit().unwrap_or(recipe.network);
         if network == Network::Equilibrium {
             return Ok(());
         }
@@ -365,23 +380,35 @@ pub(crate) fn set<T>(field: &mut T, value: Option<T>) {
     }
 }
 
-/// The folder given, or `runs/NAME`, `runs/NAME-2`, ...: the first free one, or to resume the last
-/// one in use.
+/// The folder given, or `runs/NAME`, `runs/NAME-2`, ...: the first free one, or to resume the one
+/// that was written last.
 fn run_folder(given: Option<&Path>, resume: bool, name: &str) -> Result<PathBuf> {
     if let Some(run) = given {
         return Ok(run.to_owned());
     }
     let runs = Path::new("runs");
-    let numbered = |number: usize| match number {
-        1 => runs.join(name),
-        _ => runs.join(format!("{name}-{number}")),
-    };
-    let free = (1..)
-        .find(|&number| !numbered(number).exists())
-        .unwrap_or(1);
-    match (resume, free) {
-        (false, _) => Ok(numbered(free)),
-        (true, 1) => Err(RunError::NothingToResume { path: numbered(1) }.into()),
-        (true, _) => Ok(numbered(free - 1)),
+    let first = runs.join(name);
+    if !resume {
+        let mut numbered = (2..).map(|number| runs.join(format!("{name}-{number}")));
+        return Ok(match first.exists() {
+            true => numbered.find(|run| !run.exists()).unwrap_or(first),
+            false => first,
+        });
     }
+    let is_ours = |run: &PathBuf| {
+        let file = run.file_name().and_then(|file| file.to_str());
+        let number = file.and_then(|file| file.strip_prefix(name));
+        number.is_some_and(|number| {
+            let number = number.strip_prefix('-').map(str::parse::<usize>);
+            run == &first || matches!(number, Some(Ok(_)))
+        })
+    };
+    let written = |run: &PathBuf| {
+        let file = std::fs::metadata(RunFolder::new(run.clone()).metrics());
+        file.and_then(|file| file.modified()).ok()
+    };
+    let there = std::fs::read_dir(runs).into_iter().flatten().flatten();
+    let there = there.map(|entry| entry.path()).filter(is_ours);
+    let newest = there.filter(|run| run.is_dir()).max_by_key(written);
+    newest.ok_or_else(|| RunError::NothingToResume { path: first }.into())
 }

@@ -2,7 +2,7 @@
 
 use crate::print::{self, PARTS};
 use crate::recipe::{penalty, set};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use deq_data::{ImageSource, Level};
 use deq_experiments::networks::{
@@ -11,7 +11,7 @@ use deq_experiments::networks::{
 };
 use deq_experiments::synthetic::{self, SyntheticOptions};
 use deq_experiments::{Claim, Comparison, ComparisonResult, Figures, compare};
-use deq_jacreg::WeightSchedule;
+use deq_jacreg::{JacobianPenaltyConfig, WeightSchedule};
 use deq_train::tasks::images::{ImagesTask, preset_for};
 use deq_train::tasks::text::{DataSource, TextTask};
 use deq_train::{Recipe, StepMemory, Task, TrainError, device};
@@ -139,8 +139,8 @@ pub(crate) struct CompareArgs {
     /// more.
     #[arg(long, default_value_t = 3)]
     seeds: u64,
-    /// Steps that training solves of the model without the penalty may take. Default: those of the
-    /// others; the paper has 30 against 12.
+    /// Steps that training solves of the model without the penalty may take; held-out solves keep
+    /// theirs. Default: those of the others; the paper has 30 against 12.
     #[arg(long, value_name = "STEPS")]
     plain_steps: Option<usize>,
     /// Folder of the runs and the results, by default named after the task in `runs`. Give it again
@@ -301,14 +301,27 @@ fn compare_weights<T: Task>(
         recipe.set_pretrain_steps(steps);
     }
     set(&mut recipe.seed, args.seed);
-    let config = recipe.penalty.get_or_insert_default();
-    let weights = match args.weights.as_slice() {
-        [] => vec![0.0, config.weight],
-        given => {
+    let weights = match (args.weights.as_slice(), &mut recipe.penalty) {
+        ([], Some(config)) => vec![0.0, config.weight],
+        ([], None) => bail!(
+            "the recipe has no penalty to compare with none: give --weights and \
+             --penalty-frequency, or a recipe that has one"
+        ),
+        (given, Some(config)) => {
             // Weights that are compared stay.
             if matches!(config.schedule, WeightSchedule::Controlled(_)) {
                 config.schedule = WeightSchedule::Constant;
             }
+            given.to_vec()
+        }
+        (given, none) => {
+            if args.penalty_frequency.is_none() {
+                bail!(
+                    "the recipe has no penalty, which would say how many steps apply one: give \
+                     --penalty-frequency"
+                );
+            }
+            *none = Some(JacobianPenaltyConfig::default());
             given.to_vec()
         }
     };
@@ -361,7 +374,14 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
         args.data.as_ref(),
     )?;
     set(&mut recipe.seed, shared.seed);
-    let layers = ExplicitNetwork::transformer_xl(&recipe, args.layers, &shared.device)?;
+    let layers = match shared.networks.contains(&Contender::Layers) {
+        true => Some(ExplicitNetwork::transformer_xl(
+            &recipe,
+            args.layers,
+            &shared.device,
+        )?),
+        false => None,
+    };
     networks(recipe, layers, "The DEQ-Transformer", "runs/deq-lm", shared)
 }
 
@@ -369,7 +389,10 @@ fn deq_vision(args: &DeqVisionArgs) -> Result<()> {
     let shared = &args.shared;
     let mut recipe = images(shared.recipe.as_deref(), &args.preset, &args.data)?;
     set(&mut recipe.seed, shared.seed);
-    let layers = ExplicitNetwork::resnet(&recipe, args.layers)?;
+    let layers = match shared.networks.contains(&Contender::Layers) {
+        true => Some(ExplicitNetwork::resnet(&recipe, args.layers)?),
+        false => None,
+    };
     networks(
         recipe,
         layers,
@@ -381,7 +404,7 @@ fn deq_vision(args: &DeqVisionArgs) -> Result<()> {
 
 fn networks<T: Task>(
     recipe: Recipe<T>,
-    layers: ExplicitNetwork<T>,
+    layers: Option<ExplicitNetwork<T>>,
     title: &str,
     folder: &str,
     args: &NetworksArgs,
@@ -433,11 +456,13 @@ fn print_networks(result: &NetworkComparisonResult) {
     for network in &result.networks {
         let share = network.converged;
         println!(
-            "{:32} {:4} {:>10} {:10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
+            "{:32} {:4} {:>10} {:>10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
             network.name,
             network.seed,
-            measure.text(network.quality),
-            network.parameters,
+            network.quality_text(measure),
+            network
+                .parameters
+                .map_or(String::new(), |count| count.to_string()),
             network.training_seconds / 60.0,
             network.steps,
             1e3 * network.training_seconds / network.steps as f64,

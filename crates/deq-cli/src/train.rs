@@ -4,8 +4,8 @@ use crate::print;
 use crate::recipe::{RecipeArgs, TaskArgs};
 use anyhow::Result;
 use deq_train::{
-    Devices, DevicesError, Recipe, RunFolder, Start, Stopped, Task, TrainError, TrainOptions,
-    affordable_steps, train,
+    Devices, DevicesError, Recipe, RunError, RunFolder, Start, Stopped, Task, TrainError,
+    TrainOptions, affordable_steps, train,
 };
 use std::path::{Path, PathBuf};
 
@@ -36,22 +36,26 @@ fn run_task<T: Task>(
         workers: args.workers,
         stop: Some(crate::signals::stop_flag()?),
         progress: Some(crate::data::progress()),
-        ..TrainOptions::new(devices.clone(), run.clone())
+        ..TrainOptions::new(devices, run.clone())
     };
     say_what_runs(&args.device);
     if let Some(minutes) = args.minutes {
         // A resumed run keeps the steps that it was started with.
         if !args.resume {
+            // Before time is spent on the trial.
+            if RunFolder::new(run.clone()).exists() {
+                return Err(RunError::Exists { path: run }.into());
+            }
             print::note(format_args!(
                 "a few steps, to choose how many fit into {minutes} minutes:"
             ));
-            let steps = affordable_steps(&recipe, minutes, devices)?;
+            let steps = affordable_steps(&recipe, minutes, &options)?;
             (recipe, _) = build(Some(steps))?;
         }
         print::note(format_args!("training for {} steps", recipe.steps));
     }
     let summary = train(recipe, &options);
-    let summary = summary.inspect_err(|error| say_how_to_go_on(error, command, &run))?;
+    let summary = summary.inspect_err(|error| say_how_to_go_on(error, command, &run, args))?;
     if args.json {
         return print::json(&summary);
     }
@@ -78,19 +82,30 @@ fn say_what_runs(name: &str) {
 }
 
 /// Says the command that goes on, where there is one.
-fn say_how_to_go_on(error: &TrainError, command: &str, run: &Path) {
-    let run = run.display();
-    let more = match error {
-        TrainError::Stopped(Stopped::Interrupted { .. }) => "",
+fn say_how_to_go_on(error: &TrainError, command: &str, run: &Path, args: &RecipeArgs) {
+    let (mut device, mut more) = (args.device.as_str(), "");
+    match error {
+        TrainError::Stopped(Stopped::Interrupted { .. }) => {}
         TrainError::Devices(DevicesError::Lost { .. } | DevicesError::BrokenOff { .. }) => {
-            " --device DEVICES"
+            device = "DEVICES";
         }
         TrainError::Stopped(Stopped::Diverged {
             checkpoint: 1.., ..
-        }) => " --lr RATE --penalty WEIGHT",
+        }) => {
+            more = match args.tied.or(args.layers) {
+                Some(_) => " --lr RATE",
+                None => " --lr RATE --penalty WEIGHT",
+            };
+        }
         _ => return,
-    };
-    print::note(format_args!(
-        "to go on: deq train {command} --run {run} --resume{more}"
-    ));
+    }
+    let mut line = format!("deq train {command} --run {} --resume", run.display());
+    // What a run does not keep.
+    if device != "flex" {
+        line += &format!(" --device {device}");
+    }
+    if let Some(token) = &args.token_file {
+        line += &format!(" --token-file {}", token.display());
+    }
+    print::note(format_args!("to go on: {line}{more}"));
 }

@@ -374,6 +374,103 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+#[test]
+fn a_comparison_begins_with_an_equilibrium_and_its_penalty() {
+    let folder = folder_with_text();
+    let path = folder.path();
+    for (name, option) in [("tied.json", "--tied"), ("plain.json", "--penalty")] {
+        let value = if option == "--tied" { "2" } else { "0" };
+        let output = run(path, &["config", "lm", option, value]);
+        success(&output);
+        std::fs::write(path.join(name), output.stdout).unwrap();
+    }
+    for (arguments, expected) in [
+        (
+            &[
+                "jacreg-lm",
+                "--recipe",
+                "tied.json",
+                "--weights",
+                "0,0",
+                "--penalty-frequency",
+                "0.5",
+            ][..],
+            "the recipe is of the network \"explicit, weight-tied, 2 layers\"",
+        ),
+        (
+            &["deq-lm", "--recipe", "tied.json", "--networks", "deq"],
+            "the recipe is of the network \"explicit, weight-tied, 2 layers\"",
+        ),
+        (
+            &["jacreg-lm", "--recipe", "plain.json"],
+            "the recipe has no penalty to compare with none",
+        ),
+        (
+            &["jacreg-lm", "--recipe", "plain.json", "--weights", "0,2"],
+            "give --penalty-frequency",
+        ),
+        (
+            &["jacreg-lm", "--weights", "1,2", "--plain-steps", "30"],
+            "plain steps is 30, but must be left out where no weight is 0",
+        ),
+        (
+            &["deq-lm", "--networks", "layers", "--layers", "50"],
+            "layers is 50, but must be few enough",
+        ),
+    ] {
+        let message = refused(path, &[&["reproduce"], arguments].concat());
+        assert!(message.contains(expected), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn evaluation_keeps_its_steps_when_training_gets_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["config", "mdeq", "--preset", "imagenet-small-jr"];
+    let stops = |more: &[&str]| {
+        let output = run(folder.path(), &[&arguments[..], more].concat());
+        success(&output);
+        let recipe: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let deq = &recipe["deq"];
+        let steps = |stop: &str| deq[stop]["max_steps"].as_u64();
+        (steps("stop"), steps("eval_stop"))
+    };
+    let (training, evaluation) = stops(&[]);
+    assert_eq!(evaluation, None);
+    assert_eq!(stops(&["--solver-steps", "20"]), (Some(20), training));
+    let minutes = [&arguments[..], &["--minutes", "5"]].concat();
+    assert!(refused(folder.path(), &minutes).contains("give it to `deq train`"));
+}
+
+#[test]
+fn without_a_name_the_newest_run_goes_on_and_a_file_names_its_own() {
+    let folder = folder_with_text();
+    let path = folder.path();
+    let seed = |more: &[&str]| {
+        let output = run(path, &[&["config", "lm", "--resume"], more].concat());
+        success(&output);
+        let recipe: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        recipe["seed"].as_u64().unwrap()
+    };
+    let train = |name: &str, seed: &str| {
+        let name = format!("runs/{name}");
+        success(&small(path, &name, &["--seed", seed]).output().unwrap());
+    };
+    // One is missing, and the first is newer than the last.
+    train("lm-tiny-3", "33");
+    train("lm-tiny-tied-6", "66");
+    train("lm-tiny", "11");
+    assert_eq!(seed(&[]), 11);
+    std::fs::remove_dir_all(path.join("runs/lm-tiny")).unwrap();
+    assert_eq!(seed(&[]), 33);
+
+    let tied = run(path, &["config", "lm", "--tied", "6"]).stdout;
+    std::fs::write(path.join("tied.json"), tied).unwrap();
+    let from_file = ["train", "lm", "--recipe", "tied.json", "--resume"];
+    let message = refused(path, &[&from_file[..], &["--seed", "1"]].concat());
+    assert!(message.contains("runs/lm-tiny-tied-6"), "{message}");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_name_that_is_not_utf_8_is_called_that() {

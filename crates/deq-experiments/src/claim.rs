@@ -39,8 +39,9 @@ impl Verdict {
 
     /// That the numbers of `lower` are below those of `higher`, each one number per seed.
     ///
-    /// Holds if every number of one is below every number of the other. A number that is NaN is
-    /// below nothing.
+    /// Holds if every number of one is below every number of the other, and there are enough of
+    /// both: numbers that a diverged training does not have are to be left out. A number that is
+    /// NaN is below nothing.
     pub fn below(lower: &[f64], higher: &[f64]) -> Self {
         let every = largest(lower) < least(higher);
         let seeds = lower.len().min(higher.len());

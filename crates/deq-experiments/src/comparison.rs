@@ -6,8 +6,8 @@ use deq_jacreg::WeightSchedule;
 use deq_train::records::{EvalRecord, Record, SolveRecord, StepRecord, read_records};
 use deq_train::report::{self, Chart, NamedRun, Series, comparison_charts};
 use deq_train::{
-    EvalOptions, Measure, Recipe, RecipeError, RunFolder, Start, Stopped, Task, TrainError,
-    TrainOptions, evaluate, files, require, train,
+    EvalOptions, Measure, Network, Recipe, RecipeError, RunFolder, Start, Stopped, Task,
+    TrainError, TrainOptions, evaluate, files, require, train,
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -64,7 +64,7 @@ impl Figures {
 pub struct Comparison<T: Task> {
     /// What is compared, for the title of the page.
     pub title: String,
-    /// The training that all variants share but for the weight of the penalty.
+    /// The training of an equilibrium that all variants share but for the weight of the penalty.
     pub recipe: Recipe<T>,
     /// The weights to compare, in any order; 0 is the plain model. The claims are of the largest
     /// against the smallest.
@@ -73,7 +73,8 @@ pub struct Comparison<T: Task> {
     /// [`Verdict::SEEDS`] for verdicts that can hold.
     pub seeds: u64,
     /// The steps that a training solve of the plain model may take, forward and backward; none for
-    /// the recipe's. The paper gives it 30 where the penalised one has 12.
+    /// the recipe's. The paper gives it 30 where the penalised one has 12. Held-out solves keep the
+    /// recipe's.
     pub plain_steps: Option<usize>,
     /// What the paper says.
     pub figures: Figures,
@@ -107,11 +108,24 @@ impl<T: Task> Comparison<T> {
         let valid = plain || self.recipe.penalty.is_some();
         let right = "above 0 in the recipe, whose frequency the variants share";
         require(valid, "penalty.weight", 0.0, right)?;
+        let has_plain = self.weights.contains(&0.0);
+        let valid = has_plain || self.plain_steps.is_none();
+        let right = "left out where no weight is 0";
+        require(valid, "plain steps", steps as f64, right)?;
+        require_equilibrium(&self.recipe)?;
         let [steps, pretrain] = self.recipe.phases();
         match pretrain < steps {
             true => Ok(()),
             false => Err(RecipeError::NothingSolved { steps, pretrain }.into()),
         }
+    }
+}
+
+/// That a comparison begins with an equilibrium.
+pub(crate) fn require_equilibrium<T: Task>(recipe: &Recipe<T>) -> Result<(), RecipeError> {
+    match recipe.network {
+        Network::Equilibrium => Ok(()),
+        network => Err(RecipeError::NotAnEquilibrium { network }),
     }
 }
 
@@ -194,9 +208,23 @@ impl Variant {
         self.runs.iter().map(value).collect()
     }
 
-    /// The mean over seeds of the measure with a budget, counted from 0.
+    /// A number of each seed that has it: a training that diverged has none of what is measured
+    /// after training, and a gradient without a backward solve none of its steps.
+    fn measured(&self, value: impl Fn(&VariantRun) -> f64) -> Vec<f64> {
+        let mut numbers = self.over_seeds(value);
+        numbers.retain(|number| !number.is_nan());
+        numbers
+    }
+
+    /// The measure with a budget, counted from 0, of each seed that did not diverge.
+    fn qualities(&self, budget: usize) -> Vec<f64> {
+        self.measured(|run| run.quality.get(budget).copied().unwrap_or(f64::NAN))
+    }
+
+    /// The mean of the measure with a budget, counted from 0, over the seeds that did not diverge;
+    /// NaN if all did.
     pub fn mean_quality(&self, budget: usize) -> f64 {
-        mean(&self.over_seeds(|run| run.quality.get(budget).copied().unwrap_or(f64::NAN)))
+        mean(&self.qualities(budget))
     }
 
     /// How many trainings diverged.
@@ -286,7 +314,9 @@ fn run<T: Task>(
         false => None,
     };
     if let (None, Some(steps)) = (&recipe.penalty, options.plain_steps) {
-        recipe.deq.stop.max_steps = steps;
+        let stop = &mut recipe.deq.stop;
+        recipe.deq.eval_stop.get_or_insert_with(|| stop.clone());
+        stop.max_steps = steps;
         if let GradientConfig::Implicit(adjoint) = &mut recipe.deq.gradient {
             adjoint.stop.max_steps = steps;
         }
@@ -377,13 +407,16 @@ fn claims<T: Task>(measure: &Measure, variants: &[Variant], options: &Comparison
                        paper: &'static str,
                        value: &dyn Fn(&VariantRun) -> f64,
                        text: &dyn Fn(f64) -> String| {
-        let [without, with] = [plain, penalised].map(|variant| variant.over_seeds(value));
-        claims.push(Claim {
-            statement: statement.to_owned(),
-            paper,
-            here: beside([plain, penalised], [&without, &with], text),
-            verdict: Verdict::below(&with, &without),
-        });
+        let [without, with] = [plain, penalised].map(|variant| variant.measured(value));
+        // Nothing is said of what was not measured.
+        if !without.is_empty() && !with.is_empty() {
+            claims.push(Claim {
+                statement: statement.to_owned(),
+                paper,
+                here: beside([plain, penalised], [&without, &with], text),
+                verdict: Verdict::below(&with, &without),
+            });
+        }
     };
     let steps = |steps: f64| format!("{steps:.1}");
     let share = |share: f64| format!("{:.1} %", 100.0 * share);
@@ -467,8 +500,8 @@ fn stopped<T: Task>(
         Measure::Perplexity | Measure::Error(_) => 1.0,
     };
     let enough = |index: &usize| {
-        let mut runs = penalised.runs.iter();
-        runs.all(|run| {
+        let mut finished = penalised.runs.iter().filter(|run| !run.diverged);
+        finished.all(|run| {
             let best = measure.best(&run.quality);
             let value = run.quality.get(*index);
             value.is_some_and(|value| measure.loss(*value, best) <= unit + 0.01)
@@ -476,10 +509,10 @@ fn stopped<T: Task>(
     };
     let budgets = (0..options.budgets.len()).filter(enough);
     let index = budgets.min_by_key(|index| options.budgets[*index])?;
-    let of = |variant: &Variant| {
-        variant.over_seeds(|run| run.quality.get(index).copied().unwrap_or(f64::NAN))
-    };
-    let [without, with] = [plain, penalised].map(of);
+    let [without, with] = [plain, penalised].map(|variant| variant.qualities(index));
+    if without.is_empty() || with.is_empty() {
+        return None;
+    }
     let text = |value| measure.text(value);
     Some(Claim {
         statement: format!(
@@ -544,11 +577,8 @@ fn write_page(result: &ComparisonResult, title: &str) -> Result<(), TrainError> 
     let budgets = result.budgets.iter().map(usize::to_string);
     let header: Vec<String> = std::iter::once(first).chain(budgets).collect();
     let row = |variant: &Variant| {
-        let values = (0..result.budgets.len()).map(|budget| {
-            let finished = variant.runs.iter().filter(|run| !run.diverged);
-            let values: Vec<f64> = finished.map(|run| run.quality[budget]).collect();
-            spread(&values, |value| measure.text(value))
-        });
+        let values = (0..result.budgets.len())
+            .map(|budget| spread(&variant.qualities(budget), |value| measure.text(value)));
         let name = std::iter::once(variant.name.clone());
         name.chain(values).collect::<Vec<_>>()
     };

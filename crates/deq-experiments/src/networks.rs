@@ -5,6 +5,7 @@ mod contender;
 pub use contender::{Contender, Equilibrium, Gradient, UnknownContender};
 
 use crate::claim::{Claim, Verdict, claims_table, spread};
+use crate::comparison::require_equilibrium;
 use burn::module::Module;
 use deq_core::GradientConfig;
 use deq_train::records::{Record, StepRecord, read_records};
@@ -12,9 +13,9 @@ use deq_train::report::{self, Chart, Series};
 use deq_train::tasks::images::ImagesTask;
 use deq_train::tasks::text::TextTask;
 use deq_train::{
-    Measure, Network, Opening, Recipe, RecipeError, RunError, RunFolder, Start, StepMemory, Task,
-    TrainError, TrainOptions, affordable_steps, device, evaluation_seconds, files, require,
-    step_memory, train, without_tolerance,
+    Measure, Network, Opening, Recipe, RecipeError, RunError, RunFolder, Start, StepMemory,
+    Stopped, Task, TrainError, TrainOptions, affordable_steps, device, evaluation_seconds, files,
+    require, step_memory, train, without_tolerance,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -109,7 +110,7 @@ fn explicit<T: Task>(recipe: &Recipe<T>, network: Network) -> Recipe<T> {
 pub struct NetworkComparison<T: Task> {
     /// What is compared, for the title of the page.
     pub title: String,
-    /// The DEQ with its penalty; all others share data, widths, optimizer, and schedule.
+    /// The equilibrium with its penalty; all others share data, widths, optimizer, and schedule.
     pub recipe: Recipe<T>,
     /// How long each network is trained.
     pub length: Length,
@@ -121,8 +122,8 @@ pub struct NetworkComparison<T: Task> {
     pub seeds: u64,
     /// Applications of the cell in the weight-tied network.
     pub tied_depth: usize,
-    /// The network of layers with weights of their own.
-    pub layers: ExplicitNetwork<T>,
+    /// The network of layers with weights of their own, where [`Contender::Layers`] is compared.
+    pub layers: Option<ExplicitNetwork<T>>,
     /// The device, by name.
     pub device: String,
     /// Where runs and results are written. Runs that are there go on where they stopped; they must
@@ -139,8 +140,11 @@ pub struct NetworkResult {
     pub name: String,
     /// Its seed.
     pub seed: u64,
-    /// Parameters.
-    pub parameters: usize,
+    /// Whether its loss or a parameter stopped being a number. Its quality is then the worst there
+    /// is, and what was to be measured after training is NaN or absent.
+    pub diverged: bool,
+    /// Parameters; absent if it diverged.
+    pub parameters: Option<usize>,
     /// Training steps.
     pub steps: usize,
     /// Seconds of training steps with all that belongs to them, without the evaluations between
@@ -160,6 +164,16 @@ pub struct NetworkResult {
     /// Quality on the part of the valid split that is evaluated after each round, by minutes of
     /// training.
     pub course: Vec<(f64, f64)>,
+}
+
+impl NetworkResult {
+    /// Its quality as it is shown.
+    pub fn quality_text(&self, measure: &Measure) -> String {
+        match self.diverged {
+            true => "diverged".to_owned(),
+            false => measure.text(self.quality),
+        }
+    }
 }
 
 /// The memory of a training step by depth.
@@ -224,6 +238,13 @@ pub fn compare_networks<T: Task>(
         "penalty.weight",
         0.0,
         "above 0 in the recipe of a DEQ with the penalty",
+    )?;
+    require_equilibrium(&options.recipe)?;
+    require(
+        options.layers.is_some() || !contenders.contains(&Contender::Layers),
+        "layers",
+        0.0,
+        "given where they are compared",
     )?;
     files::create_folder(&options.folder)?;
     require_length(options)?;
@@ -314,7 +335,10 @@ fn matching_width(
 /// As it is shown.
 fn name<T: Task>(contender: Contender, options: &NetworkComparison<T>) -> String {
     match contender {
-        Contender::Layers => options.layers.name.to_owned(),
+        Contender::Layers => match &options.layers {
+            Some(layers) => layers.name.to_owned(),
+            None => contender.to_string(),
+        },
         _ => contender.to_string(),
     }
 }
@@ -339,7 +363,8 @@ fn network<T: Task>(
         Length::Minutes(_) if folder.exists() => Recipe::<T>::of_run(&path)?.steps,
         Length::Minutes(minutes) => {
             say(&format!("{name}: choosing the number of steps"));
-            affordable_steps(&recipe, minutes, &options.device)?
+            let training = TrainOptions::new(&options.device, path.clone());
+            affordable_steps(&recipe, minutes, &training)?
         }
     };
     recipe.scale_steps(steps);
@@ -352,7 +377,11 @@ fn network<T: Task>(
         plain: true,
         ..TrainOptions::new(&options.device, path.clone())
     };
-    let summary = train(recipe.clone(), &train_options)?;
+    let summary = match train(recipe.clone(), &train_options) {
+        Ok(summary) => Some(summary),
+        Err(TrainError::Stopped(Stopped::Diverged { .. })) => None,
+        Err(error) => return Err(error),
+    };
     let records = read_records(&folder.metrics())?;
     let steps: Vec<&StepRecord> = records.iter().filter_map(Record::as_step).collect();
     let late = &steps[steps.len() / 2..];
@@ -363,19 +392,29 @@ fn network<T: Task>(
         Some(meter) => Some(step_memory(&recipe, &options.device, meter)?),
         None => None,
     };
+    let training_seconds = match &summary {
+        Some(summary) => summary.training_seconds - evaluation_seconds(&records),
+        None => steps.iter().map(|step| step.seconds).sum(),
+    };
+    let eval = summary.as_ref().map(|summary| &summary.eval);
+    let worst = match options.recipe.task.measure().higher_is_better() {
+        true => 0.0,
+        false => f64::INFINITY,
+    };
     Ok(NetworkResult {
         name,
         seed,
-        parameters: summary.parameters,
-        steps: recipe.steps,
-        training_seconds: summary.training_seconds - evaluation_seconds(&records),
-        quality: summary.eval.quality.value,
-        evaluations: summary.eval.nfe_per_solve,
+        diverged: summary.is_none(),
+        parameters: summary.as_ref().map(|summary| summary.parameters),
+        steps: steps.len(),
+        training_seconds,
+        quality: eval.map_or(worst, |eval| eval.quality.value),
+        evaluations: eval.map_or(f64::NAN, |eval| eval.nfe_per_solve),
         training_evaluations: [
             mean(&|step| step.forward_nfe),
             mean(&|step| step.backward.as_ref().map_or(0, |solve| solve.nfe)),
         ],
-        converged: summary.eval.converged(),
+        converged: eval.and_then(|eval| eval.converged()),
         step_bytes,
         course: course(&records),
     })
@@ -435,6 +474,11 @@ fn claims<T: Task>(
     };
     let quality = |contender| of(contender, &|network| network.quality);
     let failed = |network: &NetworkResult| 1.0 - network.converged.unwrap_or(f64::NAN);
+    let measured = |contender| {
+        let mut numbers = of(contender, &failed);
+        numbers.retain(|number| !number.is_nan());
+        numbers
+    };
     let share = |share| format!("{:.1} %", 100.0 * share);
     let text = |numbers: &[f64]| spread(numbers, |number| measure.text(number));
     let better = |ones: &[f64], others: &[f64]| match measure.higher_is_better() {
@@ -446,7 +490,7 @@ fn claims<T: Task>(
         Length::Steps(_) => "steps",
     };
     let mut claims = Vec::new();
-    let [regularised, plain] = [Contender::DEQ_JR, Contender::DEQ].map(|one| of(one, &failed));
+    let [regularised, plain] = [Contender::DEQ_JR, Contender::DEQ].map(measured);
     if !regularised.is_empty() && !plain.is_empty() {
         claims.push(Claim {
             statement: "with the penalty fewer held-out solves end without meeting the tolerance \
@@ -461,10 +505,8 @@ fn claims<T: Task>(
             verdict: Verdict::below(&regularised, &plain),
         });
     }
-    let explicit = [
-        (Contender::Layers, options.layers.paper),
-        (Contender::WeightTied, ""),
-    ];
+    let paper = options.layers.as_ref().map_or("", |layers| layers.paper);
+    let explicit = [(Contender::Layers, paper), (Contender::WeightTied, "")];
     for (other, paper) in explicit {
         let others = quality(other);
         if others.is_empty() {
@@ -526,8 +568,10 @@ fn write_page(result: &NetworkComparisonResult, title: &str) -> Result<(), Train
         let [forward, backward] = network.training_evaluations;
         vec![
             format!("{}, seed {}", network.name, network.seed),
-            measure.text(network.quality),
-            network.parameters.to_string(),
+            network.quality_text(measure),
+            network
+                .parameters
+                .map_or(String::new(), |count| count.to_string()),
             format!("{:.1}", network.training_seconds / 60.0),
             network.steps.to_string(),
             format!(

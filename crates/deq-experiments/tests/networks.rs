@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+use deq_experiments::Verdict;
 use deq_experiments::networks::{
-    Contender, ExplicitNetwork, Length, NetworkComparison, NetworkComparisonResult,
+    Contender, ExplicitNetwork, Length, NetworkComparison, NetworkComparisonResult, NetworkResult,
     compare_networks,
 };
 use deq_train::tasks::images::ImagesTask;
 use deq_train::tasks::text::TextTask;
-use deq_train::{Recipe, StepMemory};
+use deq_train::{Network, Optimizer, Recipe, StepMemory};
 use std::path::Path;
 
 fn small(folder: &Path) -> NetworkComparison<TextTask> {
@@ -17,7 +18,7 @@ fn small(folder: &Path) -> NetworkComparison<TextTask> {
     (recipe.batch, recipe.task.segment) = (2, 8);
     (recipe.steps, recipe.pretrain_steps, recipe.warmup_steps) = (40, 4, 4);
     (recipe.rounds, recipe.valid_batches) = (1, Some(2));
-    let layers = ExplicitNetwork::transformer_xl(&recipe, 1, "flex").unwrap();
+    let layers = Some(ExplicitNetwork::transformer_xl(&recipe, 1, "flex").unwrap());
     NetworkComparison {
         title: "A small model".to_owned(),
         recipe,
@@ -46,7 +47,8 @@ fn every_network_is_trained_and_a_second_call_finds_the_runs() {
     };
     assert_eq!(regularised.parameters, plain.parameters);
     assert_eq!(tied.parameters, plain.parameters);
-    let ratio = layers.parameters as f64 / plain.parameters as f64;
+    let parameters = |network: &NetworkResult| network.parameters.unwrap() as f64;
+    let ratio = parameters(layers) / parameters(plain);
     // Off by less than one unit of inner width.
     assert!((ratio - 1.0).abs() < 0.01, "{ratio}");
     assert!(plain.converged.is_some() && layers.converged.is_none());
@@ -136,6 +138,39 @@ fn contenders_are_trained_for_equal_steps_each_in_its_way() {
 }
 
 #[test]
+fn a_network_that_diverges_is_the_worst_and_the_others_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = NetworkComparison {
+        length: Length::Steps(4),
+        contenders: vec![Contender::DEQ, Contender::WeightTied],
+        layers: None,
+        memory: None,
+        ..small(folder.path())
+    };
+    options.recipe.optimizer = Optimizer::Momentum;
+    options.recipe.weight_decay = 1e38;
+    let result = compare_networks(&options, &mut |_| {}).unwrap();
+    assert_eq!(result.networks.len(), 2);
+    for network in &result.networks {
+        assert!(
+            network.diverged && network.parameters.is_none(),
+            "{network:?}"
+        );
+        assert!(network.quality.is_infinite());
+        assert_eq!(network.converged, None);
+    }
+    assert!(!result.claims.is_empty());
+    let verdicts = result.claims.iter().map(|claim| claim.verdict);
+    assert!(
+        verdicts
+            .into_iter()
+            .all(|verdict| verdict == Verdict::DoesNotHold)
+    );
+    let page = std::fs::read_to_string(&result.report).unwrap();
+    assert!(page.contains("diverged"));
+}
+
+#[test]
 fn a_multiscale_model_is_compared_with_a_resnet() {
     let folder = tempfile::tempdir().unwrap();
     let mut recipe = Recipe::<ImagesTask>::preset("mini").unwrap();
@@ -145,7 +180,7 @@ fn a_multiscale_model_is_compared_with_a_resnet() {
     (recipe.deq.stop.max_steps, recipe.deq.eval_stop) = (2, None);
     let options = NetworkComparison {
         title: "A small model".to_owned(),
-        layers: ExplicitNetwork::resnet(&recipe, 18).unwrap(),
+        layers: Some(ExplicitNetwork::resnet(&recipe, 18).unwrap()),
         recipe,
         length: Length::Steps(2),
         contenders: Contender::DEFAULT.to_vec(),
@@ -163,7 +198,7 @@ fn a_multiscale_model_is_compared_with_a_resnet() {
         .collect();
     assert_eq!(names, ["deq-jr", "deq", "weight-tied", "resnet"]);
     let [plain, resnet] = [&result.networks[1], &result.networks[3]];
-    let ratio = resnet.parameters as f64 / plain.parameters as f64;
+    let ratio = resnet.parameters.unwrap() as f64 / plain.parameters.unwrap() as f64;
     assert!((0.8..1.25).contains(&ratio), "{ratio}");
     assert!((0.0..=1.0).contains(&resnet.quality) && resnet.converged.is_none());
     assert!(result.claims[1].here.starts_with("accuracy"));
@@ -200,6 +235,25 @@ fn numbers_that_mean_nothing_are_refused() {
     assert_eq!(
         refused.unwrap_err().to_string(),
         "minutes is 0, but must be above 0 and at most 1,000,000"
+    );
+    let mut tied = base.clone();
+    tied.recipe.make_explicit(Network::WeightTied { depth: 2 });
+    tied.contenders = vec![Contender::DEQ];
+    let message = compare_networks(&tied, &mut |_| {})
+        .unwrap_err()
+        .to_string();
+    let expected = "the recipe is of the network \"explicit, weight-tied, 2 layers\"";
+    assert!(message.starts_with(expected), "{message}");
+    let without = NetworkComparison {
+        layers: None,
+        ..base.clone()
+    };
+    let message = compare_networks(&without, &mut |_| {})
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.starts_with("layers is 0, but must be given"),
+        "{message}"
     );
     let refused = ExplicitNetwork::transformer_xl(&base.recipe, 50, "flex");
     let message = refused.unwrap_err().to_string();

@@ -127,6 +127,12 @@ pub enum RecipeError {
          equilibrium to compare: set more steps, or fewer pretrain_steps"
     )]
     NothingSolved { steps: usize, pretrain: usize },
+    /// An equilibrium is to be compared, and the recipe is of another network.
+    #[error(
+        "the recipe is of the network \"{network}\", and a comparison begins with an equilibrium: \
+         set network to equilibrium"
+    )]
+    NotAnEquilibrium { network: crate::recipe::Network },
 }
 
 fn meant(nearest: &Option<String>) -> String {
@@ -258,6 +264,9 @@ pub enum Stopped {
         step: usize,
         run: PathBuf,
     },
+    /// It was told to stop before the first step, while steps were tried.
+    #[error("interrupted while the number of steps was being chosen: nothing has been trained yet")]
+    Trial,
     /// The loss or a parameter stopped being a number.
     #[error(
         "{what} at step {step}: resume {run} with a smaller learning rate or a larger penalty; its \

@@ -85,7 +85,13 @@ impl Contender {
     /// How it is trained, with the steps still to be chosen.
     pub(super) fn recipe<T: Task>(self, options: &NetworkComparison<T>) -> Recipe<T> {
         match self {
-            Self::Layers => options.layers.recipe.clone(),
+            Self::Layers => {
+                let layers = options
+                    .layers
+                    .as_ref()
+                    .expect("layers that are compared are given");
+                layers.recipe.clone()
+            }
             Self::WeightTied => {
                 let depth = options.tied_depth;
                 explicit(&options.recipe, Network::WeightTied { depth })

@@ -70,6 +70,15 @@ fn a_preset_is_for_one_task_and_mini_for_all_data() {
 }
 
 #[test]
+fn only_models_of_ours_warm_up() {
+    for preset in ImagesTask::presets() {
+        let warm_up = recipe(preset.name).warmup_steps;
+        let ours = preset.name.starts_with("mini");
+        assert!(ours || warm_up == 0, "{}: {warm_up}", preset.name);
+    }
+}
+
+#[test]
 fn models_are_those_of_the_files() {
     let classifiers = [
         ("mini", MdeqClassifierConfig::mini(2)),
