@@ -107,7 +107,9 @@ fn strategies() -> Vec<(&'static str, DeqConfig)> {
     let forward = StopConfig::new().with_rel_tol(1e-4).with_max_steps(60);
     let backward = forward.clone();
     let anderson = |gradient| layer(SolverConfig::anderson(), forward.clone(), gradient);
-    let broyden = |gradient| layer(BroydenConfig::new().into(), forward.clone(), gradient);
+    // As long a history as a solve, which SHINE asks for.
+    let broyden = BroydenConfig::new().with_history(forward.max_steps);
+    let broyden = |gradient| layer(broyden.clone().into(), forward.clone(), gradient);
     let phantom = |damping, states| {
         GradientConfig::Phantom(
             PhantomConfig::new()

@@ -103,10 +103,18 @@ impl DeqConfig {
                 at_equilibrium(AtEquilibrium::Phantom(replay))
             }
             GradientConfig::Shine(config) => match &self.solver {
-                SolverConfig::Broyden(broyden) => Ok(Strategy::Solved {
-                    solver: Forward::Shared(broyden.build().map_err(DeqError::Forward)?),
-                    gradient: AtEquilibrium::Adjoint(Adjoint::shine(config)?),
-                }),
+                SolverConfig::Broyden(broyden) => {
+                    require(
+                        broyden.history >= self.stop.max_steps,
+                        "broyden.history",
+                        broyden.history as f64,
+                        "at least stop.max_steps, since shine reads what a full history forgets",
+                    )?;
+                    Ok(Strategy::Solved {
+                        solver: Forward::Shared(broyden.build().map_err(DeqError::Forward)?),
+                        gradient: AtEquilibrium::Adjoint(Adjoint::shine(config)?),
+                    })
+                }
                 _ => Err(wrong("shine", "broyden")),
             },
             GradientConfig::Reversible(gradient) => {

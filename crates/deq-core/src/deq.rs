@@ -242,10 +242,11 @@ impl Deq {
         const SALT: u64 = 0x6275_6467_6574;
         let choices = self.budget_jitter + 1;
         let less = (random::uniform(seed ^ SALT, step) * choices as f64) as usize;
-        self.with_max_steps(self.stop.config().max_steps - less)
+        self.with_max_steps(self.stop.config().max_steps.saturating_sub(less))
     }
 
-    /// The layer with another budget for training solves, of at least one step.
+    /// The layer with another budget for training solves, of at least one step. One beyond the
+    /// history of Broyden's method impairs [SHINE](crate::ShineConfig).
     #[must_use]
     pub fn with_max_steps(&self, max_steps: usize) -> Self {
         let mut other = self.clone();
@@ -339,7 +340,12 @@ impl<C: EquilibriumCell> Layer<'_, C> {
     fn reversible(&self, pairs: &ReversiblePairs, z0: C::State) -> Equilibrium<C::State> {
         let layout = self.f.layout;
         let z0 = layout.flatten(z0);
-        let solve = pairs.solve(self.f.freeze(), z0.clone().inner(), self.stop);
+        let solve = pairs.solve(
+            self.f.freeze(),
+            z0.clone().inner(),
+            self.stop,
+            self.training,
+        );
         let backward = BackwardReport::default();
         let z = layout.unflatten(solve.z());
         let Solution { stats, trace, .. } = solve.solution.clone();

@@ -25,7 +25,8 @@ pub struct Equilibrium<S> {
     /// pairs as steps and tests the change of a whole pair, which is about `damping` times the
     /// residual.
     pub solve: Option<SolveStats>,
-    /// Residuals of every step, if the stop rule asked for them; states are rows `[batch, dim]`.
+    /// Residuals of every step, if the stop rule asked for them; states are rows `[batch, dim]`, in
+    /// a reversible solve pairs of rows, `[batch, 2 dim]`.
     pub trace: Option<Trace>,
     /// States on the way to the equilibrium, at the steps of
     /// [`StopConfig::keep`](deq_solvers::StopConfig::keep).

@@ -55,6 +55,12 @@ pub enum DeqError {
     },
 }
 
+/// Requires a count of at least 1 that is no slip: larger ones could ask for all memory.
+pub(crate) fn require_count(field: &'static str, value: usize) -> Result<(), DeqError> {
+    require(value >= 1, field, value as f64, "at least 1")?;
+    require(value <= 1_000_000, field, value as f64, "at most 1,000,000")
+}
+
 pub(crate) fn require(
     valid: bool,
     field: &'static str,

@@ -58,24 +58,32 @@ pub fn weight_norm<const D: usize>(
     direction.clone() * (gain / norm_except(direction, axis))
 }
 
-/// The Euclidean norm over all axes but one, which stay with size 1.
+/// The Euclidean norm over all axes but one, which stay with size 1. It is 1e-15 at least, so that
+/// slices of zeros can be divided by it and have a gradient.
 pub fn norm_except<const D: usize>(weight: Tensor<D>, axis: usize) -> Tensor<D> {
     assert!(axis < D, "a tensor of rank {D} has no axis {axis}");
     (0..D)
         .filter(|other| *other != axis)
         .fold(weight.square(), |sum, other| sum.sum_dim(other))
+        .clamp_min(1e-30)
         .sqrt()
 }
 
-/// A weight whose largest singular value is kept at or below a bound.
+/// A weight whose largest singular value is kept near or below a bound.
 ///
 /// ```text
 /// w = weight * bound / max(s, bound)           s: the largest singular value of the weight as a matrix, first axis against the rest
 /// ```
 ///
-/// A chain of such maps and 1-Lipschitz activations has a Lipschitz constant below the product of
-/// the bounds: below 1, `f` contracts and every solver converges. The singular vectors come from
-/// power iteration that goes on from one solve to the next, and count as constants in the gradient.
+/// The singular vectors come from power iteration that goes on from one solve to the next, and
+/// count as constants in the gradient. It finds `s` from below, so that the bound holds up to its
+/// error, which is small while the weight changes little.
+///
+/// A chain of linear maps with such weights and 1-Lipschitz activations has a Lipschitz constant of
+/// about the product of the bounds at most: clearly below 1, `f` contracts and every solver
+/// converges. That does not hold for convolutions, of which this is not the norm: with a kernel of
+/// `k x k` places the map can be `k` times as large as its weight, so that a contraction needs a
+/// bound below `1 / k`.
 ///
 /// Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018. Unlike
 /// there, a weight that is within its bound is left alone.

@@ -3,13 +3,14 @@
 use crate::cell::{EquilibriumCell, Pullback};
 use crate::context::{CellContext, TensorMap};
 use crate::hook::rewrite_cotangent;
+use crate::state::{State, StateLayout};
 use crate::tape::Inputs;
 use burn::backend::DispatchTensor;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::serde::{Deserialize, Serialize};
 use burn::tensor::{DType, Tensor};
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A 16-bit type in which a map can be evaluated.
 ///
@@ -20,8 +21,8 @@ pub enum Precision {
     /// bfloat16: the range of f32 with 8 significant bits.
     Bf16,
     /// IEEE half precision: 11 significant bits from 6e-5 to 65504; smaller numbers lose bits, and
-    /// larger ones are infinite. Cotangents are scaled to begin at 1 within the cell, so that small
-    /// losses need no scale of their own.
+    /// larger ones are infinite. Cotangents, those of all parts of a state alike, are scaled to
+    /// begin at 1 within the cell, so that small losses need no scale of their own.
     F16,
 }
 
@@ -87,9 +88,9 @@ pub struct Lowered<C: EquilibriumCell> {
     cell: C,
     #[module(skip)]
     precision: Precision,
-    /// Of the cotangents in 16 bits.
+    /// Of the cotangents in f16.
     #[module(skip)]
-    scale: Scale,
+    scale: Option<Scale>,
 }
 
 impl<C: EquilibriumCell> Lowered<C> {
@@ -99,8 +100,11 @@ impl<C: EquilibriumCell> Lowered<C> {
     /// it is and would meet a state of another type: a cell that is to be lowered keeps them in its
     /// context, or casts them to the type of its state.
     pub fn new(cell: &C, context: &C::Context, precision: Precision) -> (Self, C::Context) {
-        let scale = Scale::default();
-        let mut down = Cast::down(precision, &scale);
+        let scale = (precision == Precision::F16).then(Scale::default);
+        let mut down = Cast {
+            to: precision.dtype(),
+            scale: scale.clone(),
+        };
         let mut parameters = Parameters {
             down: down.clone(),
             tensors: VecDeque::new(),
@@ -120,18 +124,23 @@ impl<C: EquilibriumCell> Lowered<C> {
         self.precision
     }
 
-    /// The casts of a state into the cell and back to its own type.
-    fn casts(&self, z: &C::State, context: &C::Context) -> [Cast; 2] {
+    /// The scale of the cotangents of one evaluation.
+    fn scale(&self, context: &C::Context) -> Option<Scale> {
+        let of_all = self.scale.clone()?;
         // Where nothing but the state is tracked, cotangents of any size may come, one after the
         // other; parameters and context have one scale for all that reaches them.
-        let of_state = self.precision == Precision::Bf16
-            || !Inputs::of(&self.cell, context).tracked().contains(&true);
-        let scale = match of_state {
-            true => Scale::default(),
-            false => self.scale.clone(),
-        };
-        let up = Cast::up(self.precision, type_of(z), &scale);
-        [Cast::down(self.precision, &scale), up]
+        match Inputs::of(&self.cell, context).tracked().contains(&true) {
+            true => Some(of_all),
+            false => Some(Scale::default()),
+        }
+    }
+
+    /// States into the cell.
+    fn down(&self, scale: &Option<Scale>) -> Cast {
+        Cast {
+            to: self.precision.dtype(),
+            scale: scale.clone(),
+        }
     }
 }
 
@@ -141,125 +150,122 @@ impl<C: EquilibriumCell> EquilibriumCell for Lowered<C> {
     type Context = C::Context;
 
     fn forward(&self, z: C::State, context: &C::Context) -> C::State {
-        let [mut down, mut up] = self.casts(&z, context);
-        let fz = self.cell.forward(z.map_tensors(&mut down), context);
-        fz.map_tensors(&mut up)
+        let (own, scale) = (type_of(&z), self.scale(context));
+        let z = z.map_tensors(&mut self.down(&scale));
+        raised(self.cell.forward(z, context), own, scale)
     }
 
     fn pullback(&self, z: C::State, context: &C::Context) -> Option<Pullback<C::State>> {
-        let precision = self.precision;
-        let mut down = Cast::plain(precision.dtype());
-        let product = self.cell.pullback(z.map_tensors(&mut down), context)?;
+        let (to, scaled) = (self.precision.dtype(), self.scale.is_some());
+        let layout = StateLayout::of(&z);
+        let product = self.cell.pullback(cast(&z, to), context)?;
         Some(Box::new(move |u: C::State| {
-            let mut up = Cast::plain(type_of(&u));
-            let scale = Scale::default();
-            let [mut divide, mut multiply] =
-                [Step::Divide, Step::Multiply].map(|step| Rescale(scale.clone(), step));
-            let u = match precision {
-                Precision::Bf16 => u,
-                Precision::F16 => u.map_tensors(&mut divide),
-            };
-            let product = product(u.map_tensors(&mut down.clone())).map_tensors(&mut up);
-            match precision {
-                Precision::Bf16 => product,
-                Precision::F16 => product.map_tensors(&mut multiply),
+            let own = type_of(&u);
+            if !scaled {
+                return cast(&product(cast(&u, to)), own);
             }
+            // All parts of a state have one scale.
+            let scale = Scale::default();
+            let u = layout.unflatten(scale.divide(layout.flatten(u)));
+            let rows = layout.flatten(cast(&product(cast(&u, to)), own));
+            layout.unflatten(scale.multiply(rows))
         }))
     }
 
     fn tangent(&self, z: C::State, direction: C::State, context: &C::Context) -> Option<C::State> {
-        let [mut down, mut up] = self.casts(&z, context);
+        let (own, scale) = (type_of(&z), self.scale(context));
+        let mut down = self.down(&scale);
         let [z, direction] = [z, direction].map(|state| state.map_tensors(&mut down));
         let tangent = self.cell.tangent(z, direction, context)?;
-        Some(tangent.map_tensors(&mut up))
+        Some(raised(tangent, own, scale))
     }
 }
 
 /// A factor between cotangents and what f16 carries of them: the largest number of the first that
-/// comes. Cotangents of a mean over a batch are mostly smaller than f16 can tell apart.
+/// are not all 0. Cotangents of a mean over a batch are mostly smaller than f16 can tell apart.
 #[derive(Clone, Debug, Default)]
-struct Scale(Arc<OnceLock<Tensor<1>>>);
-
-/// What is done with a [`Scale`].
-#[derive(Clone, Copy)]
-enum Step {
-    /// On the way into 16 bits.
-    Divide,
-    /// On the way back.
-    Multiply,
-}
+struct Scale(Arc<Mutex<Option<Tensor<1>>>>);
 
 impl Scale {
-    fn apply<const D: usize>(&self, step: Step, x: Tensor<D>) -> Tensor<D> {
-        let own = x.dtype();
-        match (step, self.0.get()) {
-            (Step::Divide, _) => {
-                let scale = self.0.get_or_init(|| {
-                    let largest = x.clone().abs().max();
-                    let zero = largest.clone().equal_elem(0.0);
-                    largest.mask_fill(zero, 1.0)
-                });
-                x / scale.clone().cast(own).reshape([1; D])
+    /// On the way into f16.
+    ///
+    /// # Shapes
+    ///
+    /// - cotangents: `[batch, dim]`, of all parts of a state
+    fn divide(&self, cotangents: Tensor<2>) -> Tensor<2> {
+        let largest = cotangents.clone().abs().max();
+        let mut scale = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = match scale.take() {
+            // The device chooses, so that nothing waits for it.
+            Some(known) => {
+                let zero = known.clone().equal_elem(0.0);
+                let largest = largest.cast(known.dtype());
+                known.mask_where(zero, largest)
             }
-            (Step::Multiply, Some(scale)) => x * scale.clone().cast(own).reshape([1; D]),
+            None => largest,
+        };
+        let factor = factor(&known, &cotangents);
+        *scale = Some(known);
+        cotangents / factor
+    }
+
+    /// On the way back.
+    fn multiply<const D: usize>(&self, cotangent: Tensor<D>) -> Tensor<D> {
+        let scale = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*scale {
+            Some(scale) => {
+                let factor = factor(scale, &cotangent);
+                cotangent * factor
+            }
             // Nothing has come.
-            (Step::Multiply, None) => x,
+            None => cotangent,
         }
     }
 }
 
-/// Applies a scale.
-struct Rescale(Scale, Step);
-
-impl TensorMap for Rescale {
-    fn float<const D: usize>(&mut self, tensor: &Tensor<D>) -> Tensor<D> {
-        self.0.apply(self.1, tensor.clone())
-    }
+/// The scale as a number that can be divided by.
+fn factor<const D: usize>(scale: &Tensor<1>, like: &Tensor<D>) -> Tensor<D> {
+    let zero = scale.clone().equal_elem(0.0);
+    let factor = scale.clone().mask_fill(zero, 1.0);
+    factor.cast(like.dtype()).reshape([1; D])
 }
 
-/// Makes float tensors of one type, and applies a scale to their cotangents on the wide side.
+/// Makes float tensors of one type, and gives cotangents that leave f16 their own scale back.
 #[derive(Clone)]
 struct Cast {
     to: DType,
-    cotangents: Option<(Scale, Step)>,
-}
-
-impl Cast {
-    fn plain(to: DType) -> Self {
-        let cotangents = None;
-        Self { to, cotangents }
-    }
-
-    /// To 16 bits.
-    fn down(precision: Precision, scale: &Scale) -> Self {
-        Self {
-            to: precision.dtype(),
-            cotangents: (precision == Precision::F16).then(|| (scale.clone(), Step::Multiply)),
-        }
-    }
-
-    /// From 16 bits.
-    fn up(precision: Precision, to: DType, scale: &Scale) -> Self {
-        Self {
-            to,
-            cotangents: (precision == Precision::F16).then(|| (scale.clone(), Step::Divide)),
-        }
-    }
+    scale: Option<Scale>,
 }
 
 impl TensorMap for Cast {
     fn float<const D: usize>(&mut self, tensor: &Tensor<D>) -> Tensor<D> {
         let tensor = tensor.clone();
-        match self.cotangents.clone() {
-            Some((scale, step)) if tensor.is_tracked() => {
-                let rescale = move |cotangent| scale.apply(step, cotangent);
-                match step {
-                    Step::Divide => rewrite_cotangent(tensor.cast(self.to), rescale),
-                    Step::Multiply => rewrite_cotangent(tensor, rescale).cast(self.to),
-                }
+        let tensor = match self.scale.clone() {
+            Some(scale) if tensor.is_tracked() => {
+                rewrite_cotangent(tensor, move |cotangent| scale.multiply(cotangent))
             }
-            _ => tensor.cast(self.to),
+            _ => tensor,
+        };
+        tensor.cast(self.to)
+    }
+}
+
+fn cast<S: State>(state: &S, to: DType) -> S {
+    state.map_tensors(&mut Cast { to, scale: None })
+}
+
+/// A state out of the cell, in its own type. The cotangents of all its parts enter by one scale.
+fn raised<S: State>(state: S, own: DType, scale: Option<Scale>) -> S {
+    let state = cast(&state, own);
+    match scale {
+        Some(scale) if state.is_autodiff() => {
+            let layout = StateLayout::of(&state);
+            let rows = layout.flatten(state);
+            layout.unflatten(rewrite_cotangent(rows, move |cotangents| {
+                scale.divide(cotangents)
+            }))
         }
+        _ => state,
     }
 }
 

@@ -8,8 +8,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor, activation::relu};
 use deq_core::solvers::{LinearSolverConfig, SolverConfig, StopConfig};
 use deq_core::{
-    DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, PhantomConfig,
-    ReversibleGradientConfig, UnrolledConfig,
+    DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, NeumannGradientConfig,
+    PhantomConfig, ReversibleGradientConfig, UnrolledConfig,
 };
 use peak_alloc::PeakAlloc;
 
@@ -44,18 +44,19 @@ fn peak(config: &DeqConfig, cell: &Block, x: &Tensor<2>) -> f64 {
     steps.into_iter().fold(f64::INFINITY, f64::min)
 }
 
-/// The largest memory in use during a training step, in states of the batch, beyond what was in use
-/// before it.
+/// The largest memory in use during a training step, or an evaluation on a plain device, in states
+/// of the batch, beyond what was in use before it.
 fn peak_of_step(config: &DeqConfig, cell: &Block, x: &Tensor<2>) -> f64 {
     let deq = config.build().unwrap();
     let z0 = Tensor::zeros([BATCH, DIM], &x.device());
     let before = HEAP.current_usage();
     HEAP.reset_peak_usage();
     let out = deq.forward(cell, x, z0);
-    let grads = out.output.square().sum().backward();
-    let used = (HEAP.peak_usage() - before) as f64 / STATE;
-    assert!(cell.up.weight.grad(&grads).is_some());
-    used
+    if x.is_autodiff() {
+        let grads = out.output.square().sum().backward();
+        assert!(cell.up.weight.grad(&grads).is_some());
+    }
+    (HEAP.peak_usage() - before) as f64 / STATE
 }
 
 #[test]
@@ -114,15 +115,26 @@ fn memory_is_flat_in_the_length_of_the_solve_but_for_the_recorded_unroll() {
         assert!(most < 60.0, "{name}: {peaks:?}");
     }
     // Seven stored pairs more than the start, of two states each, and the workspace.
-    let reversible = |stored| {
+    let reversible = |steps, stored| {
         let config = ReversibleGradientConfig::new().with_stored_pairs(stored);
-        solved(80, GradientConfig::Reversible(config))
+        solved(steps, GradientConfig::Reversible(config))
     };
-    let [start_only, eight] = [1, 8].map(|stored| peak(&reversible(stored), &cell, &x));
+    let [start_only, eight] = [1, 8].map(|stored| peak(&reversible(80, stored), &cell, &x));
     assert!(
         eight - start_only < 14.0 + 2.1,
         "{start_only} and {eight} states"
     );
+    // In evaluation none is stored.
+    let (plain, input) = (cell.valid(), x.clone().inner());
+    let [start_only, eight] = [1, 8].map(|stored| peak(&reversible(20, stored), &plain, &input));
+    assert!(eight - start_only < 2.1, "{start_only} and {eight} states");
+
+    // A series does not hold its terms.
+    let [short, long] = [5, 40].map(|terms| {
+        let series = NeumannGradientConfig::new().with_terms(terms);
+        peak(&solved(5, GradientConfig::Neumann(series)), &cell, &x)
+    });
+    assert!(long - short < 2.1, "{short} and {long} states");
 
     let peaks = lengths.map(|steps| peak(&unrolled(steps, None), &cell, &x));
     println!("unrolled: {peaks:.1?} states");

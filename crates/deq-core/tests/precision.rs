@@ -151,8 +151,9 @@ fn every_gradient() -> Vec<GradientConfig> {
     ]
 }
 
-/// The equilibrium and the gradients with respect to x, W, U and b, all of which are f32.
-fn outcome(deq: &Deq, by_hand: bool, loss_scale: f64) -> Vec<(&'static str, Vec<f64>)> {
+/// The equilibrium and the gradients with respect to x, W, U and b, all of which are f32, of a loss
+/// that weighs the parts of the state so.
+fn outcome(deq: &Deq, by_hand: bool, weights: [f64; 2]) -> Vec<(&'static str, Vec<f64>)> {
     let device = device();
     let mut cell = Cell::new(&device);
     cell.by_hand = by_hand;
@@ -162,9 +163,10 @@ fn outcome(deq: &Deq, by_hand: bool, loss_scale: f64) -> Vec<(&'static str, Vec<
     assert_eq!(output.dtype(), DType::F32);
     // The buffer is the cell's own, as it was.
     assert_eq!(cell.one.value().dtype(), DType::F32);
-    let weight = numbers([BATCH, DIM], 5, 1.0, &device);
-    let loss = (output.clone().square() * weight).sum();
-    let grads = (loss * loss_scale).backward();
+    let loss_scale = weights[0].max(weights[1]);
+    let (a, b) = split(numbers([BATCH, DIM], 5, 1.0, &device));
+    let weight = join((a * weights[0], b * weights[1]));
+    let grads = (output.clone().square() * weight).sum().backward();
     let mut outcome = vec![("z", values(&output))];
     let mut push = |name, grad: Option<Vec<f64>>| outcome.push((name, grad.unwrap()));
     let read = |grad: Tensor<2>| {
@@ -222,16 +224,36 @@ fn every_gradient_is_that_of_f32_within_rounding_and_in_f32() {
     let roundings = 20.0_f64.sqrt() * 2.0;
     for (index, gradient) in every_gradient().iter().enumerate() {
         let by_hand = index == 0;
-        let exact = outcome(&layer(gradient, None), by_hand, 1.0);
+        let exact = outcome(&layer(gradient, None), by_hand, [1.0; 2]);
         // Cotangents that f16 could not tell from 0 are no others, nor are large ones.
         for (precision, loss_scale) in [Precision::Bf16, Precision::F16, Precision::F16]
             .into_iter()
             .zip([1.0, 2.0_f64.powi(-30), 2.0_f64.powi(20)])
         {
-            let actual = outcome(&layer(gradient, Some(precision)), by_hand, loss_scale);
+            let actual = outcome(&layer(gradient, Some(precision)), by_hand, [loss_scale; 2]);
             for ((name, actual), (_, exact)) in actual.iter().zip(&exact) {
                 let what = format!("{gradient:?} in {precision:?}, {name}");
                 assert_close(actual, exact, roundings * precision.rounding(), &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_part_of_the_state_that_the_loss_leaves_out_or_hardly_reads_spoils_no_other() {
+    // As above.
+    let tolerance = 20.0_f64.sqrt() * 2.0 * Precision::F16.rounding();
+    let gradients = every_gradient();
+    for weights in [[1e-9, 0.0], [0.0, 1e-9], [1.0, 1e-12], [1e-12, 1.0]] {
+        // One that is solved for, with and without a pullback, and those that multiply by the
+        // cell many times.
+        for (index, by_hand) in [(0, false), (0, true), (7, false), (9, false)] {
+            let gradient = &gradients[index];
+            let exact = outcome(&layer(gradient, None), by_hand, weights);
+            let actual = outcome(&layer(gradient, Some(Precision::F16)), by_hand, weights);
+            for ((name, actual), (_, exact)) in actual.iter().zip(&exact) {
+                let what = format!("{gradient:?} by {weights:?}, {name}");
+                assert_close(actual, exact, tolerance, &what);
             }
         }
     }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// The beginning of the names of files that are being written.
 const PARTIAL: &str = ".partial-";
+/// The beginning of the names of folders into which archives are unpacked.
+pub(crate) const UNPACKING: &str = ".unpacking-";
 /// No file takes this long to write: an older one was left by a process that was killed.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// The byte-order mark that some editors put before UTF-8 text.
@@ -39,8 +41,8 @@ pub(crate) fn write_whole(
     write().map_err(|source| DataError::write(path, source))
 }
 
-/// Removes what killed processes have left half-written in a folder of large files. What cannot be
-/// removed stays.
+/// Removes what killed processes have left half-written or half-unpacked in a folder of large
+/// files. What cannot be removed stays.
 pub(crate) fn remove_abandoned(folder: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return;
@@ -48,9 +50,16 @@ pub(crate) fn remove_abandoned(folder: &Path) {
     for entry in entries.flatten() {
         let age = entry.metadata().and_then(|data| data.modified());
         let age = age.map(|time| time.elapsed().unwrap_or_default());
-        let partial = entry.file_name().to_string_lossy().starts_with(PARTIAL);
+        let (name, path) = (entry.file_name(), entry.path());
+        let name = name.to_string_lossy();
+        let partial = [PARTIAL, UNPACKING]
+            .iter()
+            .any(|begin| name.starts_with(begin));
         if partial && age.is_ok_and(|age| age > ABANDONED) {
-            let _ = std::fs::remove_file(entry.path());
+            let _ = match path.is_dir() {
+                true => std::fs::remove_dir_all(path),
+                false => std::fs::remove_file(path),
+            };
         }
     }
 }

@@ -57,8 +57,9 @@
 //!
 //! # Features
 //!
-//! - `fetch`: `fetch` and `RemoteText`, which download WikiText-2 and WikiText-103 and compare them
-//!   with their checksums. Off by default, since it brings an HTTP client.
+//! - `fetch`: `fetch` and `RemoteText`, which download WikiText-2 and WikiText-103 and compare the
+//!   one with its checksums, the other with its numbers of tokens and words. Off by default, since
+//!   it brings an HTTP client.
 //! - `tokenizers`: reads `tokenizer.json` with the library of that name. Without it such a file is
 //!   refused with a sentence that says so. It is not among the defaults of this crate because it
 //!   brings some fifty crates, which take more than a minute to build; `deq-train` and `deq-cli`

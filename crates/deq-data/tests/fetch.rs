@@ -252,6 +252,26 @@ fn a_server_that_is_always_cut_off_says_what_is_kept() {
     assert_eq!(server.ranges(), [None, Some(10_000)]);
 }
 
+/// A folder is opened to set its time, which not every system allows.
+#[cfg(unix)]
+#[test]
+fn what_a_killed_fetch_was_unpacking_is_removed_the_next_day() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, hours) in [(".unpacking-a", 25), (".unpacking-b", 1)] {
+        let path = folder.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("wiki.train.tokens"), TRAIN).unwrap();
+        let time = std::time::SystemTime::now() - std::time::Duration::from_secs(hours * 3600);
+        let opened = std::fs::File::open(&path).unwrap();
+        opened.set_modified(time).unwrap();
+    }
+    for name in FILES {
+        std::fs::write(folder.path().join(name), TRAIN).unwrap();
+    }
+    assert!(!fetch(&SMALL, folder.path(), None, &mut quiet).unwrap());
+    assert_eq!(names(folder.path())[..2], [".unpacking-b", FILES[0]]);
+}
+
 #[test]
 fn servers_without_ranges_start_again() {
     for answer in [Answer::Everything, Answer::OtherPart] {

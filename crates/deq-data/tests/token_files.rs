@@ -317,6 +317,30 @@ fn small_texts_leave_no_files_and_large_ones_lie_beside_the_text() {
 }
 
 #[test]
+fn token_files_belong_to_the_text_that_they_are_named_after() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join(".deq-cache");
+    std::fs::create_dir(&cache).unwrap();
+    for name in ["enwik8", "enwik8.txt"] {
+        write(folder.path().join(name), sentences(100)).unwrap();
+        for rest in ["byte", "word.0123456789abcdef"] {
+            write(cache.join(format!("{name}.{rest}.tokens")), "").unwrap();
+        }
+    }
+    for name in ["enwik8", "enwik8.txt"] {
+        let path = folder.path().join(name);
+        let cached = survey(&path, &CachePlace::Auto, false).unwrap().cached;
+        let names = cached.iter().map(|cached| {
+            let name = cached.file.file_name().unwrap();
+            name.to_str().unwrap()
+        });
+        let expected = ["byte", "word.0123456789abcdef"];
+        let expected = expected.map(|rest| format!("{name}.{rest}.tokens"));
+        assert_eq!(names.collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
 fn ids_do_not_depend_on_the_number_of_threads() {
     let text = Text::new();
     // Pieces of 256 KiB: several, whose first appearances and ties cross their ends, with a long

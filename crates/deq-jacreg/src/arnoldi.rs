@@ -1,8 +1,9 @@
 //! Eigenvalues of the Jacobian: several dominant ones by Arnoldi's method, all of them for small
 //! models.
 
+use crate::difference::wide;
 use crate::error::{InvalidPenalty, at_least_one, positive};
-use crate::exact::{dense_jacobian, frozen};
+use crate::exact::{dense_jacobian, frozen, unit_products};
 use burn::tensor::{Tensor, TensorData};
 use deq_core::{EquilibriumCell, random};
 use nalgebra::{Complex, DMatrix};
@@ -93,7 +94,7 @@ impl RitzValues {
 /// takes hundreds of products, and two vectors cannot tell three eigenvalues apart.
 ///
 /// Cost: `products` vector-Jacobian products and as many dot products of growing number, memory of
-/// `products` states, one read.
+/// twice `products` states, one read.
 ///
 /// # Errors
 ///
@@ -112,11 +113,10 @@ pub fn arnoldi<C: EquilibriumCell>(
     let (frozen, z) = frozen(cell, context, z);
     let [batch, dim] = z.dims();
     let size = config.products.min(dim);
-    let multiply = frozen.linearize(z.clone());
-
-    let options = (&z.device(), z.dtype());
+    let options = (&z.device(), wide(z.dtype()));
     let start = TensorData::new(random::normal(config.seed, dim), [1, 1, dim]);
     let start = unit(Tensor::<3>::from_data(start, options)).0;
+    let multiply = unit_products(&frozen, z);
     let mut newest = start.repeat_dim(0, batch); // [batch, 1, dim]
     let mut basis = newest.clone(); // [batch, k, dim]
     let mut columns = Vec::with_capacity(size); // of H, [batch, k + 2, 1]
@@ -136,13 +136,11 @@ pub fn arnoldi<C: EquilibriumCell>(
         basis = Tensor::cat(vec![basis, next.clone()], 1);
         newest = next;
     }
-    let columns: Vec<Vec<f64>> = columns
-        .into_iter()
-        .map(|column| column.into_data().iter::<f64>().collect())
-        .collect();
+    let columns = Tensor::cat(columns, 1).into_data();
+    let columns: Vec<f64> = columns.iter::<f64>().collect();
     let (mut values, mut residual) = (Vec::new(), Vec::new());
-    for sample in 0..batch {
-        let (found, error) = ritz(&columns, sample);
+    for columns in columns.chunks_exact(size * (size + 3) / 2) {
+        let (found, error) = ritz(columns, size);
         values.push(found);
         residual.push(error);
     }
@@ -154,21 +152,17 @@ pub fn arnoldi<C: EquilibriumCell>(
     })
 }
 
-/// The Ritz values of one sample and the residual of the first, from the columns of all samples.
-fn ritz(columns: &[Vec<f64>], sample: usize) -> (Vec<Complex<f64>>, f64) {
-    let column = |k: usize| &columns[k][sample * (k + 2)..][..k + 2];
+/// The Ritz values of one sample and the residual of the first, from its `products` columns, which
+/// follow one another and of which each is longer by one than the one before.
+fn ritz(columns: &[f64], products: usize) -> (Vec<Complex<f64>>, f64) {
+    let column = |k: usize| &columns[k * (k + 3) / 2..][..k + 2];
     // An invariant space ends the sequence: what follows is rounding.
-    let scale = (0..columns.len())
-        .flat_map(|k| column(k).iter().map(|h| h.abs()))
-        .fold(0.0, f64::max);
-    let all_finite = (0..columns.len()).all(|k| column(k).iter().all(|h| h.is_finite()));
-    if !all_finite {
+    let scale = columns.iter().map(|h| h.abs()).fold(0.0, f64::max);
+    if !columns.iter().all(|h| h.is_finite()) {
         return (Vec::new(), f64::NAN);
     }
     let exhausted = |k: &usize| column(*k)[k + 1] <= 1e-7 * scale;
-    let size = (0..columns.len())
-        .find(exhausted)
-        .map_or(columns.len(), |k| k + 1);
+    let size = (0..products).find(exhausted).map_or(products, |k| k + 1);
     let h = DMatrix::from_fn(size, size, |i, j| {
         column(j).get(i).copied().unwrap_or_default()
     });
@@ -186,7 +180,8 @@ fn ritz(columns: &[Vec<f64>], sample: usize) -> (Vec<Complex<f64>>, f64) {
     (values, residual)
 }
 
-/// All eigenvalues of the Jacobian of every sample, by falling modulus.
+/// All eigenvalues of the Jacobian of every sample, by falling modulus; `dim` times NaN where the
+/// Jacobian is not finite.
 ///
 /// Costs `dim` vector-Jacobian products and `batch * dim^3` operations on the host: for small
 /// models and for plots of their spectra.
@@ -201,6 +196,10 @@ pub fn spectrum<C: EquilibriumCell>(
     (0..batch)
         .map(|sample| {
             let rows = &entries[sample * dim * dim..][..dim * dim];
+            // The eigenvalues of such a matrix would be sought for ever.
+            if !rows.iter().all(|entry| entry.is_finite()) {
+                return vec![Complex::new(f64::NAN, f64::NAN); dim];
+            }
             let matrix = DMatrix::from_row_slice(dim, dim, rows);
             sorted(matrix.complex_eigenvalues().iter().copied().collect())
         })

@@ -6,10 +6,10 @@ use crate::policy::PenaltyPolicy;
 use crate::schedule::WeightSchedule;
 use serde::{Deserialize, Serialize};
 
-/// Which unbiased estimate of `|J|_F^2` is made.
+/// Which estimate of `|J|_F^2` is made.
 ///
-/// The first two have the same expectation, because `E |J^T v|^2 = E |J v|^2 = |J|_F^2` for a probe
-/// `v` with independent entries of mean 0 and variance 1.
+/// The first two are unbiased, because `E |J^T v|^2 = E |J v|^2 = |J|_F^2` for a probe `v` with
+/// independent entries of mean 0 and variance 1; the third is biased.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub enum Estimator {
     /// `|J^T v|^2`, the estimate of Bai et al. 2021. Its value is exact for the drawn `v`, even
@@ -105,8 +105,9 @@ pub struct JacobianPenaltyConfig {
     pub schedule: WeightSchedule,
     /// Rounds of power iteration that turn a probe towards the dominant left eigenvector of `J`
     /// before it is used, each one vector-Jacobian product. Default 0: the penalty on the Frobenius
-    /// norm. With some, the value tends to the squared spectral radius instead, see
-    /// [`JacobianPenalty`].
+    /// norm. With some, at most 10,000, the value tends to the squared spectral radius instead, see
+    /// [`JacobianPenalty`]. [`Estimator::Cotangent`] alone may have them: the probe tends to an
+    /// eigenvector of `J^T`, and the others multiply it by `J`.
     pub power_iterations: usize,
     /// The training step from which the penalty is no longer applied. Default none: applied to the
     /// end.
@@ -152,6 +153,16 @@ impl JacobianPenaltyConfig {
         at_least_one("penalty.vectors", self.vectors)?;
         let vectors = self.vectors as f64;
         require(vectors <= 1e4, "penalty.vectors", vectors, "at most 10,000")?;
+        let (most, requirement) = match self.estimator {
+            Estimator::Cotangent => (10_000, "at most 10,000"),
+            _ => (0, "0 unless the estimator is Cotangent"),
+        };
+        require(
+            self.power_iterations <= most,
+            "penalty.power_iterations",
+            self.power_iterations as f64,
+            requirement,
+        )?;
         if let Estimator::Denoising(DenoisingConfig { sigma }) = self.estimator {
             positive("penalty.estimator.sigma", sigma)?;
         }
@@ -258,6 +269,22 @@ mod tests {
             (
                 config().with_vectors(0),
                 "penalty.vectors is 0, but must be at least 1",
+            ),
+            (
+                config().with_power_iterations(10_001),
+                "penalty.power_iterations is 10001, but must be at most 10,000",
+            ),
+            (
+                config()
+                    .with_power_iterations(1)
+                    .with_estimator(Estimator::Tangent),
+                "penalty.power_iterations is 1, but must be 0 unless the estimator is Cotangent",
+            ),
+            (
+                config()
+                    .with_power_iterations(2)
+                    .with_estimator(Estimator::Denoising(DenoisingConfig::new(0.1))),
+                "penalty.power_iterations is 2, but must be 0 unless the estimator is Cotangent",
             ),
             (
                 config().with_estimator(Estimator::Denoising(DenoisingConfig::new(0.0))),

@@ -1,4 +1,4 @@
-//! The step of the central differences, and masks over the rows of a batch.
+//! The step of the central differences, masks over the rows of a batch, and their squares.
 
 use burn::tensor::{Bool, DType, Tensor};
 
@@ -49,6 +49,21 @@ pub(crate) fn relative_step(dtype: DType) -> Option<f64> {
         DType::F32 => Some(f64::from(f32::EPSILON).cbrt()),
         _ => None,
     }
+}
+
+/// The type in which vectors of this one are measured: f32 for 16-bit floats, of which f16 cannot
+/// hold the squares of many numbers of order 1.
+pub(crate) fn wide(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        own => own,
+    }
+}
+
+/// The sum of the squares of every row in the [`wide`] type, `[batch, 1]`.
+pub(crate) fn row_squares(rows: Tensor<2>) -> Tensor<2> {
+    let dtype = wide(rows.dtype());
+    rows.cast(dtype).square().sum_dim(1)
 }
 
 /// Which rows hold finite numbers only, `[batch, 1]`.

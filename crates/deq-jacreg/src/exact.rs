@@ -1,5 +1,6 @@
 //! Exact Jacobians, for small models and tests.
 
+use crate::difference::wide;
 use burn::tensor::Tensor;
 use deq_core::{EquilibriumCell, FrozenCell};
 
@@ -52,6 +53,25 @@ pub(crate) fn frozen<C: EquilibriumCell>(
     let frozen = FrozenCell::new(cell, context, z);
     let rows = frozen.layout().flatten(z.clone()).inner();
     (frozen, rows)
+}
+
+/// Products of vectors of norm 1 with `J(z)^T`, `[batch, dim]`, of the [`wide`] type of the state.
+pub(crate) fn unit_products<C: EquilibriumCell>(
+    frozen: &FrozenCell<C>,
+    z: Tensor<2>,
+) -> impl Fn(Tensor<2>) -> Tensor<2> {
+    let [_, dim] = z.dims();
+    let own = z.dtype();
+    // Brings the numbers of a vector to order 1, in the midst of the range of f16.
+    let length = (dim as f64).sqrt();
+    let multiply = frozen.linearize(z);
+    move |vector| {
+        if own == wide(own) {
+            return multiply(vector);
+        }
+        let product = multiply((vector * length).cast(own));
+        product.cast(wide(own)) * (1.0 / length)
+    }
 }
 
 /// Row `i` of the Jacobian of every sample, `[batch, dim]`, for all `i`.

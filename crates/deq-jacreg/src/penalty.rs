@@ -1,7 +1,9 @@
 //! The penalty at a state, with its gradient.
 
 use crate::config::{DenoisingConfig, Estimator, JacobianPenaltyConfig, Probe};
-use crate::difference::{CentralDifference, finite_rows, keep_rows, relative_step};
+use crate::difference::{
+    CentralDifference, finite_rows, keep_rows, relative_step, row_squares, wide,
+};
 use crate::error::InvalidPenalty;
 use burn::tensor::{Bool, Distribution, Tensor, assert_shape};
 use deq_core::{CellContext, EquilibriumCell, FrozenCell, StateLayout, random, recomputed};
@@ -23,7 +25,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// With `power_iterations`, every probe is first multiplied by `J^T` so many times and brought back
 /// to its length `sqrt(dim)`. Near the dominant left eigenvector, `|J^T v|^2 / dim` is the squared
 /// spectral radius itself instead of its bound, at one product more per round: the regulariser of
-/// STARS. The direction counts as a constant in the gradient.
+/// STARS. The direction counts as a constant in the gradient. Only the cotangent estimate takes
+/// them.
 ///
 /// Use it when solves need more steps as training goes on. It does not help a model whose budget is
 /// already ample, and costs some accuracy when the weight is large.
@@ -163,13 +166,10 @@ impl JacobianPenalty {
         let z = at.rows(z);
         self.check_dtype(&at, &z)?;
         let vectors = self.config.vectors;
-        let probes: Vec<Tensor<2>> = (0..vectors)
+        let probes = (0..vectors)
             .map(|_| self.config.distribution.draw(&z))
             .collect();
-        let probes = self.turned(&at, &z, probes);
-        let mut penalty = self.estimate(&at, &Point::new(z, probes));
-        penalty.products += vectors * self.config.power_iterations;
-        Ok(penalty)
+        Ok(self.estimate(&at, &Point::new(z, probes), self.config.power_iterations))
     }
 
     /// [`at`](Self::at) with given probes, which are taken as they are: neither
@@ -200,7 +200,7 @@ impl JacobianPenalty {
         let z = at.rows(z);
         self.check_dtype(&at, &z)?;
         let probes = probes.iter().map(|probe| at.rows(probe)).collect();
-        Ok(self.estimate(&at, &Point::new(z, probes)))
+        Ok(self.estimate(&at, &Point::new(z, probes), 0))
     }
 
     /// Refuses a difference of close points in a coarse type.
@@ -222,26 +222,10 @@ impl JacobianPenalty {
         }
     }
 
-    /// The probes after the rounds of power iteration.
-    fn turned<C: EquilibriumCell>(
-        &self,
-        at: &Flat<C>,
-        z: &Tensor<2>,
-        probes: Vec<Tensor<2>>,
-    ) -> Vec<Tensor<2>> {
-        if self.config.power_iterations == 0 {
-            return probes;
-        }
-        let frozen = at.frozen(z);
-        let multiply = frozen.linearize(z.clone());
-        let turn =
-            |probe| (0..self.config.power_iterations).fold(probe, |v, _| lengthened(multiply(v)));
-        probes.into_iter().map(turn).collect()
-    }
-
-    fn estimate<C: EquilibriumCell>(&self, at: &Flat<C>, point: &Point) -> Penalty {
+    /// After `rounds` of power iteration, for the estimator that has them.
+    fn estimate<C: EquilibriumCell>(&self, at: &Flat<C>, point: &Point, rounds: usize) -> Penalty {
         match self.config.estimator {
-            Estimator::Cotangent => point.cotangent(at),
+            Estimator::Cotangent => point.cotangent(at, rounds),
             Estimator::Tangent => point.mean_square(at, |z, probe| at.derivative(z, probe)),
             Estimator::Denoising(DenoisingConfig { sigma }) => point.mean_square(at, |z, probe| {
                 at.evaluations.add(1);
@@ -354,27 +338,36 @@ impl Point {
         let mut squares = Vec::with_capacity(self.probes.len());
         for probe in &self.probes {
             let vector = vector(&self.z, probe.clone());
-            let usable = finite_rows(&vector.clone().inner().square().sum_dim(1));
-            squares.push(keep_rows(vector, &usable).square().sum_dim(1));
+            let usable = finite_rows(&row_squares(vector.clone().inner()));
+            squares.push(row_squares(keep_rows(vector, &usable)));
             finite = finite.bool_and(usable);
         }
         let share = self.share();
         let per_sample = squares
             .into_iter()
             .map(|square| keep_rows(square, &finite) * share);
-        Penalty::new(summed(per_sample), finite, at.evaluations.clone())
+        let per_sample = summed(per_sample).cast(self.z.dtype());
+        Penalty::new(per_sample, finite, at.evaluations.clone())
     }
 
     /// The cotangent estimate, whose value needs no tape. What its gradient needs is recorded only
     /// in the backward pass, when the tape of the layer itself is gone.
-    fn cotangent<C: EquilibriumCell>(&self, at: &Flat<C>) -> Penalty {
+    fn cotangent<C: EquilibriumCell>(&self, at: &Flat<C>, rounds: usize) -> Penalty {
         let frozen = at.frozen(&self.z);
         let multiply = frozen.linearize(self.z.clone());
-        let products: Vec<Tensor<2>> = self.probes.iter().cloned().map(&multiply).collect();
-        let finite = products
+        let turn = |probe| (0..rounds).fold(probe, |v, _| lengthened(multiply(v)));
+        let probes: Vec<Tensor<2>> = self.probes.iter().cloned().map(turn).collect();
+        let products: Vec<Tensor<2>> = probes.iter().cloned().map(&multiply).collect();
+        // The probes as they were drawn are known to be finite.
+        let turned: &[Tensor<2>] = match rounds {
+            0 => &[],
+            _ => &probes,
+        };
+        let finite = turned
             .iter()
-            .fold(self.finite.clone(), |finite, product| {
-                finite.bool_and(finite_rows(&product.clone().square().sum_dim(1)))
+            .chain(&products)
+            .fold(self.finite.clone(), |finite, vector| {
+                finite.bool_and(finite_rows(&row_squares(vector.clone())))
             });
         let share = self.share();
         // Samples that are not finite take no part, neither in the value nor in the gradient.
@@ -384,10 +377,11 @@ impl Point {
             .collect();
         let squares = products
             .iter()
-            .map(|product| product.clone().square().sum_dim(1) * share);
-        let value = summed(squares);
-        let count = self.probes.len();
-        let (z, probes, rows) = (self.z.clone(), self.probes.clone(), finite.clone());
+            .map(|product| row_squares(product.clone()) * share);
+        let own = self.z.dtype();
+        let value = summed(squares).cast(own);
+        let count = probes.len() * (1 + rounds);
+        let (z, rows) = (self.z.clone(), finite.clone());
         let (layout, evaluations) = (at.layout.clone(), at.evaluations.clone());
         let per_sample = recomputed(at.cell, at.context, value, move |cell, context| {
             let at = Flat {
@@ -397,12 +391,13 @@ impl Point {
                 evaluations: evaluations.clone(),
             };
             let terms = probes.iter().zip(&products).map(|(probe, product)| {
-                let tangent = at.derivative(&z, product.clone());
-                let term = tangent * keep_rows(probe.clone() * (2.0 * share), &rows);
+                let tangent = at.derivative(&z, product.clone()).cast(wide(own));
+                let probe = probe.clone().cast(wide(own));
+                let term = tangent * keep_rows(probe * (2.0 * share), &rows);
                 let usable = finite_rows(&term.clone().inner().sum_dim(1));
                 keep_rows(term, &usable).sum_dim(1)
             });
-            summed(terms)
+            summed(terms).cast(own)
         });
         let mut penalty = Penalty::new(per_sample, finite, at.evaluations.clone());
         penalty.products = count;
@@ -435,9 +430,11 @@ impl Penalty {
 /// The rows with the length that a probe has on average, `sqrt(dim)`; a row of zeros stays.
 fn lengthened(rows: Tensor<2>) -> Tensor<2> {
     let [_, dim] = rows.dims();
-    let norm = rows.clone().square().sum_dim(1).sqrt();
+    let norm = row_squares(rows.clone()).sqrt();
     let norm = norm.clone().mask_fill(norm.equal_elem(0.0), 1.0);
-    rows * norm.recip().mul_scalar((dim as f64).sqrt())
+    let factor = norm.recip().mul_scalar((dim as f64).sqrt());
+    let own = rows.dtype();
+    (rows.cast(wide(own)) * factor).cast(own)
 }
 
 impl Probe {

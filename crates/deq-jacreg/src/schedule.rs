@@ -69,8 +69,11 @@ impl LinearConfig {
 /// A controller that holds the steps per solve, or the spectral radius, at a target.
 ///
 /// ```text
-/// log weight <- log weight + gain * (measured / target - 1)            within [smallest, largest]
+/// excess     <- measured / target - 1                                  within [-1, 1]
+/// log weight <- log weight + gain * excess                             within [smallest, largest]
 /// ```
+///
+/// A solve that failed, or a measurement that is not finite, counts as an excess of 1.
 ///
 /// An integral controller: the weight grows while solves are too long and shrinks while they are
 /// shorter than they need be, so that no likelihood is paid for contraction that nobody uses. Bai

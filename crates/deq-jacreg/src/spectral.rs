@@ -1,7 +1,8 @@
 //! The spectral radius of the Jacobian at an equilibrium, by power iteration.
 
+use crate::difference::wide;
 use crate::error::{InvalidPenalty, at_least_one, positive};
-use crate::exact::frozen;
+use crate::exact::{frozen, unit_products};
 use burn::tensor::{Tensor, TensorData};
 use deq_core::{EquilibriumCell, random};
 use serde::{Deserialize, Serialize};
@@ -142,11 +143,11 @@ pub fn spectral_radius<C: EquilibriumCell>(
     config.validate()?;
     let (frozen, z) = frozen(cell, context, z);
     let [batch, _] = z.dims();
-    let multiply = frozen.linearize(z.clone());
     let mut iterate = start(&z, config.seed);
+    let multiply = unit_products(&frozen, z);
     let mut last: Option<Step> = None;
     let mut samples = vec![Sample::default(); batch];
-    let mut unread = Vec::with_capacity(config.check_every);
+    let mut unread = Vec::new();
     let mut products = 0;
     while products < config.iterations && !samples.iter().all(Sample::done) {
         let step = Step::new(iterate, &multiply);
@@ -166,11 +167,11 @@ pub fn spectral_radius<C: EquilibriumCell>(
 }
 
 /// One vector of norm 1, repeated for every sample, so that a sample's estimate does not depend on
-/// its batch.
+/// its batch; in the [`wide`] type.
 fn start(z: &Tensor<2>, seed: u64) -> Tensor<2> {
     let [batch, dim] = z.dims();
     let values = TensorData::new(random::normal(seed, dim), [1, dim]);
-    let row = Tensor::<2>::from_data(values, (&z.device(), z.dtype()));
+    let row = Tensor::<2>::from_data(values, (&z.device(), wide(z.dtype())));
     let norm = norm(&row);
     (row / nonzero(&norm)).repeat_dim(0, batch)
 }

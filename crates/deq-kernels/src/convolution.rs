@@ -75,7 +75,13 @@ impl Convolution {
     ///
     /// - x: `[batch, input, height, width]`
     /// - output: `[batch, output, height / stride, width / stride]`, rounded up
+    ///
+    /// # Panics
+    ///
+    /// If the channels of `x` are not those that the weight reads.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+        let [_, input, ..] = self.weight.dims();
+        assert_channels(&x, input);
         #[cfg(feature = "flex")]
         if let Some(values) = flex::Host::of(&x) {
             let shape = self.shape(x.dims());
@@ -98,7 +104,13 @@ impl Convolution {
     ///
     /// - g: that of the output
     /// - output: that of the input
+    ///
+    /// # Panics
+    ///
+    /// If the channels of `g` are not those of the output.
     pub fn carry(&self, g: Tensor<4>) -> Tensor<4> {
+        let [output, ..] = self.weight.dims();
+        assert_channels(&g, output);
         #[cfg(feature = "flex")]
         if let Some(values) = flex::Host::of(&g) {
             let [batch, _, height, width] = g.dims();
@@ -148,14 +160,20 @@ impl Convolution {
 ///
 /// If the channels of `x` are not those that the weight reads.
 pub fn convolve(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
-    let ([_, channels, ..], [_, input, ..]) = (x.dims(), weight.dims());
-    assert_eq!(
-        channels, input,
-        "the maps have {channels} channels, but the weight reads {input}"
-    );
+    let [_, input, ..] = weight.dims();
+    assert_channels(&x, input);
     let (x, weight) = (beside(x.clone(), &weight), beside(weight, &x));
     let out = Dispatch::convolution(x.into_dispatch(), weight.into_dispatch(), stride);
     Tensor::from_dispatch(out)
+}
+
+#[track_caller]
+fn assert_channels(maps: &Tensor<4>, read: usize) {
+    let [_, channels, ..] = maps.dims();
+    assert_eq!(
+        channels, read,
+        "the maps have {channels} channels, but the weight reads {read}"
+    );
 }
 
 /// The tensor as a constant of the graph of the other, if that has one and it has none.

@@ -46,7 +46,9 @@ mod on_flex {
         grads::Gradients,
         ops::{Backward, Ops, OpsKind},
     };
-    use burn::backend::{Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
+    use burn::backend::{
+        Backend, Dispatch, Flex, TensorMetadata, backend_extension, tensor::FloatTensor,
+    };
     use burn::tensor::{DType, Tensor};
     use std::sync::Arc;
 
@@ -91,11 +93,10 @@ mod on_flex {
             columns: Columns,
             g: FloatTensor<Self>,
         ) -> FloatTensor<Self> {
+            let shape = scores.shape();
             let [scores, g] = [scores, g].map(Host::in_order);
-            let rows = columns.0.len();
             let out = softmax::cross_entropy_gradient(scores.values(), &columns.0, g.values());
-            let count = out.len() / rows.max(1);
-            primitive(out, [rows, count])
+            primitive(out, shape)
         }
     }
 

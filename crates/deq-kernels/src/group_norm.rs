@@ -27,6 +27,10 @@ impl GroupNorm {
     /// # Shapes
     ///
     /// - x, output: `[batch, channels, height, width]`
+    ///
+    /// # Panics
+    ///
+    /// If the groups do not divide the channels.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         if let Some(own) = half(&x) {
             return self.wide().apply(x.cast(DType::F32)).cast(own);
@@ -43,6 +47,10 @@ impl GroupNorm {
     /// # Shapes
     ///
     /// - x, output: `[batch, channels, height, width]`
+    ///
+    /// # Panics
+    ///
+    /// If the groups do not divide the channels.
     pub fn apply_relu(&self, x: Tensor<4>) -> Tensor<4> {
         if let Some(own) = half(&x) {
             return self.wide().apply_relu(x.cast(DType::F32)).cast(own);
@@ -59,6 +67,10 @@ impl GroupNorm {
     /// # Shapes
     ///
     /// - x, output: `[batch, channels, height, width]`
+    ///
+    /// # Panics
+    ///
+    /// If the groups do not divide the channels.
     pub fn linearize(&self, x: Tensor<4>) -> (Tensor<4>, NormJacobian) {
         if let Some(own) = half(&x) {
             let (value, jacobian) = self.wide().linearize(x.cast(DType::F32));
@@ -81,11 +93,21 @@ impl GroupNorm {
         }
     }
 
+    /// The numbers of a group, of maps of that shape.
+    fn size(&self, [_, channels, height, width]: [usize; 4]) -> usize {
+        let groups = self.groups;
+        assert!(
+            groups > 0 && channels.is_multiple_of(groups),
+            "{groups} groups do not divide {channels} channels"
+        );
+        channels / groups * height * width
+    }
+
     /// In Burn's operations, which every backend has and which are differentiated as they are.
     fn generic(&self, x: Tensor<4>) -> (Tensor<4>, NormJacobian) {
         let shape = x.dims();
-        let [batch, channels, height, width] = shape;
-        let size = channels / self.groups * height * width;
+        let [batch, ..] = shape;
+        let size = self.size(shape);
         let x = x.reshape([batch, self.groups, size]);
         let centered = x.clone() - x.mean_dim(2);
         let variance = centered.clone().square().mean_dim(2);
@@ -112,14 +134,14 @@ impl GroupNorm {
         keep: bool,
     ) -> Option<(Tensor<4>, Option<NormJacobian>)> {
         let shape = x.dims();
-        let [batch, channels, height, width] = shape;
+        let [batch, _, height, width] = shape;
         let values = Host::of(x)?;
         let affine = match &self.affine {
             Some((scale, shift)) => Some((Host::of(scale)?, Host::of(shift)?)),
             None => None,
         };
         let affine = affine.as_ref();
-        let size = channels / self.groups * height * width;
+        let size = self.size(shape);
         let rows = Rows {
             size,
             plane: height * width,

@@ -100,13 +100,13 @@ pub fn row_squares(x: &Tensor<2>) -> Tensor<2> {
 ///
 /// If they differ in shape.
 pub fn residual(z: &Tensor<2>, fz: &Tensor<2>) -> (Tensor<2>, Option<[Tensor<2>; 2]>) {
+    assert_eq!(
+        z.dims(),
+        fz.dims(),
+        "a point and its value are of one shape"
+    );
     #[cfg(feature = "_gpu")]
     if takes(z) && takes(fz) && gpu::fits(z, 1) {
-        assert_eq!(
-            z.dims(),
-            fz.dims(),
-            "a point and its value are of one shape"
-        );
         let [z, fz] = [z, fz].map(|x| x.clone().into_dispatch());
         let (residual, of_residual, of_fz) = Dispatch::residual_and_squares(z, fz);
         let squares = [of_residual, of_fz].map(Tensor::from_dispatch);

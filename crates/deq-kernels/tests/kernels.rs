@@ -148,6 +148,40 @@ fn a_weight_for_other_channels_is_refused() {
 }
 
 #[test]
+#[should_panic(expected = "the maps have 8 channels, but the weight reads 4")]
+fn a_convolution_of_other_channels_is_refused() {
+    Convolution::new(random([3, 4, 3, 3]), 1).apply(random([2, 8, 4, 4]));
+}
+
+#[test]
+#[should_panic(expected = "the maps have 4 channels, but the weight reads 3")]
+fn a_transposed_convolution_of_other_channels_is_refused() {
+    Convolution::new(random([3, 4, 3, 3]), 1).carry(random([2, 4, 4, 4]));
+}
+
+/// A group norm of five channels.
+fn five_channels_in(groups: usize) -> Tensor<4> {
+    let norm = GroupNorm {
+        groups,
+        epsilon: 1e-5,
+        affine: None,
+    };
+    norm.apply(random([1, 5, 2, 2]))
+}
+
+#[test]
+#[should_panic(expected = "2 groups do not divide 5 channels")]
+fn groups_that_do_not_divide_the_channels_are_refused() {
+    five_channels_in(2);
+}
+
+#[test]
+#[should_panic(expected = "0 groups do not divide 5 channels")]
+fn no_groups_are_refused() {
+    five_channels_in(0);
+}
+
+#[test]
 fn group_norms_and_their_jacobians() {
     for [batch, channels, groups, height, width] in [
         [2, 8, 4, 8, 8],
@@ -424,6 +458,15 @@ fn cross_entropies_and_their_gradients() {
 }
 
 #[test]
+fn no_rows_have_no_cross_entropy_and_a_gradient_of_their_shape() {
+    let scores = TensorData::new(Vec::<f32>::new(), [0, 7]);
+    let scores = Tensor::<2>::from_data(scores, &Device::flex());
+    let scores = scores.autodiff().require_grad();
+    let grads = cross_entropy(scores.clone(), &[]).backward();
+    assert_eq!(scores.grad(&grads).expect("a gradient").dims(), [0, 7]);
+}
+
+#[test]
 #[should_panic(expected = "column 3 of 3")]
 fn a_column_that_is_none_is_named() {
     cross_entropy(random([1, 3]), &[3]);
@@ -499,6 +542,12 @@ fn distance_of_products(round: fn(f32) -> f32) -> f64 {
         check(numbers(squares.into_data()), &square);
     }
     worst
+}
+
+#[test]
+#[should_panic(expected = "a point and its value are of one shape")]
+fn a_residual_of_two_shapes_is_refused() {
+    let _ = residual(&random([2, 3]), &random([1, 3]));
 }
 
 /// A sum of 64 products in f32 is off by at most 64 roundings of 6e-8 beside the absolute products,

@@ -132,7 +132,7 @@ impl AndersonConfig {
 /// symmetric and may be singular, so it costs twice the small operations and leans on its
 /// safeguard. Prefer Broyden where the map expands strongly in some direction.
 ///
-/// Cost per step: one evaluation of `f`, `m` inner products of length `dim` (type I: `2 m`), a
+/// Cost per step: one evaluation of `f`, `m` inner products of length `dim` (type I: `3 m`), a
 /// combination of `m` states (type I: `2 m`), and a solve of an `m x m` system on the device.
 /// Memory: `2 m` states (type I: `2 m + 3`).
 ///
@@ -185,7 +185,7 @@ impl FixedPointSolver for Anderson {
 
     fn name(&self) -> &'static str {
         match self.config.kind {
-            AndersonType::TypeI => "anderson type I",
+            AndersonType::TypeI => "anderson type i",
             AndersonType::TypeII => "anderson",
         }
     }
@@ -228,7 +228,8 @@ impl Anderson {
         let m = self.config.history;
         let slot = state.next;
         state.next = (slot + 1) % m;
-        if AndersonStep::is_supported(at.z(), m) {
+        // Of z and f(z), the residual is differentiated if either is.
+        if AndersonStep::is_supported(at.residual(), m) {
             return self.step_at_once(at, state, slot);
         }
         // Squares of residuals that are kept by their direction stay within the range of the type.

@@ -301,9 +301,9 @@ impl FixedPointSolver for Broyden {
         let Some(previous) = state.previous.replace(at.clone()) else {
             return at.z().clone() - state.inverse.apply(at.residual());
         };
-        let terms = self.config.history;
-        if self.config.when_full == FullHistory::Restart && BroydenStep::is_supported(at.z(), terms)
-        {
+        // Of z and f(z), the residual is differentiated if either is.
+        let supported = BroydenStep::is_supported(at.residual(), self.config.history);
+        if supported && self.config.when_full == FullHistory::Restart {
             return state.inverse.step(&previous, at, &self.config);
         }
         state.inverse.update(&previous, at, &self.config);

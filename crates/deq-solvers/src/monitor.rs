@@ -334,19 +334,26 @@ impl Monitor {
             return;
         };
         for pending in window {
-            if self.stop.keep.contains(&pending.step) {
-                let present: Vec<bool> = before
-                    .iter()
-                    .zip(ended_at)
-                    .map(|(&before, &end)| before && pending.step <= end)
-                    .collect();
-                self.states.push(KeptState {
-                    step: pending.step,
-                    reached: true,
-                    z: merge_rows(pending.at.z(), best_z, &present),
-                    fz: merge_rows(pending.at.fz(), best_fz, &present),
-                });
+            let step = pending.step;
+            let running = |s: usize| before[s] && step <= ended_at[s];
+            if !self.stop.keep.contains(&step) || !(0..before.len()).any(running) {
+                continue;
             }
+            // Where a sample fails there is no point to hand out.
+            let failed = |s: usize| {
+                let end = self.samples[s].ended;
+                let failures = [SolveStatus::NonFinite, SolveStatus::Breakdown].map(Some);
+                step == ended_at[s] && failures.contains(&end)
+            };
+            let present: Vec<bool> = (0..before.len())
+                .map(|s| running(s) && !failed(s))
+                .collect();
+            self.states.push(KeptState {
+                step,
+                reached: true,
+                z: merge_rows(pending.at.z(), best_z, &present),
+                fz: merge_rows(pending.at.fz(), best_fz, &present),
+            });
         }
     }
 
@@ -422,7 +429,7 @@ impl Monitor {
             .best
             .expect("a solve must be given f(z) of its start before it can finish");
         for &step in &self.stop.keep {
-            if step >= self.nfe {
+            if self.states.iter().all(|state| state.step != step) {
                 self.states.push(KeptState {
                     step,
                     reached: false,

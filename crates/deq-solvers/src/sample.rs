@@ -3,7 +3,8 @@
 use crate::status::SolveStatus;
 use crate::stop::StopConfig;
 
-/// The largest relative residual that is reported, so that means of it stay finite.
+/// The largest relative residual that is reported, so that means of it stay finite; also that of a
+/// start whose residual is not.
 const HUGE: f64 = f32::MAX as f64;
 
 /// `abs / scale`, also where both are 0.
@@ -36,8 +37,9 @@ impl Sample {
             steps: 0,
             proven: false,
             best_step: 0,
-            abs: f64::INFINITY,
-            rel: f64::INFINITY,
+            // Any residual is an improvement, and a record can be read back.
+            abs: f64::MAX,
+            rel: HUGE,
             limit: f64::INFINITY,
         }
     }

@@ -11,7 +11,7 @@ pub struct Solution {
     /// finite if the start was.
     pub z: Tensor<2>,
     /// `f(z)` there, `[batch, dim]`. One step of plain iteration closer to the fixed point of a
-    /// contraction.
+    /// contraction. `z` itself where that is a start whose `f(z)` is not finite.
     pub fz: Tensor<2>,
     /// Evaluations, steps, residuals, statuses.
     pub stats: SolveStats,
@@ -70,9 +70,11 @@ pub struct SolveStats {
     pub steps: Vec<usize>,
     /// The step, counted from 0 for the start, whose iterate is returned.
     pub best_step: Vec<usize>,
-    /// `|f(z) - z|` at the returned iterate, in units of the state.
+    /// `|f(z) - z|` at the returned iterate, in units of the state; `f64::MAX` where that is a
+    /// start whose `f(z)` is not finite.
     pub abs_residual: Vec<f64>,
-    /// `|f(z) - z| / |f(z)|` at the returned iterate.
+    /// `|f(z) - z| / (|f(z)| + rel_floor)` at the returned iterate; at most `f32::MAX`, which also
+    /// stands for a start whose `f(z)` is not finite.
     pub rel_residual: Vec<f64>,
     /// How each sample ended.
     pub status: Vec<SolveStatus>,
@@ -94,7 +96,7 @@ impl SolveStats {
         mean(self.rel_residual.iter().copied())
     }
 
-    /// The largest relative residual, NaN-free because the best iterate is finite.
+    /// The largest relative residual, always finite.
     pub fn worst_rel_residual(&self) -> f64 {
         self.rel_residual.iter().copied().fold(0.0, f64::max)
     }
@@ -121,9 +123,9 @@ pub struct StepReport {
     pub step: usize,
     /// Samples that had not ended before this step.
     pub active: usize,
-    /// `|f(z) - z|`.
+    /// `|f(z) - z|`, which is not finite at the step at which a sample fails.
     pub abs: Vec<f64>,
-    /// `|f(z) - z| / |f(z)|`.
+    /// `|f(z) - z| / (|f(z)| + rel_floor)`, likewise.
     pub rel: Vec<f64>,
 }
 
@@ -148,12 +150,13 @@ impl Trace {
     }
 }
 
-/// The state of the batch at one step of a solve; samples that ended before are at their answer.
+/// The state of the batch at one step of a solve; samples that ended before, or failed there, are
+/// at their answer.
 #[derive(Clone, Debug)]
 pub struct KeptState {
     /// The step, counted from 0 for the start.
     pub step: usize,
-    /// Whether the solve went so far. If not, this is the answer.
+    /// Whether a sample went so far. If not, this is the answer.
     pub reached: bool,
     /// The point, `[batch, dim]`.
     pub z: Tensor<2>,

@@ -12,10 +12,12 @@ pub enum SolveStatus {
     Converged,
     /// The budget of steps ran out first.
     MaxSteps,
-    /// The best residual did not improve for [`StopConfig::patience`](crate::StopConfig) steps.
+    /// The best residual did not improve for [`StopConfig::patience`](crate::StopConfig) steps, or
+    /// the true residual of a linear system did not halve
+    /// [from one check to the next](crate::LinearSolve::solve).
     Stalled,
-    /// The residual grew beyond [`StopConfig::divergence`](crate::StopConfig) times its first
-    /// value.
+    /// The residual grew beyond [`StopConfig::divergence`](crate::StopConfig) times the larger of
+    /// its first value and the tolerance.
     Diverged,
     /// `f(z)` of a finite point held a NaN or an infinity.
     NonFinite,

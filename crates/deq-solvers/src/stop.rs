@@ -77,8 +77,8 @@ pub struct StopConfig {
     #[config(default = "TraceLevel::Off")]
     pub trace: TraceLevel,
     /// The steps, counted from 0 for the start, whose points are returned in
-    /// [`Solution::states`](crate::Solution), for losses on the way to the equilibrium. Default
-    /// none.
+    /// [`Solution::states`](crate::Solution), for losses on the way to the equilibrium; one named
+    /// twice comes once. Default none.
     #[config(default = "Vec::new()")]
     pub keep: Vec<usize>,
 }

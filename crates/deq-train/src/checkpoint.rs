@@ -2,7 +2,8 @@
 //!
 //! A checkpoint is one folder with the model, the optimizer, the memory carried between steps, the
 //! recipe, and a manifest with their checksums. It is written to a temporary folder, which is
-//! renamed into place. The schedule of the learning rate follows from recipe and step.
+//! renamed into place; one of the same step is moved aside before and removed afterwards. The
+//! schedule of the learning rate follows from recipe and step.
 
 use crate::error::{RunError, TrainError, with_causes};
 use crate::files::{self, FileSum};
@@ -23,6 +24,8 @@ pub(crate) const MEMORY: &str = "memory.safetensors";
 /// The recipe of the steps up to there.
 pub(crate) const RECIPE: &str = "recipe.json";
 const MANIFEST: &str = "manifest.json";
+/// The beginning of the name of a checkpoint whose place another one of the same step takes.
+const ASIDE: &str = ".old-";
 
 /// Checkpoints kept: the newest, and the one before it in case the newest is damaged.
 const KEEP: usize = 2;
@@ -34,7 +37,7 @@ pub(crate) struct Position {
     pub(crate) step: usize,
     /// Whether the evaluation was made that comes after them if they end a round.
     pub(crate) evaluated: bool,
-    /// Training time in seconds, over all sessions.
+    /// Training time in seconds with the evaluations after the rounds, over all sessions.
     pub(crate) seconds: f64,
     /// What the policy of the Jacobian penalty has come to, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,7 +61,7 @@ impl Default for Position {
 pub(crate) struct RunSums {
     /// The log up to there.
     pub(crate) log: FileSum,
-    /// The recipe; two while it is being changed.
+    /// The recipe, and those that resumed runs have replaced it by since.
     pub(crate) recipe: Vec<FileSum>,
 }
 
@@ -109,8 +112,7 @@ impl Verified {
 
     /// That it is damaged, although its checksums are right.
     pub(crate) fn corrupt(&self, reason: String) -> TrainError {
-        let path = self.folder.clone();
-        RunError::CorruptCheckpoint { path, reason }.into()
+        corrupt(&self.folder, reason)
     }
 }
 
@@ -128,11 +130,14 @@ impl CheckpointStore {
         Ok(Self { folder })
     }
 
-    /// Removes what a killed process left half-written. Not for a run that is still training.
+    /// Removes what a killed process left half-written, and puts back a checkpoint that it had
+    /// moved aside. Not for a run that is still training.
     pub(crate) fn clear_partial(&self) -> Result<(), TrainError> {
         for name in self.names()? {
-            if name.starts_with('.') {
-                self.remove(&name)?;
+            match name.strip_prefix(ASIDE) {
+                Some(place) if !self.folder.join(place).exists() => self.rename(&name, place)?,
+                _ if name.starts_with('.') => self.remove(&name)?,
+                _ => {}
             }
         }
         Ok(())
@@ -145,12 +150,21 @@ impl CheckpointStore {
         verified.transpose()
     }
 
-    /// Lets the newest checkpoint belong to another recipe too.
-    pub(crate) fn add_recipe(&self, newest: &Verified, recipe: FileSum) -> Result<(), TrainError> {
-        let path = newest.folder.join(MANIFEST);
-        let mut manifest: Manifest = files::read_json(&path, "manifest")?;
-        manifest.run.recipe.push(recipe);
-        files::write_json(&path, &manifest.sealed(&path)?)
+    /// Lets every checkpoint belong to another recipe too, so that a run also goes on from the one
+    /// before the newest. One whose manifest is damaged stays as it is.
+    pub(crate) fn add_recipe(&self, recipe: &FileSum) -> Result<(), TrainError> {
+        for step in self.steps()? {
+            let folder = self.folder.join(folder_name(step));
+            let Ok(mut manifest) = read_manifest(&folder) else {
+                continue;
+            };
+            if !manifest.run.recipe.contains(recipe) {
+                manifest.run.recipe.push(recipe.clone());
+                let path = folder.join(MANIFEST);
+                files::write_json(&path, &manifest.sealed(&path)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// What Burn makes of a model or an optimizer.
@@ -169,7 +183,8 @@ impl CheckpointStore {
         parts: [(&str, Vec<u8>); N],
     ) -> Result<(), TrainError> {
         let name = folder_name(position.step);
-        let partial = self.folder.join(format!(".{name}"));
+        let hidden = format!(".{name}");
+        let partial = self.folder.join(&hidden);
         files::create_folder(&partial)?;
         for (name, bytes) in &parts {
             files::write_whole(&partial.join(name), bytes)?;
@@ -183,12 +198,15 @@ impl CheckpointStore {
         };
         let path = partial.join(MANIFEST);
         files::write_json(&path, &manifest.sealed(&path)?)?;
-        let place = self.folder.join(&name);
-        if place.exists() {
-            self.remove(&name)?;
+        let aside = format!("{ASIDE}{name}");
+        let again = self.folder.join(&name).exists();
+        if again {
+            self.rename(&name, &aside)?;
         }
-        let renamed = std::fs::rename(&partial, &place);
-        renamed.map_err(|source| TrainError::io("write", &place, source))?;
+        self.rename(&hidden, &name)?;
+        if again {
+            self.remove(&aside)?;
+        }
         let mut steps = self.steps()?;
         steps.sort_unstable();
         for step in steps.iter().rev().skip(KEEP) {
@@ -217,6 +235,11 @@ impl CheckpointStore {
         Ok(self.names()?.iter().filter_map(step).collect())
     }
 
+    fn rename(&self, from: &str, to: &str) -> Result<(), TrainError> {
+        let [from, to] = [from, to].map(|name| self.folder.join(name));
+        std::fs::rename(from, &to).map_err(|source| TrainError::io("write", &to, source))
+    }
+
     fn remove(&self, name: &str) -> Result<(), TrainError> {
         let path = self.folder.join(name);
         std::fs::remove_dir_all(&path).map_err(|source| TrainError::io("remove", &path, source))
@@ -227,24 +250,35 @@ fn folder_name(step: usize) -> String {
     format!("step-{step:07}")
 }
 
-fn verify(folder: &Path) -> Result<Verified, TrainError> {
-    let corrupt = |reason: String| RunError::CorruptCheckpoint {
-        path: folder.to_owned(),
-        reason,
-    };
+fn corrupt(folder: &Path, reason: String) -> TrainError {
+    let path = folder.to_owned();
+    RunError::CorruptCheckpoint { path, reason }.into()
+}
+
+/// The manifest of a checkpoint, after its checksum has been compared.
+fn read_manifest(folder: &Path) -> Result<Manifest, TrainError> {
     let manifest: Manifest = files::read_json(&folder.join(MANIFEST), "manifest")
-        .map_err(|error| corrupt(with_causes(&error)))?;
-    if manifest.clone().sealed(folder)?.checksum != manifest.checksum {
-        return Err(corrupt(format!("{MANIFEST} does not match its checksum")).into());
+        .map_err(|error| corrupt(folder, with_causes(&error)))?;
+    match manifest.clone().sealed(folder)?.checksum == manifest.checksum {
+        true => Ok(manifest),
+        false => {
+            let reason = format!("{MANIFEST} does not match its checksum");
+            Err(corrupt(folder, reason))
+        }
     }
+}
+
+fn verify(folder: &Path) -> Result<Verified, TrainError> {
+    let corrupt = |reason: String| corrupt(folder, reason);
+    let manifest = read_manifest(folder)?;
     if !manifest.files.contains_key(MODEL) {
-        return Err(corrupt(format!("{MODEL} is not in the manifest")).into());
+        return Err(corrupt(format!("{MODEL} is not in the manifest")));
     }
     for (name, expected) in &manifest.files {
         let bytes =
             files::read(&folder.join(name)).map_err(|error| corrupt(with_causes(&error)))?;
         if FileSum::of(&bytes) != *expected {
-            return Err(corrupt(format!("{name} does not match its checksum")).into());
+            return Err(corrupt(format!("{name} does not match its checksum")));
         }
     }
     Ok(Verified {
@@ -296,6 +330,35 @@ mod tests {
     }
 
     #[test]
+    fn a_checkpoint_that_is_written_again_is_lost_at_no_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::open(folder.path()).unwrap();
+        let place = "step-0000001";
+        let [aside, hidden] = [".old-step-0000001", ".step-0000001"];
+        let only_one_is_left = || {
+            store.clear_partial().unwrap();
+            assert_eq!(store.names().unwrap(), [place]);
+            assert_eq!(store.newest().unwrap().unwrap().position.step, 1);
+        };
+        (0..2).for_each(|_| save(&store, 1));
+        assert_eq!(store.names().unwrap(), [place]);
+        // A process killed when the old one is aside,
+        store.rename(place, aside).unwrap();
+        save(&store, 1);
+        store.rename(place, hidden).unwrap();
+        only_one_is_left();
+        // when the new one is in its place,
+        store.rename(place, aside).unwrap();
+        save(&store, 1);
+        only_one_is_left();
+        // and when half of the old one is removed.
+        store.rename(place, aside).unwrap();
+        save(&store, 1);
+        std::fs::remove_file(folder.path().join(aside).join(MANIFEST)).unwrap();
+        only_one_is_left();
+    }
+
+    #[test]
     fn an_altered_checkpoint_is_refused_with_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
         let store = CheckpointStore::open(folder.path()).unwrap();
@@ -318,7 +381,7 @@ mod tests {
         let store = CheckpointStore::open(folder.path()).unwrap();
         save(&store, 1);
         let newest = store.newest().unwrap().unwrap();
-        store.add_recipe(&newest, FileSum::of(b"recipe")).unwrap();
+        store.add_recipe(&FileSum::of(b"recipe")).unwrap();
         assert_eq!(store.newest().unwrap().unwrap().run.recipe.len(), 1);
         let path = newest.folder.join(MANIFEST);
         let text = std::fs::read_to_string(&path).unwrap();

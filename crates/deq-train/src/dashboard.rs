@@ -61,35 +61,36 @@ pub(crate) fn renderer(
 #[derive(Clone)]
 pub(crate) struct Gauge {
     name: MetricName,
-    /// The number, if the step has it.
-    value: fn(&StepRecord) -> Option<f64>,
+    /// The number, if the step has it, and how much it counts in the mean.
+    value: fn(&StepRecord) -> Option<(f64, usize)>,
     /// Applied to means on display: a perplexity is the exponential of a mean, not a mean of
     /// exponentials.
     display: fn(f64) -> f64,
     higher_is_better: bool,
     sum: f64,
-    count: usize,
+    weight: usize,
     current: f64,
 }
 
 impl Gauge {
-    fn new(name: &str, value: fn(&StepRecord) -> Option<f64>) -> Self {
+    fn new(name: &str, value: fn(&StepRecord) -> Option<(f64, usize)>) -> Self {
         Self {
             name: Arc::new(name.to_owned()),
             value,
             display: |mean| mean,
             higher_is_better: false,
             sum: 0.0,
-            count: 0,
+            weight: 0,
             current: f64::NAN,
         }
     }
 
     pub(crate) fn loss() -> Self {
-        Self::new("Loss", |step| Some(step.loss))
+        Self::new("Loss", loss)
     }
 
-    /// The measure of a task.
+    /// The measure of a task. All but a perplexity are averages of what each batch has: that is the
+    /// accuracy of a split, but not its mean IoU.
     pub(crate) fn quality(measure: &Measure) -> Self {
         let mut name = measure.name().to_owned();
         if let Some(first) = name.get_mut(..1) {
@@ -98,29 +99,47 @@ impl Gauge {
         match measure {
             Measure::Perplexity => Self {
                 display: f64::exp,
-                ..Self::new(&name, |step| Some(step.loss))
+                ..Self::new(&name, loss)
             },
             _ => Self {
                 higher_is_better: measure.higher_is_better(),
-                ..Self::new(&name, |step| step.quality)
+                ..Self::new(&format!("{name} per batch"), |step| {
+                    Some((step.quality?, step.targets))
+                })
             },
         }
     }
 
     pub(crate) fn steps() -> Self {
-        Self::new("Steps per solve", |step| Some(step.forward.as_ref()?.steps))
+        Self::new("Steps per solve", |step| {
+            let solve = step.forward.as_ref()?;
+            Some((solve.steps, solve.status.total()))
+        })
     }
 
     pub(crate) fn residual() -> Self {
-        Self::new("Residual", |step| Some(step.forward.as_ref()?.residual))
+        Self::new("Residual", |step| {
+            let solve = step.forward.as_ref()?;
+            Some((solve.residual, solve.status.total()))
+        })
+    }
+
+    fn add(&mut self, step: &StepRecord) {
+        if let Some((value, weight)) = (self.value)(step)
+            && weight > 0
+        {
+            self.sum += value * weight as f64;
+            self.weight += weight;
+            self.current = value;
+        }
     }
 
     fn mean(&self) -> f64 {
-        (self.display)(self.sum / self.count as f64)
+        (self.display)(self.sum / self.weight as f64)
     }
 
     fn entry(&self) -> SerializedEntry {
-        if self.count == 0 {
+        if self.weight == 0 {
             return SerializedEntry::not_available(None);
         }
         let (mean, current) = (self.mean(), (self.display)(self.current));
@@ -129,6 +148,11 @@ impl Gauge {
             NumericEntry::Value(current).serialize(),
         )
     }
+}
+
+/// The loss of a step, which is a mean over its targets.
+fn loss(step: &StepRecord) -> Option<(f64, usize)> {
+    Some((step.loss, step.targets))
 }
 
 impl Metric for Gauge {
@@ -151,11 +175,7 @@ impl Metric for Gauge {
         step: &StepRecord,
         _metadata: &MetricMetadata,
     ) -> Result<SerializedEntry, TensorReadError> {
-        if let Some(value) = (self.value)(step) {
-            self.sum += value;
-            self.count += 1;
-            self.current = value;
-        }
+        self.add(step);
         Ok(self.entry())
     }
 
@@ -164,17 +184,17 @@ impl Metric for Gauge {
     }
 
     fn clear(&mut self) {
-        (self.sum, self.count) = (0.0, 0);
+        (self.sum, self.weight) = (0.0, 0);
     }
 }
 
 impl Numeric for Gauge {
     fn value(&self) -> Option<NumericEntry> {
-        (self.count > 0).then(|| NumericEntry::Value((self.display)(self.current)))
+        (self.weight > 0).then(|| NumericEntry::Value((self.display)(self.current)))
     }
 
     fn running_value(&self) -> Option<NumericEntry> {
-        (self.count > 0).then(|| NumericEntry::Value(self.mean()))
+        (self.weight > 0).then(|| NumericEntry::Value(self.mean()))
     }
 
     fn final_value(&self) -> NumericEntry {
@@ -376,6 +396,20 @@ impl MetricsRenderer for LineRenderer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_short_batch_counts_as_much_as_it_has_targets() {
+        let steps = [(0.5, 30), (2.5, 10), (9.0, 0)].map(|(loss, targets)| StepRecord {
+            loss,
+            quality: Some(loss),
+            targets,
+            ..StepRecord::default()
+        });
+        for mut gauge in [Gauge::loss(), Gauge::quality(&Measure::share("accuracy"))] {
+            steps.iter().for_each(|step| gauge.add(step));
+            assert!((gauge.mean() - 1.0).abs() < 1e-12);
+        }
+    }
 
     #[test]
     fn numbers_and_times_read_well() {

@@ -14,8 +14,8 @@ use deq_jacreg::{SpectralRadiusConfig, spectral_radius};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-/// The budget of the traced solve, which has no tolerance to stop at: twice what evaluation may
-/// spend.
+/// The budget of the traced solve, which has no tolerance to stop at: twice the 30 steps that
+/// evaluation may spend at most in the presets.
 const TRACE_STEPS: usize = 60;
 
 /// What an evaluation measures, after which step, and on which devices.

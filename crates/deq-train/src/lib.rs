@@ -7,7 +7,8 @@
 //! equilibrium with the penalty. A run is a folder:
 //!
 //! - `config.json`: the whole recipe;
-//! - `metrics.jsonl`: one JSON object per training step and evaluation, see [`records::Record`];
+//! - `metrics.jsonl`: one JSON object per training step, evaluation, and change by a resumed run,
+//!   see [`records::Record`];
 //! - `events.out.tfevents.*`: the numbers of these records for TensorBoard;
 //! - `checkpoints/`: the newest two, each written whole or not at all;
 //! - `report.html`: tables and curves in one self-contained page;

@@ -107,7 +107,8 @@ pub struct StepRecord {
     pub seconds: f64,
 }
 
-/// One evaluation of a whole split.
+/// One evaluation of a split, or of the batches that
+/// [`valid_batches`](crate::Recipe::valid_batches) picks from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalRecord {
     /// Training steps made so far.
@@ -242,6 +243,12 @@ impl RunLog {
         self.bytes += line.len() as u64;
         self.hash.update(line.as_bytes());
         Ok(())
+    }
+
+    /// Waits until what was written is on the disk.
+    pub(crate) fn sync(&self) -> Result<(), TrainError> {
+        let synced = self.file.sync_data();
+        synced.map_err(|source| TrainError::io("write", &self.path, source))
     }
 
     /// Length and checksum of what was written.

@@ -133,6 +133,8 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
                 penalty: session.policy.as_ref().map(PenaltyPolicy::state),
             };
             let mut state = self.lock();
+            // A checkpoint that outlives a power failure must find its log there.
+            state.log.sync()?;
             state.checkpoint = session.step;
             let run = RunSums {
                 log: state.log.sum(),
@@ -287,7 +289,12 @@ impl<T: Task> RoundStrategy<T> {
             return Ok(false);
         }
         let all = self.held_out.per_pass();
-        let most = self.recipe.valid_batches.map_or(all, |most| most.min(all));
+        // The last one is what is reported.
+        let some = self
+            .recipe
+            .valid_batches
+            .filter(|_| round < self.recipe.rounds);
+        let most = some.map_or(all, |most| most.min(all));
         session.valid_event(LearnerEvent::StartSplit {
             epoch_number: round,
             total_items: most,

@@ -129,7 +129,7 @@ pub struct Summary {
     pub eval: EvalRecord,
     /// Parameters of the model.
     pub parameters: usize,
-    /// Training time in seconds, over all sessions.
+    /// Training time in seconds with the evaluations after the rounds, over all sessions.
     pub training_seconds: f64,
     /// What else the task has to say, by name.
     pub facts: Vec<(String, String)>,
@@ -147,7 +147,7 @@ pub struct Trained<T: Task> {
     pub run: PathBuf,
     /// Training steps made.
     pub step: usize,
-    /// Training time in seconds, over all sessions.
+    /// Training time in seconds with the evaluations after the rounds, over all sessions.
     pub seconds: f64,
     /// The device of the model.
     pub device: Device,
@@ -259,16 +259,21 @@ fn train_with<T: Task>(
 ) -> Result<Summary, TrainError> {
     let (trained, data, held_out) = run_rounds(recipe, options, team)?;
     let folder = RunFolder::new(options.run.clone());
-    let records = read_records(&folder.metrics())?;
+    let mut records = read_records(&folder.metrics())?;
     // An evaluation before a change of the recipe may have had other settings.
     let unchanged = |record: &&Record| !matches!(record, Record::Change(_));
     let mut latest = records.iter().rev().take_while(unchanged);
-    let eval = match latest.find_map(Record::as_eval) {
-        // Every round ended with an evaluation of everything.
-        Some(eval) if eval.step == trained.step && eval.batches == held_out.per_pass() => {
-            eval.clone()
+    let logged = latest.find_map(Record::as_eval);
+    let logged = logged.filter(|eval| eval.step == trained.step).cloned();
+    let eval = match logged {
+        // The last round ended with an evaluation of everything.
+        Some(eval) => eval,
+        // Nothing was left to train, and the recipe has changed.
+        None => {
+            let eval = trained.measure(held_out, (Split::Valid, true), team)?;
+            records.push(Record::Eval(eval.clone()));
+            eval
         }
-        _ => trained.measure(held_out, (Split::Valid, true), team)?,
     };
     let summary = trained.summary(&data, Split::Valid, eval);
     let gallery = trained.recipe.task.gallery(&trained, &data)?;
@@ -278,7 +283,8 @@ fn train_with<T: Task>(
     Ok(summary)
 }
 
-/// Trains without the evaluation and the report that follow it, and returns the seconds it took.
+/// Trains without the report that follows it, and returns the seconds it took, evaluations
+/// included.
 ///
 /// # Errors
 ///
@@ -372,10 +378,16 @@ fn run_rounds<T: Task>(
         let memory = memory.map_err(|reason| newest.corrupt(reason))?;
         start = (newest.position, memory);
     }
+    if changes
+        .iter()
+        .any(|change| change.field == "penalty.weight")
+    {
+        // A controller begins at the new weight, and not where it had come from the old one.
+        start.0.penalty = None;
+    }
     let known = newest.as_ref().map(|newest| newest.run.log.clone());
     let mut log = RunLog::open(&folder.metrics(), &known.unwrap_or_default())?;
-    let kept = newest.as_ref().map(|newest| (&store, newest));
-    let recipe_sum = folder.write_recipe(&recipe, kept)?;
+    let recipe_sum = folder.write_recipe(&recipe, &store)?;
     recipe.task.keep(&data, folder.path())?;
     for change in changes {
         if let Some(progress) = &options.progress {

@@ -218,19 +218,16 @@ impl RunFolder {
         Ok(changes)
     }
 
-    /// Writes the recipe, and returns its length and checksum.
+    /// Writes the recipe, to which all checkpoints belong from then on, and returns its length and
+    /// checksum.
     pub(crate) fn write_recipe<T: Task>(
         &self,
         recipe: &Recipe<T>,
-        resumed: Option<(&CheckpointStore, &Verified)>,
+        store: &CheckpointStore,
     ) -> Result<FileSum, TrainError> {
         let sum = self.recipe_sum(recipe)?;
-        if let Some((store, newest)) = resumed
-            && !newest.run.recipe.contains(&sum)
-        {
-            // Before the recipe, so that a kill between the two leaves a run that can be resumed.
-            store.add_recipe(newest, sum.clone())?;
-        }
+        // Before the recipe, so that a kill between the two leaves a run that can be resumed.
+        store.add_recipe(&sum)?;
         files::write_json(&self.config(), recipe)?;
         Ok(sum)
     }

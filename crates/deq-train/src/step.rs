@@ -229,6 +229,8 @@ impl<M: TaskModel> Learner<M> {
         let number = |tensor: Tensor<1>| tensor.inner().into_scalar::<f64>();
         let solved = reading.solved.as_ref();
         let backward = solved.and_then(|solved| solved.equilibrium.backward.solve());
+        // An asynchronous device is waited for here, before the time is taken.
+        let loss = number(loss);
         let record = StepRecord {
             backward: backward.as_ref().map(SolveRecord::from),
             penalty: penalty.map(|(weight, estimate)| PenaltyRecord {
@@ -238,7 +240,7 @@ impl<M: TaskModel> Learner<M> {
                 weight,
             }),
             seconds: started.elapsed().as_secs_f64(),
-            ..record(&self.model, (&input, phase), &reading, number(loss))
+            ..record(&self.model, (&input, phase), &reading, loss)
         };
         let item = StepOutput {
             record,

@@ -1,28 +1,31 @@
 //! Training for a given time.
 
-use crate::devices::Devices;
-use crate::error::{TrainError, require};
+use crate::error::{Stopped, TrainError, require};
 use crate::recipe::Recipe;
 use crate::records::{Record, read_records};
-use crate::run::{TrainOptions, train_only};
+use crate::run::{Start, TrainOptions, train_only};
 use crate::run_folder::RunFolder;
 use crate::task::Task;
 use deq_core::solvers::StopConfig;
 use deq_core::{DeqConfig, GradientConfig};
 use deq_jacreg::WeightSchedule;
+use std::path::Path;
 
 /// Steps of the trial, and how many of them are unrolled if training begins with such a phase.
 const TRIAL: usize = 24;
 const TRIAL_UNROLLED: usize = 6;
+/// The learning rate of the trial: too small to diverge by, and what a step takes does not depend
+/// on it.
+const TRIAL_RATE: f64 = 1e-6;
 
-/// The same training for `steps` steps, the first `unrolled` of them unrolled, with solves that use
-/// up their steps, or as many as they take where a controller holds them, and an evaluation that
-/// costs next to nothing.
-fn trial<T: Task>(recipe: &Recipe<T>, steps: usize, unrolled: usize) -> Recipe<T> {
+/// The same training, the first `unrolled` steps unrolled, with solves that use up their steps, or
+/// as many as they take where a controller holds them. It has a step more than the trial, which is
+/// stopped before the evaluation that is of everything.
+fn trial<T: Task>(recipe: &Recipe<T>, unrolled: usize) -> Recipe<T> {
     let mut trial = recipe.clone();
-    trial.scale_steps(steps);
+    trial.scale_steps(TRIAL + 1);
     trial.pretrain_steps = unrolled;
-    (trial.rounds, trial.valid_batches, trial.warmup_steps) = (1, Some(1), 0);
+    (trial.rounds, trial.warmup_steps, trial.learning_rate) = (1, 0, TRIAL_RATE);
     trial.deq = without_tolerance(trial.deq);
     if let Some(penalty) = &mut trial.penalty
         && let WeightSchedule::Controlled(controller) = &penalty.schedule
@@ -38,27 +41,43 @@ fn trial<T: Task>(recipe: &Recipe<T>, steps: usize, unrolled: usize) -> Recipe<T
 /// of each phase, whose solves use up their budgets, or half of what these leave above the target
 /// of a controller of the penalty. Where solves end earlier, training is done earlier.
 ///
+/// `options` are those of the training to come. The trial has a folder of its own on the way to
+/// that of the run, which is removed in the end, and stops when the training would.
+///
 /// # Errors
 ///
-/// [`TrainError`] if `minutes` is not above 0 or the trial fails.
+/// [`TrainError`] if `minutes` is not above 0, or the trial fails or is interrupted.
 pub fn affordable_steps<T: Task>(
     recipe: &Recipe<T>,
     minutes: f64,
-    devices: impl Into<Devices>,
+    options: &TrainOptions,
 ) -> Result<usize, TrainError> {
     let valid = minutes > 0.0 && minutes <= 1e6;
     require(valid, "minutes", minutes, "above 0 and at most 1,000,000")?;
     let [steps, unrolled] = recipe.phases();
     let first = if unrolled > 0 { TRIAL_UNROLLED } else { 0 };
-    let temporary = std::env::temp_dir();
-    let folder =
-        tempfile::tempdir().map_err(|source| TrainError::io("create", &temporary, source))?;
-    let run = RunFolder::new(folder.path().join("trial"));
+    // The checkpoint of the trial is as large as those of the run, for which there must be room.
+    let mut above = options.run.ancestors().skip(1);
+    let above = above.find(|path| path.is_dir()).unwrap_or(Path::new("."));
+    let folder = tempfile::Builder::new().prefix(".trial-").tempdir_in(above);
+    let folder = folder.map_err(|source| TrainError::io("create", above, source))?;
+    let run = RunFolder::new(folder.path().to_owned());
     let options = TrainOptions {
+        run: run.path().to_owned(),
+        start: Start::New,
         plain: true,
-        ..TrainOptions::new(devices, run.path().to_owned())
+        stop_after: Some(TRIAL),
+        ..options.clone()
     };
-    let total = train_only(trial(recipe, TRIAL, first), &options)?;
+    match train_only(trial(recipe, first), &options) {
+        // As it was to.
+        Err(TrainError::Stopped(Stopped::Interrupted { step: TRIAL, .. })) => {}
+        Err(TrainError::Stopped(Stopped::Interrupted { .. })) => {
+            return Err(Stopped::Trial.into());
+        }
+        ended => _ = ended?,
+    }
+    let total = run.newest()?.position.seconds;
     let records = read_records(&run.metrics())?;
     let steps_made = records.iter().filter_map(Record::as_step);
     let taken: Vec<f64> = steps_made.map(|step| step.seconds).collect();
@@ -70,7 +89,7 @@ pub fn affordable_steps<T: Task>(
         _ => share * warm(0..first) + (1.0 - share) * warm(first..TRIAL),
     };
     // What a step takes beside its forward and backward pass: the optimizer, the batch, the log.
-    let beside = total - evaluation_seconds(&records) - taken.iter().sum::<f64>();
+    let beside = total - taken.iter().sum::<f64>();
     let per_step = inside + beside.max(0.0) / TRIAL as f64;
     Ok(((60.0 * minutes / per_step) as usize).max(1))
 }
@@ -125,7 +144,7 @@ mod tests {
     #[test]
     fn the_solves_of_a_trial_are_as_long_as_a_controller_leaves_them() {
         let limits = |recipe: &Recipe<TextTask>| {
-            let trial = trial(recipe, TRIAL, TRIAL_UNROLLED);
+            let trial = trial(recipe, TRIAL_UNROLLED);
             trial.validate().unwrap();
             let GradientConfig::Implicit(adjoint) = &trial.deq.gradient else {
                 panic!("the preset has the implicit gradient");

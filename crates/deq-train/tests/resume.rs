@@ -10,16 +10,18 @@ mod sine;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use deq_models::DeqTransformerLmConfig;
+use deq_train::records::{EvalRecord, Record, read_records};
 use deq_train::tasks::images::ImagesTask;
 use deq_train::tasks::text::TextTask;
 use deq_train::{
     EvalOptions, Recipe, RunError, Start, Stopped, Task, TrainError, TrainOptions, Trained,
-    evaluate, train, train_only,
+    affordable_steps, evaluate, train, train_only,
 };
 use forge::forge;
 use sine::{Sine, SineTask};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The random numbers of a device are those of the whole process, so its trainings take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -54,7 +56,10 @@ fn text() -> Recipe<TextTask> {
 }
 
 fn images() -> Recipe<ImagesTask> {
-    short(Recipe::<ImagesTask>::preset("mini").unwrap(), 8)
+    let mut recipe = short(Recipe::<ImagesTask>::preset("mini").unwrap(), 8);
+    // The last evaluation reads a thousand images.
+    recipe.limit_eval_steps(Some(2));
+    recipe
 }
 
 fn own() -> Recipe<SineTask> {
@@ -212,6 +217,73 @@ fn a_run_keeps_what_makes_it_and_says_what_changes() {
         matches!(again, TrainError::Run(RunError::Exists { .. })),
         "{again}"
     );
+}
+
+#[test]
+fn the_evaluation_that_is_reported_is_in_the_log() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let summary = train(own(), &options(&run, Start::New, None)).unwrap();
+    let records = read_records(&run.join("metrics.jsonl")).unwrap();
+    let evals: Vec<&EvalRecord> = records.iter().filter_map(Record::as_eval).collect();
+    let batches: Vec<usize> = evals.iter().map(|eval| eval.batches).collect();
+    assert_eq!(batches, [2, 4]);
+    assert_eq!(*evals[1], summary.eval);
+}
+
+#[test]
+fn a_controller_goes_on_from_a_new_weight() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let mut recipe = own();
+    let controlled = r#"{"Controlled": {"target": 5.0}}"#;
+    for (field, value) in [("schedule", controlled), ("frequency", "1.0")] {
+        recipe.set(&format!("penalty.{field}"), value).unwrap();
+    }
+    assert!(train_only(recipe.clone(), &options(&run, Start::New, Some(3))).is_err());
+    recipe.set("penalty.weight", "4.0").unwrap();
+    train_only(recipe, &options(&run, Start::Resume, None)).unwrap();
+    let records = read_records(&run.join("metrics.jsonl")).unwrap();
+    let mut steps = records.iter().filter_map(Record::as_step);
+    let penalty = steps.nth(3).unwrap().penalty.as_ref().unwrap();
+    assert!((penalty.weight - 4.0).abs() < 1e-12, "{penalty:?}");
+}
+
+#[test]
+fn a_run_goes_on_from_the_checkpoint_before_after_a_change() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let mut recipe = own();
+    let stopped = |recipe: &Recipe<SineTask>, start| {
+        assert!(train_only(recipe.clone(), &options(&run, start, Some(3))).is_err());
+    };
+    // Checkpoints of step 2 and 3.
+    stopped(&recipe, Start::New);
+    recipe.learning_rate /= 2.0;
+    stopped(&recipe, Start::Resume);
+    std::fs::remove_dir_all(run.join("checkpoints/step-0000003")).unwrap();
+    train_only(recipe, &options(&run, Start::Resume, None)).unwrap();
+    assert!(run.join("checkpoints/step-0000005").is_dir());
+}
+
+#[test]
+fn a_trial_leaves_nothing_and_is_interrupted_as_its_run_is() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let options = TrainOptions {
+        stop: Some(stop.clone()),
+        ..options(&folder.path().join("run"), Start::New, None)
+    };
+    assert!(affordable_steps(&own(), 1.0, &options).is_ok());
+    stop.store(true, Ordering::Relaxed);
+    let error = affordable_steps(&own(), 1.0, &options).unwrap_err();
+    let interrupted = matches!(error, TrainError::Stopped(Stopped::Trial));
+    assert!(interrupted, "{error}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]

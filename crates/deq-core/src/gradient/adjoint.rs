@@ -3,7 +3,7 @@
 
 use super::config::{ImplicitConfig, NeumannGradientConfig, ShineConfig};
 use crate::cell::{EquilibriumCell, FrozenCell};
-use crate::error::{DeqError, require};
+use crate::error::{DeqError, require, require_count};
 use crate::hook::rewrite_cotangent;
 use crate::report::{BackwardPass, BackwardReport};
 use burn::tensor::{Bool, DType, Tensor};
@@ -76,18 +76,10 @@ impl Adjoint {
 
     pub(crate) fn series(config: &NeumannGradientConfig) -> Result<Self, DeqError> {
         let NeumannGradientConfig { terms } = *config;
-        require(terms >= 1, "neumann.terms", terms as f64, "at least 1")?;
-        let most = 1_000_000;
-        require(
-            terms <= most,
-            "neumann.terms",
-            terms as f64,
-            "at most 1,000,000",
-        )?;
-        // The length alone ends the series, and one read at its end tells how far it got.
+        require_count("neumann.terms", terms)?;
+        // The length alone ends the series.
         let stop = StopConfig::new()
             .with_max_steps(terms)
-            .with_check_every(Some(terms))
             .with_rel_tol(0.0)
             .with_abs_tol(f64::MIN_POSITIVE);
         Ok(Self::Series(AdjointSolve::build(&ImplicitConfig {
@@ -129,14 +121,16 @@ impl Adjoint {
     }
 
     fn answer<C: EquilibriumCell>(&self, at: &At<C>, g: Tensor<2>) -> (Tensor<2>, BackwardPass) {
-        let mut product = at.frozen.linearize(at.z.clone());
+        let linearize = || at.frozen.linearize(at.z.clone());
         match self {
             // From the cotangent on, every iterate is at least the one-step gradient.
             Adjoint::Solved(with) => {
+                let mut product = linearize();
                 let solution = with.solver.solve(&mut product, g, &with.stop);
                 (solution.z.clone(), solved(solution))
             }
             Adjoint::Series(with) => {
+                let mut product = linearize();
                 let solution = with.solver.solve(&mut product, g, &with.stop);
                 // The last term is paid for: it is the residual of the sum before it.
                 (solution.fz.clone(), solved(solution))
@@ -146,6 +140,7 @@ impl Adjoint {
                 let (shared, estimate) = Shared::new(inverse, g, *max_growth);
                 let (u, mut pass) = match refine {
                     Some(with) => {
+                        let product = linearize();
                         let mut preconditioned = |u: Tensor<2>| {
                             let residual = u.clone() - product(u.clone());
                             u - shared.apply(residual)

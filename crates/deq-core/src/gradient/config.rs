@@ -23,8 +23,8 @@ pub enum GradientConfig {
     /// Fung et al. 2021, arXiv 2103.12803). One backward pass of `f`, a descent direction where `f`
     /// contracts; not the gradient.
     OneStep,
-    /// Take the first terms of `u = g + J^T g + (J^T)^2 g + ...`. Tends to the exact gradient like
-    /// `|J|^terms`, where the series converges.
+    /// Take the first terms of `u = g + J^T g + (J^T)^2 g + ...`, of each sample up to the smallest
+    /// of them. Tends to the exact gradient like `|J|^terms`, where the series converges.
     Neumann(NeumannGradientConfig),
     /// Differentiate a few damped steps of plain iteration from `z*`. Tends to the exact gradient
     /// as the steps grow.
@@ -64,8 +64,9 @@ pub struct ImplicitConfig {
 /// The length of [`GradientConfig::Neumann`].
 #[derive(Config, Debug, PartialEq)]
 pub struct NeumannGradientConfig {
-    /// Products with `J^T`; 0 would be the one-step gradient. Default 5, as many as the steps of
-    /// [`PhantomConfig`].
+    /// Products with `J^T` at most; 0 would be the one-step gradient. The sum of a sample ends with
+    /// its smallest term, as one does with series that may diverge, so that terms that grow do not
+    /// spoil it. Default 5, as many as the steps of [`PhantomConfig`].
     #[config(default = 5)]
     pub terms: usize,
 }
@@ -100,17 +101,29 @@ pub struct PhantomConfig {
 /// rounding errors; a few pairs stored on the way bound how far they can grow, and
 /// [`BackwardPass::reversal_error`](crate::BackwardPass) says how far they did.
 ///
+/// The budget of the forward solve counts evaluations, two for each pair; an odd one is not used
+/// up, and even a budget of 1 makes a pair.
+///
+/// A sample that fails does not reach the gradients of the others, unless it fails in its first
+/// pair: then there is no point at which its `f` is known to be finite, and the gradients of
+/// parameters may be NaN.
+///
 /// McCallum et al., "Reversible Deep Equilibrium Models", arXiv 2509.12917, whose code stores none.
 #[derive(Config, Debug, PartialEq)]
 pub struct ReversibleGradientConfig {
-    /// Pairs of states to store, the start included, at equal distances along the solve. Default 8:
-    /// the way back from one to the last is then two pairs at most in a solve of 32 evaluations,
-    /// which with the solver's default damping of 0.8 multiplies rounding by about `5^4`.
+    /// Pairs of states to store in training, the start included, at equal distances along the
+    /// solve. Default 8: the way back from one to the last is then two pairs at most in a solve of
+    /// 32 evaluations, which with the solver's default damping of 0.8 multiplies rounding by about
+    /// `5^4`.
     #[config(default = 8)]
     pub stored_pairs: usize,
 }
 
 /// How far [`GradientConfig::Shine`] trusts the forward solve.
+///
+/// The [`history`](deq_solvers::BroydenConfig::history) of the forward solver must be at least the
+/// budget of its solves in training: a full one is emptied for all samples at once, and those that
+/// have ended learn nothing afterwards.
 ///
 /// Ramzi et al., "SHINE: SHaring the INverse Estimate from the forward pass for bi-level
 /// optimization and implicit models", ICLR 2022, arXiv 2106.00553.

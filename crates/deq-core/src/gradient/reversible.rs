@@ -1,13 +1,15 @@
 //! The gradient of a reversible iteration: its steps are undone and differentiated one by one.
 
 use crate::cell::{EquilibriumCell, FrozenCell};
-use crate::error::{DeqError, require};
+use crate::error::{DeqError, require_count};
 use crate::gradient::config::ReversibleGradientConfig;
 use crate::report::{BackwardPass, BackwardReport};
 use crate::state::StateLayout;
 use crate::tape::{Inputs, Pulled, TapedCell, attach};
 use burn::tensor::{Bool, Tensor, TensorData};
-use deq_solvers::{PicardConfig, Reversible, ReversiblePair, Solution, Solve, StopRule};
+use deq_solvers::{
+    PicardConfig, Reversible, ReversiblePair, Solution, Solve, SolveStatus, StopRule,
+};
 use std::sync::Arc;
 
 /// The reversible iteration as plain iteration of pairs `[y, z]`, so that a sample's answer is
@@ -46,18 +48,7 @@ impl ReversiblePairs {
         iteration: Reversible,
     ) -> Result<Self, DeqError> {
         let stored_pairs = config.stored_pairs;
-        require(
-            stored_pairs >= 1,
-            "reversible.stored_pairs",
-            stored_pairs as f64,
-            "at least 1, since the start must be stored",
-        )?;
-        require(
-            stored_pairs <= 1_000_000,
-            "reversible.stored_pairs",
-            stored_pairs as f64,
-            "at most 1,000,000",
-        )?;
+        require_count("reversible.stored_pairs", stored_pairs)?;
         let plain = PicardConfig::new().build().map_err(DeqError::Forward)?;
         Ok(Self {
             iteration,
@@ -66,7 +57,8 @@ impl ReversiblePairs {
         })
     }
 
-    /// Iterates from `z0`; the budget of `stop` counts evaluations.
+    /// Iterates from `z0`; the budget of `stop` counts evaluations, and allows one pair at least.
+    /// Pairs are stored in training only.
     ///
     /// # Shapes
     ///
@@ -76,37 +68,36 @@ impl ReversiblePairs {
         frozen: FrozenCell<C>,
         z0: Tensor<2>,
         stop: &StopRule,
+        training: bool,
     ) -> PairSolve<C> {
         let stop = stop.clone().with_max_steps(stop.config().max_steps / 2);
         let mut landmarks = Landmarks::new(self.stored_pairs);
         let mut step = |pair: Tensor<2>| {
-            landmarks.pass(&pair);
+            if training {
+                landmarks.pass(&pair);
+            }
             let mut f = |z| frozen.call(z);
             join(self.iteration.forward(&mut f, &parted(pair)))
         };
         let start = Tensor::cat(vec![z0.clone(), z0], 1);
         let mut solution = self.plain.solve(&mut step, start, &stop);
 
-        // What follows the best pair is one pair further, and has been paid for. It is unusable
-        // only if no evaluation was finite.
-        let lost: Vec<bool> = (solution.stats.abs_residual.iter())
-            .map(|residual| !residual.is_finite())
+        // What follows the best pair is one pair further, and has been paid for. A start that
+        // nothing finite follows is its own answer.
+        let stats = &solution.stats;
+        let pairs = (stats.best_step.iter().zip(&stats.steps).zip(&stats.status))
+            .map(|((best, steps), status)| match (steps, status) {
+                (1, SolveStatus::NonFinite) => 0,
+                _ => best + 1,
+            })
             .collect();
-        let pairs = (solution.stats.best_step.iter().zip(&lost))
-            .map(|(best, lost)| if *lost { 0 } else { best + 1 })
-            .collect();
-        let mut answer = solution.fz.clone();
-        if lost.contains(&true) {
-            let shape = answer.shape();
-            let mask = rows(lost, &answer).expand(shape);
-            answer = answer.mask_where(mask, solution.z.clone());
-        }
+        let pair = parted(solution.fz.clone());
         solution.stats.nfe *= 2;
         solution.stats.evaluated_rows *= 2;
         PairSolve {
             frozen,
             solution,
-            pair: parted(answer),
+            pair,
             pairs,
             landmarks,
         }
@@ -130,10 +121,12 @@ impl ReversiblePairs {
         } = solve;
         let (tracked, iteration) = (inputs.tracked(), self.iteration.clone());
         attach(answer, Some(z0), inputs, move |cotangent| {
+            let first = landmarks.at(0).expect("the start is always stored");
             let mut undo = Undo {
                 layout: frozen.layout(),
                 taped: TapedCell::new(&frozen, &tracked),
                 damping: iteration.damping(),
+                start: parted(first.clone()).z,
                 idle: None,
             };
             let mut pair = end.clone();
@@ -176,6 +169,8 @@ struct Undo<'a, C: EquilibriumCell> {
     layout: &'a StateLayout<C::State>,
     taped: TapedCell<C>,
     damping: f64,
+    /// `[batch, dim]`
+    start: Tensor<2>,
     /// The samples that did not take this step, `[batch, 1]`, if there are any.
     idle: Option<Tensor<2, Bool>>,
 }
@@ -192,7 +187,10 @@ impl<C: EquilibriumCell> Undo<'_, C> {
     ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
         let along = a_cotangent.clone().mul_scalar(self.damping);
         let along = self.unless_idle(along.clone(), along.zeros_like());
-        let pull = self.taped.pull(self.layout, b.clone(), along);
+        // Where a sample has come to, `f` need not be finite, and a cotangent of 0 would not keep
+        // that from the sums over the batch. At the start it was.
+        let point = self.unless_idle(b.clone(), self.start.clone());
+        let pull = self.taped.pull(self.layout, point, along);
         let before =
             (a.clone() - pull.fz.mul_scalar(self.damping)).mul_scalar(1.0 / (1.0 - self.damping));
         let kept = a_cotangent.clone().mul_scalar(1.0 - self.damping);

@@ -6,7 +6,7 @@ use burn::module::{Module, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor};
 use deq_core::dropout::DropoutMask;
-use deq_core::solvers::{SolverConfig, StopConfig};
+use deq_core::solvers::{BroydenConfig, SolverConfig, StopConfig};
 use deq_core::{
     CellContext, DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, NeumannGradientConfig,
     PhantomConfig, ReversibleGradientConfig, ShineConfig, TensorMap, UnrolledConfig, check,
@@ -51,6 +51,12 @@ fn misconfigured_layers_say_which_solve_is_wrong() {
     assert_eq!(
         message(DeqConfig::new().with_gradient(shine.clone())),
         "the shine gradient reuses the solve of the broyden solver, but solver is anderson"
+    );
+    let short = BroydenConfig::new().with_history(29).into();
+    assert_eq!(
+        message(DeqConfig::new().with_solver(short).with_gradient(shine)),
+        "broyden.history is 29, but must be at least stop.max_steps, since shine reads what a full \
+         history forgets"
     );
     assert_eq!(
         message(
@@ -132,6 +138,13 @@ fn the_jittered_budget_is_uniform_repeatable_and_for_training_only() {
         .at_step(5, step)
         .forward(&cell.valid(), &inputs.without_autodiff(), plain);
     assert_eq!(out.nfe, 6);
+    // A budget below the jitter is still one step.
+    let short = deq.with_max_steps(1);
+    for step in 0..20 {
+        let z0 = Tensor::zeros([BATCH, DIM], &device);
+        let out = short.at_step(5, step).forward(&cell, &inputs, z0);
+        assert_eq!(out.solve.unwrap().nfe, 1);
+    }
 }
 
 #[test]

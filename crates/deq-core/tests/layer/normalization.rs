@@ -67,6 +67,25 @@ fn the_gradient_of_a_normalised_weight_is_right() {
 }
 
 #[test]
+fn a_slice_of_zeros_stays_one_and_has_a_gradient() {
+    let device = device();
+    let spread = Tensor::<2>::from_data([[1.0], [0.0], [1.0]], &device);
+    let weight = numbers([3, 4], 1, 2.0, &device) * spread;
+    let norm = WeightNorm::new(weight.clone(), 0);
+    assert_close(
+        &values(&norm.weight()),
+        &values(&weight),
+        tolerance(1e-14),
+        "weight",
+    );
+    let grads = norm.weight().sum().backward();
+    for param in [&norm.direction, &norm.gain] {
+        let gradient = values(&param.val().grad(&grads).unwrap());
+        assert!(gradient.iter().all(|g| g.is_finite()), "{gradient:?}");
+    }
+}
+
+#[test]
 fn spectral_normalisation_bounds_the_largest_singular_value() {
     let device = device();
     device.seed(4);

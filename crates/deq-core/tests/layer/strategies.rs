@@ -1,14 +1,14 @@
 //! The other strategies: exact ones against an unroll, inexact ones by their order of convergence.
 
 use crate::support::*;
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use deq_core::solvers::{
     BroydenConfig, LinearSolverConfig, ReversibleConfig, SolveStatus, SolverConfig, StopConfig,
 };
 use deq_core::{
     Deq, EquilibriumCell, GradientConfig, ImplicitConfig, NeumannGradientConfig, PhantomConfig,
-    ReversibleGradientConfig, ShineConfig, UnrolledConfig, unroll,
+    Pullback, ReversibleGradientConfig, ShineConfig, UnrolledConfig, unroll,
 };
 use deq_testkit::{assert_close, problems, relative_error, values};
 use std::sync::Arc;
@@ -199,6 +199,50 @@ fn samples_of_a_reversible_solve_end_one_by_one_and_keep_their_own_gradient() {
     assert_close(&together[4], &sums, tolerance(1e-12), "db");
 }
 
+/// `f(z) = w sqrt(z) + x`, which is no number below 0.
+#[derive(Module, Debug)]
+struct Root {
+    w: Param<Tensor<1>>,
+}
+
+impl EquilibriumCell for Root {
+    type State = Tensor<2>;
+    type Context = Tensor<2>;
+
+    fn forward(&self, z: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
+        z.sqrt() * self.w.val().unsqueeze::<2>() + x.clone()
+    }
+}
+
+#[test]
+fn a_sample_whose_map_fails_on_its_way_spoils_no_gradient_of_a_reversible_solve() {
+    let device = device();
+    let cell = Root {
+        w: Param::from_tensor(Tensor::full([1], 0.5, &device)),
+    };
+    let deq = config(
+        ReversibleConfig::new().with_damping(0.5).into(),
+        GradientConfig::Reversible(ReversibleGradientConfig::new()),
+    )
+    .with_stop(tight().with_max_steps(12))
+    .build()
+    .unwrap();
+    // From 1, the second sample goes to the pair (0.05, -0.14), and no further.
+    let x = Tensor::<2>::from_data([[1.0], [-1.4]], &device);
+    let gradient = |rows: std::ops::Range<usize>| {
+        let x = x.clone().slice([rows, 0..1]);
+        let out = deq.forward(&cell, &x, x.ones_like());
+        let grads = out.output.sum().backward();
+        let dw = values(&cell.w.val().grad(&grads).unwrap());
+        (out.solve.unwrap().status, dw[0])
+    };
+    let (status, together) = gradient(0..2);
+    assert_eq!(status, [SolveStatus::MaxSteps, SolveStatus::NonFinite]);
+    let apart = gradient(0..1).1 + gradient(1..2).1;
+    let error = (together - apart).abs();
+    assert!(error < tolerance(1e-12), "{together} instead of {apart}");
+}
+
 #[test]
 fn phantom_and_neumann_gradients_tend_to_the_exact_one() {
     let device = device();
@@ -245,7 +289,6 @@ fn the_series_has_the_length_it_was_given_and_says_how_far_it_got() {
     let pass = out.backward.get().unwrap();
     assert_eq!(pass.products, 3);
     let solve = pass.solve.unwrap();
-    assert_eq!(solve.reads, 1);
     assert_eq!(solve.status, [SolveStatus::MaxSteps; BATCH]);
 
     // g + J^T g + (J^T)^2 g + (J^T)^3 g
@@ -280,7 +323,7 @@ fn shine_beats_one_step_refines_to_the_exact_gradient_and_falls_back() {
     let cell = Cell::new(true, &device);
     let inputs = inputs(&device);
     let exact = closed_form(&cell, &inputs);
-    let broyden = || SolverConfig::from(BroydenConfig::new().with_history(60));
+    let broyden = || SolverConfig::from(BroydenConfig::new().with_history(500));
     let of = |gradient| {
         let out = layer(broyden(), gradient);
         let z0 = Tensor::zeros([BATCH, DIM], &device);
@@ -309,6 +352,34 @@ fn shine_beats_one_step_refines_to_the_exact_gradient_and_falls_back() {
     let (refined, from_estimate) = of(GradientConfig::Shine(refined));
     assert!(refined < tolerance(1e-8), "{refined}");
     assert!(from_estimate.unwrap().solve.unwrap().all_converged());
+}
+
+#[test]
+fn a_shine_that_is_not_refined_linearises_nothing() {
+    #[derive(Module, Debug)]
+    struct Given {
+        cell: Cell,
+    }
+    impl EquilibriumCell for Given {
+        type State = Tensor<2>;
+        type Context = Inputs;
+        fn forward(&self, z: Tensor<2>, inputs: &Inputs) -> Tensor<2> {
+            self.cell.forward(z, inputs)
+        }
+        fn pullback(&self, _: Tensor<2>, _: &Inputs) -> Option<Pullback<Tensor<2>>> {
+            unreachable!("no product is made")
+        }
+    }
+    let device = device();
+    let cell = Given {
+        cell: Cell::new(true, &device),
+    };
+    let gradient = GradientConfig::Shine(ShineConfig::new());
+    let deq = layer(solver_for(&gradient), gradient);
+    let z0 = Tensor::zeros([BATCH, DIM], &device);
+    let out = deq.forward(&cell, &inputs(&device), z0);
+    let _ = loss(&out.output, &device).backward();
+    assert_eq!(out.backward.get().unwrap().products, 0);
 }
 
 /// A problem of the suite as a cell.
@@ -345,7 +416,7 @@ fn shine_beats_one_step_on_the_suite() {
             problem: Map(Arc::new(problem.map)),
         };
         let adjoint = |gradient: GradientConfig| {
-            let broyden = BroydenConfig::new().with_history(60).into();
+            let broyden = BroydenConfig::new().with_history(500).into();
             let deq = layer(broyden, gradient);
             let shift = problem.z0.zeros_like().autodiff().require_grad();
             let out = deq.forward(&cell, &shift, problem.z0.clone());

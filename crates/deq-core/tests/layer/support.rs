@@ -269,7 +269,7 @@ pub(crate) fn every_gradient() -> Vec<GradientConfig> {
 pub(crate) fn solver_for(gradient: &GradientConfig) -> SolverConfig {
     match gradient {
         GradientConfig::Reversible(_) => ReversibleConfig::new().with_damping(0.5).into(),
-        GradientConfig::Shine(_) => BroydenConfig::new().with_history(60).into(),
+        GradientConfig::Shine(_) => BroydenConfig::new().with_history(500).into(),
         _ => SolverConfig::anderson(),
     }
 }

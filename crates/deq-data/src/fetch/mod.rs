@@ -4,6 +4,7 @@ mod archive;
 mod download;
 
 use crate::error::DataError;
+use crate::files;
 use crate::text::layout::{Content, Layout};
 use crate::text::{Arrangement, CachePlace, CorpusReader, Level};
 use std::path::{Path, PathBuf};
@@ -196,6 +197,7 @@ pub fn fetch(
     mirror: Option<&str>,
     on_event: &mut dyn FnMut(FetchEvent),
 ) -> Result<bool, DataError> {
+    files::remove_abandoned(folder);
     let present = |name: &&str| folder.join(name).is_file();
     if text.file_names().iter().all(present) || holds_three_splits(folder) {
         return Ok(false);
@@ -229,7 +231,7 @@ pub fn fetch(
 /// places.
 fn unpack(text: &RemoteText, part: &Path, folder: &Path) -> Result<(), DataError> {
     let within = tempfile::Builder::new()
-        .prefix(".unpacking-")
+        .prefix(files::UNPACKING)
         .tempdir_in(folder)
         .map_err(|error| DataError::write(folder, error))?;
     for file in &text.files {

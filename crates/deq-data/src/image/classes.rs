@@ -2,7 +2,8 @@
 
 use super::decode::read_bounded;
 use super::raster::IGNORE_LABEL;
-use crate::error::DataError;
+use crate::error::{DataError, excerpt};
+use std::collections::HashSet;
 use std::path::Path;
 
 /// What names an id that is no class.
@@ -95,17 +96,25 @@ impl Labels {
                 line: blank + 1,
             });
         }
+        let bad = |reason| DataError::BadImage {
+            path: path.to_owned(),
+            reason,
+        };
         let numbered: Option<Vec<_>> = names.iter().map(|line| numbered(line)).collect();
+        let repeated = match &numbered {
+            Some(numbered) => repeated(numbered.iter().map(|(_, name)| *name)),
+            None => repeated(names.iter().copied()),
+        };
+        if let Some(name) = repeated {
+            let name = excerpt(name);
+            return Err(bad(format!("it gives the name {name} to two ids")));
+        }
         let Some(numbered) = numbered else {
             let names = names.into_iter().map(str::to_owned);
             return Self::counted(names.collect(), path);
         };
         let mut named = Vec::with_capacity(numbered.len());
         for (id, name) in numbered {
-            let bad = |reason| DataError::BadImage {
-                path: path.to_owned(),
-                reason,
-            };
             let id = u8::try_from(id)
                 .map_err(|_| bad(format!("its id {id} is too large: ids are 0 to 255")))?;
             if named.iter().any(|(other, _)| *other == id) {
@@ -143,6 +152,13 @@ fn numbered(line: &str) -> Option<(u32, &str)> {
     let (id, name) = line.split_once(':')?;
     let name = name.trim();
     Some((id.trim().parse().ok()?, name)).filter(|_| !name.is_empty())
+}
+
+/// The first class that has the name of another one; several ids may be ignored.
+fn repeated<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let mut seen = HashSet::new();
+    let mut classes = names.filter(|name| *name != IGNORED_NAME);
+    classes.find(|name| !seen.insert(*name))
 }
 
 #[cfg(test)]
@@ -190,11 +206,15 @@ mod tests {
         assert!((1..255).all(|id| map[id] == IGNORE_LABEL));
         assert_eq!(labels.meanings()[128], LabelMeaning::Ignored);
         assert_eq!(labels.meanings()[1], LabelMeaning::Unknown);
+        let ignored = read(b"0: a\n1: ignore\n2: ignore\n").unwrap();
+        assert_eq!(ignored.classes, ["a"]);
         // A line without an id makes all of them names.
         assert_eq!(read(b"0: a\nb\n").unwrap().classes, ["0: a", "b"]);
         for (list, expected) in [
             (&b"256: a\n"[..], "its id 256 is too large"),
             (b"1: a\n1: b\n", "the id 1 two names"),
+            (b"0: a\n1: b\n2: a\n", "the name a to two ids"),
+            (b"a\nb\na\n", "the name a to two ids"),
         ] {
             let error = read(list).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");

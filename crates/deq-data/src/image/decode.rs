@@ -3,6 +3,7 @@
 use super::jpeg::{self, End};
 use super::raster::{LabelMap, Picture};
 use crate::error::DataError;
+use crate::files::write_whole;
 use crate::panics::catch_panic;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use std::io::{Cursor, Read};
@@ -60,14 +61,7 @@ impl Picture {
     ///
     /// [`DataError::Io`] if it cannot be written.
     pub fn save_png(&self, path: &Path) -> Result<(), DataError> {
-        let partial = path.with_extension("png.partial");
-        std::fs::write(&partial, self.to_png())
-            .and_then(|()| std::fs::rename(&partial, path))
-            .map_err(|source| {
-                // The file is incomplete, and the first error is the one to report.
-                let _ = std::fs::remove_file(&partial);
-                DataError::write(path, source)
-            })
+        write_whole(path, |file| file.write_all(&self.to_png()))
     }
 
     /// The image as a PNG file in memory.

@@ -77,9 +77,13 @@ fn a_saved_image_is_read_back() {
     let path: PathBuf = folder.path().join("picture.png");
     let shapes = Shapes::new(VisionTask::Classification, 32, 1, 0).unwrap();
     let picture = shapes.example(0).unwrap().picture;
+    // Two processes may save it at the same time, so that no name is taken for granted.
+    let other = folder.path().join("picture.png.partial");
+    std::fs::write(&other, b"other").unwrap();
     picture.save_png(&path).unwrap();
     assert_eq!(Picture::open(&path).unwrap(), picture);
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    assert_eq!(std::fs::read(&other).unwrap(), b"other");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     let nowhere = folder.path().join("no/folder.png");
     assert!(matches!(
         picture.save_png(&nowhere).unwrap_err(),

@@ -112,6 +112,15 @@ fn degenerate_jacobians_and_settings_are_handled() {
     let broken = cell(&[vec![f64::NAN, 0.0], vec![0.0, 1.0]]);
     let found = arnoldi(&broken, &(), &z, &ArnoldiConfig::new()).unwrap();
     assert!(found.radius()[0].is_nan() && !found.converged[0]);
+    let broken = cell(&[
+        vec![0.1, 0.2, 0.3],
+        vec![0.4, f64::NAN, 0.6],
+        vec![0.7, 0.8, 0.9],
+    ]);
+    let z = tensor(vec![0.0; 3], [1, 3]);
+    let found = spectrum(&broken, &(), &z);
+    assert_eq!(found[0].len(), 3);
+    assert!(found[0].iter().all(|value| value.norm().is_nan()));
     let no_tolerance = ArnoldiConfig::new().with_tolerance(f64::INFINITY);
     assert_eq!(
         arnoldi(&broken, &(), &z, &no_tolerance)

@@ -1,7 +1,7 @@
 //! Value and gradient of the penalty.
 
 use crate::support::{
-    ReluCell, TanhCell, WithoutTangent, device, normal, relative, seeded, tensor, values,
+    Halving, ReluCell, TanhCell, WithoutTangent, device, normal, relative, seeded, tensor, values,
 };
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Gradients, Tensor};
@@ -400,6 +400,29 @@ fn rejects_differences_in_half_precision_and_missing_probes() {
         let grads = value.backward();
         let grad = values(cell.weight.val().grad(&grads).unwrap());
         assert!(grad.iter().all(|entry| entry.is_finite()));
+    }
+}
+
+#[test]
+fn f16_states_whose_squares_it_cannot_sum_are_penalised() {
+    let z = Tensor::<2>::zeros([1, 70_000], (&device(), DType::F16));
+    let _guard = seeded(32);
+    for (estimator, rounds) in [
+        (Estimator::Cotangent, 0),
+        (Estimator::Cotangent, 2),
+        (Estimator::Tangent, 0),
+        (Estimator::Denoising(DenoisingConfig::new(1.0)), 0),
+    ] {
+        let setting = JacobianPenaltyConfig::new()
+            .with_estimator(estimator)
+            .with_power_iterations(rounds)
+            .with_distribution(Probe::Rademacher);
+        let estimate = setting.build().unwrap().at(&Halving, &(), &z).unwrap();
+        assert_eq!(estimate.value.dtype(), DType::F16);
+        let finite: Vec<bool> = estimate.finite.into_data().iter::<bool>().collect();
+        assert_eq!(finite, [true]);
+        let error = relative(&values(estimate.value), &[0.25]);
+        assert!(error < 1e-2, "{estimator:?}: {error}");
     }
 }
 

@@ -1,8 +1,8 @@
 //! Spectral radii against matrices with known eigenvalues.
 
-use crate::support::{LinearCell, TanhCell, normal, relative, tensor};
+use crate::support::{Halving, LinearCell, TanhCell, device, normal, relative, tensor};
 use burn::tensor::{DType, Tensor};
-use deq_jacreg::{SpectralRadius, SpectralRadiusConfig, spectral_radius};
+use deq_jacreg::{ArnoldiConfig, SpectralRadius, SpectralRadiusConfig, arnoldi, spectral_radius};
 
 fn radius_of(rows: &[&[f64]], config: &SpectralRadiusConfig) -> SpectralRadius {
     let cell = LinearCell::new(rows);
@@ -123,6 +123,9 @@ fn one_dimensional_states_converge_at_once() {
     let config = SpectralRadiusConfig::new().with_check_every(1);
     let radius = radius_of(&[&[-0.25]], &config);
     assert_eq!((radius.per_sample, radius.products), (vec![0.25], 1));
+    // Read once, at the end.
+    let radius = radius_of(&[&[-0.25]], &config.with_check_every(usize::MAX));
+    assert_eq!((radius.per_sample, radius.products), (vec![0.25], 150));
 }
 
 #[test]
@@ -164,6 +167,17 @@ fn default_settings_work_in_f32() {
     println!("{radius:?}");
     assert_eq!(radius.converged, [true]);
     assert!(relative(&radius.per_sample, &[0.8]) < 1e-2);
+}
+
+#[test]
+fn f16_states_whose_squares_it_cannot_sum_are_measured() {
+    let z = Tensor::<2>::zeros([1, 70_000], (&device(), DType::F16));
+    let radius = spectral_radius(&Halving, &(), &z, &SpectralRadiusConfig::new()).unwrap();
+    assert_eq!(radius.converged, [true]);
+    assert!(relative(&radius.per_sample, &[0.5]) < 1e-3, "{radius:?}");
+    let config = ArnoldiConfig::new().with_products(2);
+    let radius = arnoldi(&Halving, &(), &z, &config).unwrap().radius();
+    assert!(relative(&radius, &[0.5]) < 1e-3, "{radius:?}");
 }
 
 #[test]

@@ -139,6 +139,23 @@ impl EquilibriumCell for ReluCell {
     }
 }
 
+/// `z / 2`, in the type of the state.
+#[derive(Module, Debug)]
+pub(crate) struct Halving;
+
+impl EquilibriumCell for Halving {
+    type State = Tensor<2>;
+    type Context = ();
+
+    fn forward(&self, z: Tensor<2>, _context: &()) -> Tensor<2> {
+        z * 0.5
+    }
+
+    fn tangent(&self, _z: Tensor<2>, direction: Tensor<2>, _context: &()) -> Option<Tensor<2>> {
+        Some(direction * 0.5)
+    }
+}
+
 /// `z A`, the same for every sample.
 #[derive(Module, Debug)]
 pub(crate) struct LinearCell {

@@ -5,8 +5,8 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
 
-/// `e^x` to about one unit in the last place; 0 below the smallest normal number, infinity above
-/// the largest, NaN for NaN.
+/// `e^x` to about one unit in the last place; 0 for `x` below -87.3, near the smallest normal
+/// number, infinity above 88.7, near the largest, NaN for NaN.
 ///
 /// `e^x = 2^n e^r` with the whole number `n` nearest to `x log2(e)`; `|r| <= ln(2) / 2`, where the
 /// Taylor polynomial of degree 7 is off by less than a rounding.
@@ -17,7 +17,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     // ln(2) in two parts, so that the product of the first with `n` is exact.
     const HIGH: f32 = 0.693_359_4;
     const LOW: f32 = -2.121_944_4e-4;
-    // A scaling by more than the exponent holds is none.
+    // Where the result is a normal number.
     let within = x.clamp(-87.3, 88.7);
     let shifted = within * LOG2_E + ROUND;
     let n = shifted - ROUND;
@@ -34,11 +34,11 @@ pub(crate) fn exp(x: f32) -> f32 {
     ] {
         sum = sum * r + term;
     }
-    // 2^(n - 1) is in range for every `n` there is.
-    let half = f32::from_bits((shifted.to_bits() << 23).wrapping_add(126 << 23));
-    let value = sum * half * 2.0;
+    // Times 2^n, added to the exponent: 2^128 is no number itself, though the largest results are.
+    let value = f32::from_bits(sum.to_bits().wrapping_add(shifted.to_bits() << 23));
     let value = if x < -87.3 { 0.0 } else { value };
-    if x > 88.7 { f32::INFINITY } else { value }
+    // The sum is infinity, or NaN for NaN, whose bits may have been changed.
+    if x <= 88.7 { value } else { x + f32::INFINITY }
 }
 
 /// `tanh(x)` to about two units in the last place.
@@ -88,18 +88,22 @@ mod tests {
 
     /// Units in the last place between two numbers.
     fn distance(a: f32, b: f64) -> f64 {
-        (f64::from(a) - b).abs() / (f64::from(f32::EPSILON) * b.abs().max(1e-30))
+        let smallest = f64::from(f32::MIN_POSITIVE);
+        (f64::from(a) - b).abs() / (f64::from(f32::EPSILON) * b.abs().max(smallest))
     }
 
     #[test]
     fn the_exponential_to_two_roundings() {
-        for i in -8_700..=8_800 {
+        for i in -8_729..=8_869 {
             let x = i as f32 * 0.01;
             assert!(distance(exp(x), f64::from(x).exp()) < 2.0, "{x}");
         }
         assert_eq!(exp(-1e9).to_bits(), 0);
         assert_eq!(exp(f32::NEG_INFINITY).to_bits(), 0);
-        assert!(exp(200.0).is_infinite() && exp(f32::NAN).is_nan());
+        assert!(exp(200.0).is_infinite() && exp(f32::INFINITY).is_infinite());
+        for bits in [0x7fc0_0000, 0x7fc0_0001, 0xffc0_00ff] {
+            assert!(exp(f32::from_bits(bits)).is_nan());
+        }
     }
 
     #[test]

@@ -5,7 +5,8 @@ use pulp::Simd;
 /// Vectors that are summed side by side.
 const WIDTH: usize = 4;
 
-/// `sum_i term(a_i, b_i)`, for slices of one length. `term` is given zeros behind their end.
+/// A sum over slices of one length, to which `add(sum, a_i, b_i)` adds a term. It is given zeros
+/// behind their end.
 #[inline(always)]
 pub(crate) fn sum_pairs<S: Simd>(
     simd: S,

@@ -1,9 +1,7 @@
 //! What describes a multiscale model.
 
-use super::cell::MdeqCell;
 use super::head::{ClassificationHead, SegmentationHead};
 use super::model::{Mdeq, MdeqClassifier, MdeqSegmenter};
-use super::stem::MdeqStem;
 use crate::error::{ModelError, require_memory};
 use burn::config::Config;
 use burn::tensor::Device;
@@ -148,11 +146,6 @@ impl MdeqConfig {
     pub(super) fn has_injection_layer(&self) -> bool {
         self.downsample_times > 0 || self.channels.len() > 2
     }
-
-    fn init(&self, momentum: f64, device: &Device) -> Mdeq {
-        let stem = MdeqStem::new(self, momentum, device);
-        Mdeq::new(stem, MdeqCell::new(self, device), self.dropout)
-    }
 }
 
 impl MdeqClassifierConfig {
@@ -186,7 +179,7 @@ impl MdeqClassifierConfig {
         self.validate()?;
         require_memory(self.parameters())?;
         Ok(MdeqClassifier {
-            backbone: self.backbone.init(self.batch_norm_momentum, device),
+            backbone: Mdeq::new(&self.backbone, self.batch_norm_momentum, device),
             head: ClassificationHead::new(self, device),
         })
     }
@@ -219,7 +212,7 @@ impl MdeqSegmenterConfig {
         self.validate()?;
         require_memory(self.parameters())?;
         Ok(MdeqSegmenter {
-            backbone: self.backbone.init(self.batch_norm_momentum, device),
+            backbone: Mdeq::new(&self.backbone, self.batch_norm_momentum, device),
             head: SegmentationHead::new(self, device),
         })
     }

@@ -1,12 +1,13 @@
 //! Images in, classes out, an equilibrium of several resolutions in between.
 
 use super::cell::{MdeqCell, MdeqContext};
+use super::config::MdeqConfig;
 use super::head::{ClassificationHead, SegmentationHead};
 use super::stem::MdeqStem;
 use crate::checkpoint::{LoadReport, StateDict, load, state_dict};
 use crate::error::ModelError;
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use deq_core::{Depth, Equilibrium};
 
 /// The part that classifier and segmenter share: stem and cell.
@@ -18,14 +19,17 @@ pub struct Mdeq {
     pub cell: MdeqCell,
     #[module(skip)]
     dropout: f64,
+    #[module(skip)]
+    side_multiple: usize,
 }
 
 impl Mdeq {
-    pub(crate) fn new(stem: MdeqStem, cell: MdeqCell, dropout: f64) -> Self {
+    pub(crate) fn new(config: &MdeqConfig, momentum: f64, device: &Device) -> Self {
         Self {
-            stem,
-            cell,
-            dropout,
+            stem: MdeqStem::new(config, momentum, device),
+            cell: MdeqCell::new(config, device),
+            dropout: config.dropout,
+            side_multiple: config.side_multiple(),
         }
     }
 
@@ -35,6 +39,11 @@ impl Mdeq {
         images: Tensor<4>,
         depth: Depth<'_>,
     ) -> (Equilibrium<Vec<Tensor<4>>>, MdeqContext) {
+        let ([_, _, height, width], multiple) = (images.dims(), self.side_multiple);
+        assert!(
+            height.is_multiple_of(multiple) && width.is_multiple_of(multiple),
+            "the images are {height} by {width}, but their sides must be multiples of {multiple}"
+        );
         let injection = self.stem.forward(images);
         let dropout = if injection.device().is_autodiff() {
             self.dropout
@@ -107,8 +116,7 @@ impl MdeqClassifier {
     ///
     /// # Panics
     ///
-    /// If a side of the images is not a multiple of
-    /// [`MdeqConfig::side_multiple`](crate::MdeqConfig::side_multiple).
+    /// If a side of the images is not a multiple of [`MdeqConfig::side_multiple`].
     pub fn forward(&self, images: Tensor<4>, depth: Depth<'_>) -> MdeqOutput<2> {
         let (equilibrium, context) = self.backbone.forward(images, depth);
         MdeqOutput {
@@ -162,8 +170,7 @@ impl MdeqSegmenter {
     ///
     /// # Panics
     ///
-    /// If a side of the images is not a multiple of
-    /// [`MdeqConfig::side_multiple`](crate::MdeqConfig::side_multiple).
+    /// If a side of the images is not a multiple of [`MdeqConfig::side_multiple`].
     pub fn forward(&self, images: Tensor<4>, depth: Depth<'_>) -> MdeqOutput<4> {
         let (equilibrium, context) = self.backbone.forward(images, depth);
         MdeqOutput {

@@ -121,7 +121,8 @@ impl ResNetConfig {
                 "stages" => (256, "from 1 to 256 blocks in each of at most 8 stages"),
                 _ => (1 << 16, "from 1 to 65536"),
             };
-            if !(1..=most).contains(&value) || self.stages.len() > 8 {
+            let too_many = field == "stages" && self.stages.len() > 8;
+            if !(1..=most).contains(&value) || too_many {
                 return Err(ModelError::OutOfRange {
                     field,
                     value: value as f64,

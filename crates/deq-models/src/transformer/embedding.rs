@@ -92,6 +92,10 @@ impl TokenEmbedding {
     ///
     /// - tokens: `[batch, time]`
     /// - output: `[batch, time, d_model]`
+    ///
+    /// # Panics
+    ///
+    /// If a token lies outside the vocabulary, on a device that checks indices, as the CPU does.
     pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, time] = tokens.dims();
         let tokens = tokens.reshape([batch * time]);
@@ -101,13 +105,18 @@ impl TokenEmbedding {
             // its own: tokens live on the device, and sorting them out on the host would wait for
             // it. The narrow tables make this cheap.
             tables => {
+                let last = tables.len() - 1;
                 let parts = tables.iter().enumerate().map(|(k, table)| {
                     let start = if k == 0 { 0 } else { self.bounds[k - 1] } as i64;
-                    let end = self.bounds[k] as i64;
-                    let outside = tokens
-                        .clone()
-                        .lower_elem(start)
-                        .bool_or(tokens.clone().greater_equal_elem(end));
+                    let before = || tokens.clone().lower_elem(start);
+                    let behind = || tokens.clone().greater_equal_elem(self.bounds[k] as i64);
+                    // A token outside the vocabulary is left to the first or the last table, which
+                    // does not have its row.
+                    let outside = match k {
+                        0 => behind(),
+                        _ if k == last => before(),
+                        _ => before().bool_or(behind()),
+                    };
                     let rows = tokens.clone().sub_scalar(start);
                     let rows = rows.mask_fill(outside.clone(), 0);
                     let vectors = self.project(k, table.val().select(0, rows));

@@ -80,7 +80,7 @@ impl DeqTransformerLmConfig {
 }
 
 impl TransformerXlLm {
-    /// Reads a segment. In training (on an autodiff device) dropout is on.
+    /// Reads a segment. In training (the model on an autodiff device) dropout is on.
     ///
     /// # Shapes
     ///
@@ -90,7 +90,7 @@ impl TransformerXlLm {
     ///
     /// If the memory comes from another batch size, width, or number of layers.
     pub fn forward(&self, tokens: Tensor<2, Int>, memory: &LmMemory) -> XlOutput {
-        let device = tokens.device();
+        let device = self.embedding.tables[0].device();
         let training = device.is_autodiff();
         let rate = |rate: f64| if training { rate } else { 0.0 };
         let rates = DropoutRates {

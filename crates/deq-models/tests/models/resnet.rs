@@ -96,7 +96,7 @@ fn every_tensor_survives_a_state_dict() {
 }
 
 #[test]
-fn empty_networks_are_rejected() {
+fn networks_that_are_none_are_rejected() {
     let message = |config: ResNetConfig| config.validate().unwrap_err().to_string();
     let base = || ResNetConfig::resnet18(10);
     assert_eq!(
@@ -106,8 +106,13 @@ fn empty_networks_are_rejected() {
     let mut config = base();
     config.stages = vec![2, 0];
     assert_eq!(
-        message(config),
+        message(config.clone()),
         "model.stages is 0, but must be from 1 to 256 blocks in each of at most 8 stages"
+    );
+    config.stages = vec![1; 9];
+    assert_eq!(
+        message(config),
+        "model.stages is 9, but must be from 1 to 256 blocks in each of at most 8 stages"
     );
 }
 

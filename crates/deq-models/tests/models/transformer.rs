@@ -5,7 +5,9 @@ use crate::support::{Distances, assert_near_in_16_bits, trained_in_16_bits, trai
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use deq_core::{CellContext, EquilibriumCell, FrozenCell, Lowered, Precision, check};
-use deq_models::{Depth, DeqTransformerLm, DeqTransformerLmConfig, LmMemory, LmOutput};
+use deq_models::{
+    Depth, DeqTransformerLm, DeqTransformerLmConfig, LmMemory, LmOutput, TransformerXlLm,
+};
 use deq_testkit::{assert_close, f64_device, relative_error, values};
 
 /// A model with everything switched on, its context after one segment, and a point.
@@ -224,4 +226,44 @@ fn an_explicit_network_trains_every_layer() {
         assert!(values(&gradient).iter().any(|value| value.abs() > 0.0));
     }
     assert!(config.init_explicit(0, &device).is_err());
+}
+
+#[test]
+fn an_explicit_network_has_dropout_where_its_own_device_trains() {
+    let (plain, device) = (f64_device(), f64_device().autodiff());
+    let config = DeqTransformerLmConfig::new(20, 8, 2, 16)
+        .with_dropout(0.5)
+        .with_init_std(0.3);
+    let model = config.init_explicit(2, &device).unwrap();
+    let run = |model: &TransformerXlLm, device: &Device| {
+        let tokens = Tensor::<2, Int>::from_data([[1, 2, 3, 4]], device);
+        values(&model.forward(tokens, &LmMemory::empty()).hidden)
+    };
+    assert_ne!(run(&model, &plain), run(&model, &plain));
+    let model = model.valid();
+    assert_eq!(run(&model, &device), run(&model, &device));
+}
+
+/// The vector of a token of a vocabulary of 40 in three tables.
+fn embedded(token: i64) -> Tensor<3> {
+    let device = f64_device();
+    let model = DeqTransformerLmConfig::new(40, 12, 3, 20)
+        .with_cutoffs(vec![10, 25])
+        .with_div_val(2)
+        .init(&device)
+        .unwrap();
+    let tokens = Tensor::<2, Int>::from_data([[token]], &device);
+    model.embedding.forward(tokens)
+}
+
+#[test]
+#[should_panic(expected = "index 15 out of bounds for dimension of size 15")]
+fn a_token_behind_the_vocabulary_has_no_vector() {
+    embedded(40);
+}
+
+#[test]
+#[should_panic(expected = "index -1 out of bounds for dimension of size 10")]
+fn a_token_before_the_vocabulary_has_no_vector() {
+    embedded(-1);
 }

@@ -4,7 +4,7 @@ use crate::{solve, solvers, tight};
 use burn::tensor::{DType, Int, Tensor};
 use deq_solvers::{
     AndersonConfig, AndersonType, ArmijoConfig, BroydenConfig, ByRows, FixedPointSolver,
-    FullHistory, Iterate, ReversibleConfig, ReversiblePair, Scope, Solve, SolveStatus,
+    FullHistory, Iterate, ReversibleConfig, ReversiblePair, Scope, Solve, SolveStats, SolveStatus,
     SolverConfig, TraceLevel,
 };
 use deq_testkit::{f64_device, problems, relative_error, values};
@@ -99,6 +99,38 @@ fn kept_states_are_those_of_the_trace_and_the_answer_beyond_the_end() {
         message.unwrap_err().to_string(),
         "stop.keep is 5, but must be below stop.max_steps, since steps are counted from 0"
     );
+}
+
+#[test]
+fn kept_states_depend_on_no_read_come_once_and_are_finite() {
+    let device = f64_device();
+    for check_every in [1, 4] {
+        let stop = tight().with_check_every(Some(check_every));
+        let solution = solve(
+            &SolverConfig::picard(),
+            |z| z.ones_like(),
+            &Tensor::zeros([2, 1], &device),
+            &stop.clone().with_keep(vec![3, 0, 3]),
+        );
+        assert_eq!(solution.stats.steps, [2, 2]);
+        let states = solution.states.iter();
+        let kept: Vec<_> = states.map(|s| (s.step, s.reached)).collect();
+        assert_eq!(kept, [(3, false), (0, true)]);
+
+        // The first sample goes 1, 1/2, 1/4, whose f(z) is not a number.
+        let map = |z: Tensor<2>| {
+            let bad = z.clone().lower_elem(0.3);
+            (z * 0.5).mask_fill(bad, f64::NAN)
+        };
+        let z0 = Tensor::<2>::from_data([[1.0], [8.0]], &device);
+        let stop = stop.with_max_steps(3).with_keep(vec![2]);
+        let solution = solve(&SolverConfig::picard(), map, &z0, &stop);
+        assert_eq!(solution.stats.status[0], SolveStatus::NonFinite);
+        let kept = &solution.states[0];
+        assert_eq!((kept.step, kept.reached), (2, true));
+        assert_eq!(values(&kept.z), [0.5, 2.0]);
+        assert_eq!(values(&kept.fz), [0.25, 1.0]);
+    }
 }
 
 #[test]
@@ -218,6 +250,10 @@ fn a_start_whose_fz_is_not_finite_is_handed_back() {
             "{config}"
         );
         assert_eq!(&values(&solution.fz)[..2], [-1.0, 2.0]);
+        assert!(solution.stats.mean_rel_residual().is_finite());
+        let json = serde_json::to_string(&solution.stats).unwrap();
+        let back: SolveStats = serde_json::from_str(&json).unwrap();
+        assert_eq!(back, solution.stats);
     }
 }
 

@@ -10,6 +10,21 @@ fn device() -> Device {
     deq_testkit::test_device!()
 }
 
+#[test]
+fn a_map_with_autodiff_may_be_solved_from_a_plain_start() {
+    let device = device();
+    let scale = Tensor::<2>::full([1, 2], 0.5, (&device, DType::F32)).autodiff();
+    let solvers: [SolverConfig; 2] = [AndersonConfig::new().into(), BroydenConfig::new().into()];
+    for config in solvers {
+        let stop = StopConfig::new().build().expect("valid");
+        let z0 = Tensor::<2>::zeros([3, 2], (&device, DType::F32));
+        let mut map = |z: Tensor<2>| (z * scale.clone()).cos();
+        let solver = config.build().expect("valid");
+        let solution = solver.solve(&mut map, z0, &stop);
+        assert!(solution.stats.all_converged(), "{config}");
+    }
+}
+
 /// A kernel is taken for plain tensors only; on an autodiff device the same solve goes by Burn's
 /// operations. Both are f32 and sum in different orders, which the history amplifies by its
 /// condition: 1e-3 of the size of the iterate within ten steps of a contraction by 0.7.

@@ -78,6 +78,13 @@ fn clusters_that_the_vocabulary_does_not_reach_are_left_out() {
 }
 
 #[test]
+fn the_largest_number_is_no_cluster() {
+    let mut recipe = Recipe::<TextTask>::preset("tiny").unwrap();
+    recipe.task.model.cutoffs = vec![usize::MAX];
+    assert!(recipe.validate().is_err());
+}
+
+#[test]
 fn a_text_is_known_by_its_content_wherever_it_lies() {
     let folder = tempfile::tempdir().unwrap();
     let text = "a line of text\n".repeat(100);

@@ -96,6 +96,22 @@ fn names(stem: &str, level: Level, given: Option<&Vocabulary>) -> Vec<String> {
     }
 }
 
+/// Whether a name is one that [`names`] may give, and not one of a text whose name only begins
+/// alike, as that of `enwik8.txt` begins like `enwik8`.
+fn is_named(name: &str, stem: &str) -> bool {
+    let rest = name.strip_prefix(stem);
+    let rest = rest.and_then(|rest| rest.strip_prefix('.')?.strip_suffix(EXTENSION));
+    rest.is_some_and(|rest| {
+        let (level, given) = match rest.split_once('.') {
+            Some((level, given)) => (level, Some(given)),
+            None => (rest, None),
+        };
+        let is_hash =
+            |given: &str| given.len() == 16 && given.bytes().all(|byte| byte.is_ascii_hexdigit());
+        level.parse::<Level>().is_ok() && given.is_none_or(is_hash)
+    })
+}
+
 /// The folders that may hold token files of a text, each with the beginning of their names.
 fn folders(path: &Path, place: &CachePlace) -> Vec<(PathBuf, String)> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -164,10 +180,9 @@ pub(crate) fn all(path: &Path, place: &CachePlace) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(&folder) else {
             continue;
         };
-        let begin = format!("{stem}.");
         found.extend(entries.flatten().map(|entry| entry.path()).filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(&begin) && name.ends_with(EXTENSION) && path.is_file()
+            is_named(&name, &stem) && path.is_file()
         }));
     }
     found.sort();

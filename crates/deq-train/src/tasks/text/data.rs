@@ -30,17 +30,13 @@ impl fmt::Display for DataSource {
 
 /// The text of a task, with the vocabulary of the run that it is opened for, if there is one.
 ///
-/// A run that is evaluated or generates gives tokens the ids that it was trained with. One that is
-/// resumed keeps its tokenizer; words are those of the text, which must not have changed.
+/// A run gives tokens the ids that it was trained with. Words that were derived anew could differ
+/// with a test split that has come or gone.
 pub(super) fn open(task: &TextTask, from: &Opening<'_>) -> Result<Corpus, TrainError> {
     let Some(run) = from.run else {
         return read(task, None, from);
     };
-    let kept = match !from.training || task.level == Level::Tokenizer {
-        true => kept_vocabulary(run, task)?,
-        false => None,
-    };
-    let corpus = read(task, kept, from)?;
+    let corpus = read(task, kept_vocabulary(run, task)?, from)?;
     if !from.training && task.vocabulary != Some(corpus.vocabulary.fingerprint()) {
         let path = run.to_owned();
         return Err(TextError::OtherVocabulary { path }.into());
@@ -58,7 +54,7 @@ fn read(
 ) -> Result<Corpus, TrainError> {
     let level = task.level;
     let vocabulary = match (kept, &task.tokenizer) {
-        (None, Some(_)) if level != Level::Tokenizer => {
+        (_, Some(_)) if level != Level::Tokenizer => {
             return Err(TextError::TokenizerAtOtherLevel { level }.into());
         }
         (None, Some(tokenizer)) => Some(Vocabulary::load(tokenizer)?),
@@ -160,6 +156,39 @@ mod tests {
         Vocabulary::of_bytes().save_in(run.path()).unwrap();
         refused(kept_vocabulary(run.path(), &task).unwrap_err());
         refused(task.keep(&corpus, run.path()).unwrap_err());
+    }
+
+    #[test]
+    fn words_stay_where_a_test_split_goes() {
+        let [text, run] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let file = |name: &str| text.path().join(name);
+        // For the words of test there is <unk>, which the only c in train becomes too.
+        for (name, words) in [
+            ("train", "a b a b c\n"),
+            ("valid", "a b\n"),
+            ("test", "d\n"),
+        ] {
+            std::fs::write(file(&format!("{name}.txt")), words).unwrap();
+        }
+        let mut task = tiny();
+        (task.data, task.level) = (DataSource::Path(text.path().to_owned()), Level::Word);
+        let corpus = task.open(&Opening::default()).unwrap();
+        task.keep(&corpus, run.path()).unwrap();
+        let resumed = || {
+            let mut resumed = task.clone();
+            let resuming = Opening {
+                run: Some(run.path()),
+                training: true,
+                ..Opening::default()
+            };
+            resumed.open(&resuming).unwrap();
+            resumed
+        };
+        std::fs::remove_file(file("test.txt")).unwrap();
+        assert_eq!(resumed(), task);
+        // Another text is noticed.
+        std::fs::write(file("train.txt"), "a b b b c\n").unwrap();
+        assert_ne!(resumed().fingerprint, task.fingerprint);
     }
 
     #[test]

@@ -139,7 +139,8 @@ impl Task for TextTask {
         let mut model = self.model.clone();
         if self.vocabulary.is_none() {
             // Not known before the text has been read.
-            model.vocab_size = model.cutoffs.last().map_or(1, |last| last + 1);
+            let last = model.cutoffs.last();
+            model.vocab_size = last.map_or(1, |last| last.saturating_add(1));
         }
         Ok(model.validate()?)
     }
