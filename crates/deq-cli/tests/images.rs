@@ -410,8 +410,13 @@ fn training_for_a_time_chooses_its_steps_and_goes_on_with_them() {
     assert_eq!(penalised(1), (&"equilibrium".into(), &1.0.into()));
     let evals = || found.iter().filter(|record| record["event"] == "eval");
     assert_eq!(found.len() as u64, steps + number("rounds"));
-    // Of the 12 held-out pictures, one batch after each round.
-    assert!(evals().all(|eval| eval["targets"] == 4));
+    // Of the 12 held-out pictures, one batch after each round, and all of them after the last.
+    let read: Vec<_> = evals().map(|eval| eval["targets"].as_u64()).collect();
+    let (last, before) = read.split_last().unwrap();
+    assert!(
+        *last == Some(12) && before.iter().all(|read| *read == Some(4)),
+        "{read:?}"
+    );
     run(path, &[&timed[..], &["--resume"]].concat());
     assert_eq!(records(&path.join("timed")), found);
     let message = error(path, &[&timed[..6], &["--minutes", "-1"]].concat());
