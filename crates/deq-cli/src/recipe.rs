@@ -277,12 +277,8 @@ impl RecipeArgs {
         set(&mut recipe.batch, self.batch);
         set(&mut recipe.learning_rate, self.lr);
         set(&mut recipe.seed, self.seed);
-        if let Some(steps) = self.solver_steps {
-            let stop = &mut recipe.deq.stop;
-            // Evaluation keeps its own.
-            recipe.deq.eval_stop.get_or_insert_with(|| stop.clone());
-            stop.max_steps = steps;
-        }
+        let evaluated = recipe.deq.stop.max_steps;
+        set(&mut recipe.deq.stop.max_steps, self.solver_steps);
         if let Some(precision) = self.precision {
             recipe.set("deq.precision", precision.json())?;
             recipe.raise_tolerances();
@@ -312,6 +308,15 @@ impl RecipeArgs {
                 bail!("--set {field} has no value: write FIELD=VALUE");
             };
             recipe.set(path, value)?;
+        }
+        // Evaluation without steps of its own keeps those that training had.
+        let is_set = self
+            .set
+            .iter()
+            .any(|field| field.starts_with("deq.eval_stop"));
+        if self.solver_steps.is_some() && recipe.deq.eval_stop.is_none() && !is_set {
+            let stop = recipe.deq.stop.clone().with_max_steps(evaluated);
+            recipe.deq.eval_stop = Some(stop);
         }
         Ok(())
     }

@@ -456,7 +456,7 @@ fn print_networks(result: &NetworkComparisonResult) {
     for network in &result.networks {
         let share = network.converged;
         println!(
-            "{:32} {:4} {:>10} {:>10} {:7.1} {:6} {:8.0} {:11.1} {:6.1} +{:5.1} {:>9} {:>7}",
+            "{:32} {:4} {:>10} {:>10} {:7.1} {:6} {:8.0} {:>11} {:6.1} +{:5.1} {:>9} {:>7}",
             network.name,
             network.seed,
             network.quality_text(measure),
@@ -465,8 +465,8 @@ fn print_networks(result: &NetworkComparisonResult) {
                 .map_or(String::new(), |count| count.to_string()),
             network.training_seconds / 60.0,
             network.steps,
-            1e3 * network.training_seconds / network.steps as f64,
-            network.evaluations,
+            1e3 * network.training_seconds / network.steps.max(1) as f64,
+            (network.evaluations).map_or(String::new(), |count| format!("{count:.1}")),
             network.training_evaluations[0],
             network.training_evaluations[1],
             share.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share)),

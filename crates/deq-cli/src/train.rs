@@ -4,10 +4,10 @@ use crate::print;
 use crate::recipe::{RecipeArgs, TaskArgs};
 use anyhow::Result;
 use deq_train::{
-    Devices, DevicesError, Recipe, RunError, RunFolder, Start, Stopped, Task, TrainError,
+    Devices, DevicesError, Network, Recipe, RunError, RunFolder, Start, Stopped, Task, TrainError,
     TrainOptions, affordable_steps, train,
 };
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub(crate) fn run(args: TaskArgs) -> Result<()> {
     match args {
@@ -54,8 +54,11 @@ fn run_task<T: Task>(
         }
         print::note(format_args!("training for {} steps", recipe.steps));
     }
-    let summary = train(recipe, &options);
-    let summary = summary.inspect_err(|error| say_how_to_go_on(error, command, &run, args))?;
+    let network = recipe.network;
+    let summary = train(recipe, &options).inspect_err(|error| {
+        let line = format!("deq train {command} --run {} --resume", run.display());
+        say_how_to_go_on(error, line, network, args);
+    })?;
     if args.json {
         return print::json(&summary);
     }
@@ -82,7 +85,7 @@ fn say_what_runs(name: &str) {
 }
 
 /// Says the command that goes on, where there is one.
-fn say_how_to_go_on(error: &TrainError, command: &str, run: &Path, args: &RecipeArgs) {
+fn say_how_to_go_on(error: &TrainError, mut line: String, network: Network, args: &RecipeArgs) {
     let (mut device, mut more) = (args.device.as_str(), "");
     match error {
         TrainError::Stopped(Stopped::Interrupted { .. }) => {}
@@ -92,14 +95,13 @@ fn say_how_to_go_on(error: &TrainError, command: &str, run: &Path, args: &Recipe
         TrainError::Stopped(Stopped::Diverged {
             checkpoint: 1.., ..
         }) => {
-            more = match args.tied.or(args.layers) {
-                Some(_) => " --lr RATE",
-                None => " --lr RATE --penalty WEIGHT",
+            more = match network {
+                Network::Equilibrium => " --lr RATE --penalty WEIGHT",
+                _ => " --lr RATE",
             };
         }
         _ => return,
     }
-    let mut line = format!("deq train {command} --run {} --resume", run.display());
     // What a run does not keep.
     if device != "flex" {
         line += &format!(" --device {device}");

@@ -59,7 +59,7 @@ pub fn weight_norm<const D: usize>(
 }
 
 /// The Euclidean norm over all axes but one, which stay with size 1. It is 1e-15 at least, so that
-/// slices of zeros can be divided by it and have a gradient.
+/// slices of zeros can be divided by it and have a gradient, but in f16, which has no such number.
 pub fn norm_except<const D: usize>(weight: Tensor<D>, axis: usize) -> Tensor<D> {
     assert!(axis < D, "a tensor of rank {D} has no axis {axis}");
     (0..D)

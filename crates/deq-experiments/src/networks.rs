@@ -140,8 +140,8 @@ pub struct NetworkResult {
     pub name: String,
     /// Its seed.
     pub seed: u64,
-    /// Whether its loss or a parameter stopped being a number. Its quality is then the worst there
-    /// is, and what was to be measured after training is NaN or absent.
+    /// Whether its loss or a parameter stopped being a number. What was to be measured after
+    /// training is then absent, and claims count its quality as the worst there is.
     pub diverged: bool,
     /// Parameters; absent if it diverged.
     pub parameters: Option<usize>,
@@ -151,9 +151,9 @@ pub struct NetworkResult {
     /// them.
     pub training_seconds: f64,
     /// Quality on the whole valid split.
-    pub quality: f64,
+    pub quality: Option<f64>,
     /// Applications of the cell or of layers for a batch of the valid split.
-    pub evaluations: f64,
+    pub evaluations: Option<f64>,
     /// The same in a training step, mean over the second half of training: forward, and
     /// vector-Jacobian products backward.
     pub training_evaluations: [f64; 2],
@@ -161,18 +161,16 @@ pub struct NetworkResult {
     pub converged: Option<f64>,
     /// The most bytes of heap that a training step holds beside the model and its data.
     pub step_bytes: Option<usize>,
-    /// Quality on the part of the valid split that is evaluated after each round, by minutes of
-    /// training.
+    /// Quality on the part of the valid split that is evaluated after each round, on all of it
+    /// after the last, by minutes of training.
     pub course: Vec<(f64, f64)>,
 }
 
 impl NetworkResult {
     /// Its quality as it is shown.
     pub fn quality_text(&self, measure: &Measure) -> String {
-        match self.diverged {
-            true => "diverged".to_owned(),
-            false => measure.text(self.quality),
-        }
+        self.quality
+            .map_or("diverged".to_owned(), |quality| measure.text(quality))
     }
 }
 
@@ -397,10 +395,6 @@ fn network<T: Task>(
         None => steps.iter().map(|step| step.seconds).sum(),
     };
     let eval = summary.as_ref().map(|summary| &summary.eval);
-    let worst = match options.recipe.task.measure().higher_is_better() {
-        true => 0.0,
-        false => f64::INFINITY,
-    };
     Ok(NetworkResult {
         name,
         seed,
@@ -408,8 +402,8 @@ fn network<T: Task>(
         parameters: summary.as_ref().map(|summary| summary.parameters),
         steps: steps.len(),
         training_seconds,
-        quality: eval.map_or(worst, |eval| eval.quality.value),
-        evaluations: eval.map_or(f64::NAN, |eval| eval.nfe_per_solve),
+        quality: eval.map(|eval| eval.quality.value),
+        evaluations: eval.map(|eval| eval.nfe_per_solve),
         training_evaluations: [
             mean(&|step| step.forward_nfe),
             mean(&|step| step.backward.as_ref().map_or(0, |solve| solve.nfe)),
@@ -472,7 +466,11 @@ fn claims<T: Task>(
         let named = networks.iter().filter(|network| network.name == name);
         named.map(value).collect()
     };
-    let quality = |contender| of(contender, &|network| network.quality);
+    let worst = match measure.higher_is_better() {
+        true => 0.0,
+        false => f64::INFINITY,
+    };
+    let quality = |contender| of(contender, &|network| network.quality.unwrap_or(worst));
     let failed = |network: &NetworkResult| 1.0 - network.converged.unwrap_or(f64::NAN);
     let measured = |contender| {
         let mut numbers = of(contender, &failed);
@@ -576,9 +574,9 @@ fn write_page(result: &NetworkComparisonResult, title: &str) -> Result<(), Train
             network.steps.to_string(),
             format!(
                 "{:.0}",
-                1e3 * network.training_seconds / network.steps as f64
+                1e3 * network.training_seconds / network.steps.max(1) as f64
             ),
-            format!("{:.1}", network.evaluations),
+            (network.evaluations).map_or(String::new(), |count| format!("{count:.1}")),
             format!("{forward:.1} + {backward:.1}"),
             network.converged.map_or(String::new(), share),
             network.step_bytes.map_or(String::new(), megabytes),

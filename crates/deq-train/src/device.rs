@@ -148,7 +148,7 @@ pub(crate) fn find(kind: &str) -> Vec<Device> {
     }
 }
 
-/// WebGPU without OpenGL, which Burn falls back to on a machine that has nothing else: its context
+/// WebGPU without OpenGL, which Burn falls back to on a machine without another card: its context
 /// belongs to one thread at a time, and where another waits for it for longer than some seconds,
 /// as on a slow device, that one panics and the program hangs.
 #[cfg(feature = "wgpu")]
@@ -163,21 +163,26 @@ mod webgpu {
         &[WgpuBackend::Vulkan, WgpuBackend::Dx12]
     };
 
-    /// The device that wgpu prefers among those of the first interface that has any.
+    /// The device that wgpu prefers among those of the best interface.
     pub(super) fn preferred() -> Device {
-        let (interface, _) = first_with_devices().unwrap_or((INTERFACES[0], Vec::new()));
+        let (interface, _) = best().unwrap_or((INTERFACES[0], Vec::new()));
         Device::new(CubeDevice::Wgpu(WgpuDevice::default().on(interface)))
     }
 
-    /// The devices of the first interface that has any.
+    /// The devices of the best interface.
     pub(super) fn enumerate() -> Vec<Device> {
-        first_with_devices().map_or(Vec::new(), |(_, devices)| devices)
+        best().map_or(Vec::new(), |(_, devices)| devices)
     }
 
-    fn first_with_devices() -> Option<(WgpuBackend, Vec<Device>)> {
+    /// The first interface that has a card, or else that has any device.
+    fn best() -> Option<(WgpuBackend, Vec<Device>)> {
         let found = INTERFACES.iter().map(|api| (*api, devices_of(*api)));
-        let mut found = found.filter(|(_, devices)| !devices.is_empty());
-        found.next()
+        let found: Vec<_> = found.filter(|(_, devices)| !devices.is_empty()).collect();
+        let is_card = |device: &Device| !super::computes_on_cpu(device);
+        let card = found
+            .iter()
+            .position(|(_, devices)| devices.iter().any(is_card));
+        found.into_iter().nth(card.unwrap_or(0))
     }
 
     fn devices_of(interface: WgpuBackend) -> Vec<Device> {

@@ -118,8 +118,8 @@ pub enum DevicesError {
     },
     /// Work with workers ended in a panic, and all of them answer.
     #[error(
-        "work with {names} broke off ({reason}), though every worker answers: resume the run; if \
-         it breaks off there again, the connection was not the cause"
+        "work with {names} broke off ({reason}), though every worker answers: try again, a run by \
+         resuming it; if it breaks off there again, the connection was not the cause"
     )]
     BrokenOff {
         /// The workers.

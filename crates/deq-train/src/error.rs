@@ -264,6 +264,15 @@ pub enum Stopped {
         step: usize,
         run: PathBuf,
     },
+    /// The steps that were to tell how long one takes ended in numbers that are none.
+    #[error(
+        "{what} while the number of steps was being chosen: the model is none at the start; check \
+         its initial weights and the data"
+    )]
+    TrialDiverged {
+        /// Such as `the loss became NaN`.
+        what: String,
+    },
     /// It was told to stop before the first step, while steps were tried.
     #[error("interrupted while the number of steps was being chosen: nothing has been trained yet")]
     Trial,

@@ -264,11 +264,12 @@ fn train_with<T: Task>(
     let unchanged = |record: &&Record| !matches!(record, Record::Change(_));
     let mut latest = records.iter().rev().take_while(unchanged);
     let logged = latest.find_map(Record::as_eval);
-    let logged = logged.filter(|eval| eval.step == trained.step).cloned();
-    let eval = match logged {
+    let whole =
+        |eval: &&EvalRecord| eval.step == trained.step && eval.batches == held_out.per_pass();
+    let eval = match logged.filter(whole).cloned() {
         // The last round ended with an evaluation of everything.
         Some(eval) => eval,
-        // Nothing was left to train, and the recipe has changed.
+        // Nothing was left to train, and the recipe or the held-out data have changed.
         None => {
             let eval = trained.measure(held_out, (Split::Valid, true), team)?;
             records.push(Record::Eval(eval.clone()));

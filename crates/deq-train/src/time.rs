@@ -10,6 +10,10 @@ use deq_core::solvers::StopConfig;
 use deq_core::{DeqConfig, GradientConfig};
 use deq_jacreg::WeightSchedule;
 use std::path::Path;
+use std::time::Duration;
+
+/// The beginning of the name of a trial's folder.
+const PREFIX: &str = ".trial-";
 
 /// Steps of the trial, and how many of them are unrolled if training begins with such a phase.
 const TRIAL: usize = 24;
@@ -41,8 +45,9 @@ fn trial<T: Task>(recipe: &Recipe<T>, unrolled: usize) -> Recipe<T> {
 /// of each phase, whose solves use up their budgets, or half of what these leave above the target
 /// of a controller of the penalty. Where solves end earlier, training is done earlier.
 ///
-/// `options` are those of the training to come. The trial has a folder of its own on the way to
-/// that of the run, which is removed in the end, and stops when the training would.
+/// `options` are those of the training to come. The trial has a folder of its own in that of the
+/// run, or in the nearest one on the way there, which is removed in the end; it stops when the
+/// training would.
 ///
 /// # Errors
 ///
@@ -57,9 +62,10 @@ pub fn affordable_steps<T: Task>(
     let [steps, unrolled] = recipe.phases();
     let first = if unrolled > 0 { TRIAL_UNROLLED } else { 0 };
     // The checkpoint of the trial is as large as those of the run, for which there must be room.
-    let mut above = options.run.ancestors().skip(1);
+    let mut above = options.run.ancestors();
     let above = above.find(|path| path.is_dir()).unwrap_or(Path::new("."));
-    let folder = tempfile::Builder::new().prefix(".trial-").tempdir_in(above);
+    remove_abandoned(above);
+    let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(above);
     let folder = folder.map_err(|source| TrainError::io("create", above, source))?;
     let run = RunFolder::new(folder.path().to_owned());
     let options = TrainOptions {
@@ -74,6 +80,9 @@ pub fn affordable_steps<T: Task>(
         Err(TrainError::Stopped(Stopped::Interrupted { step: TRIAL, .. })) => {}
         Err(TrainError::Stopped(Stopped::Interrupted { .. })) => {
             return Err(Stopped::Trial.into());
+        }
+        Err(TrainError::Stopped(Stopped::Diverged { what, .. })) => {
+            return Err(Stopped::TrialDiverged { what }.into());
         }
         ended => _ = ended?,
     }
@@ -92,6 +101,20 @@ pub fn affordable_steps<T: Task>(
     let beside = total - taken.iter().sum::<f64>();
     let per_step = inside + beside.max(0.0) / TRIAL as f64;
     Ok(((60.0 * minutes / per_step) as usize).max(1))
+}
+
+/// Removes the folders of trials that were killed, more than a day ago. What cannot be removed
+/// stays.
+fn remove_abandoned(above: &Path) {
+    let entries = std::fs::read_dir(above).into_iter().flatten().flatten();
+    for entry in entries {
+        let time = entry.metadata().and_then(|data| data.modified());
+        let age = time.map(|time| time.elapsed().unwrap_or_default());
+        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        if ours && age.is_ok_and(|age| age > Duration::from_secs(24 * 3600)) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// The layer with solves that use up their steps.

@@ -121,12 +121,11 @@ impl ReversiblePairs {
         } = solve;
         let (tracked, iteration) = (inputs.tracked(), self.iteration.clone());
         attach(answer, Some(z0), inputs, move |cotangent| {
-            let first = landmarks.at(0).expect("the start is always stored");
             let mut undo = Undo {
                 layout: frozen.layout(),
                 taped: TapedCell::new(&frozen, &tracked),
                 damping: iteration.damping(),
-                start: parted(first.clone()).z,
+                substitute: end.y.clone(),
                 idle: None,
             };
             let mut pair = end.clone();
@@ -169,8 +168,8 @@ struct Undo<'a, C: EquilibriumCell> {
     layout: &'a StateLayout<C::State>,
     taped: TapedCell<C>,
     damping: f64,
-    /// `[batch, dim]`
-    start: Tensor<2>,
+    /// Where `f` is known to be finite, `[batch, dim]`: it made the last half of the answer.
+    substitute: Tensor<2>,
     /// The samples that did not take this step, `[batch, 1]`, if there are any.
     idle: Option<Tensor<2, Bool>>,
 }
@@ -188,8 +187,8 @@ impl<C: EquilibriumCell> Undo<'_, C> {
         let along = a_cotangent.clone().mul_scalar(self.damping);
         let along = self.unless_idle(along.clone(), along.zeros_like());
         // Where a sample has come to, `f` need not be finite, and a cotangent of 0 would not keep
-        // that from the sums over the batch. At the start it was.
-        let point = self.unless_idle(b.clone(), self.start.clone());
+        // that from the sums over the batch.
+        let point = self.unless_idle(b.clone(), self.substitute.clone());
         let pull = self.taped.pull(self.layout, point, along);
         let before =
             (a.clone() - pull.fz.mul_scalar(self.damping)).mul_scalar(1.0 / (1.0 - self.damping));

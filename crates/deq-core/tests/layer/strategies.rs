@@ -289,6 +289,7 @@ fn the_series_has_the_length_it_was_given_and_says_how_far_it_got() {
     let pass = out.backward.get().unwrap();
     assert_eq!(pass.products, 3);
     let solve = pass.solve.unwrap();
+    assert_eq!(solve.reads, 1);
     assert_eq!(solve.status, [SolveStatus::MaxSteps; BATCH]);
 
     // g + J^T g + (J^T)^2 g + (J^T)^3 g

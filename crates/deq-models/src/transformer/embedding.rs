@@ -96,6 +96,7 @@ impl TokenEmbedding {
     /// # Panics
     ///
     /// If a token lies outside the vocabulary, on a device that checks indices, as the CPU does.
+    /// GPUs do not: there its vector is anything.
     pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, time] = tokens.dims();
         let tokens = tokens.reshape([batch * time]);
