@@ -4,8 +4,8 @@
 //! as they are. Where a backend's are slow it has a kernel beside them, which is taken for tensors
 //! of f32 that nothing differentiates, as those of a solve are; `convolve` and `cross_entropy` have
 //! them for their derivatives too. The kernels for the CPU
-//! ([`Flex`](https://docs.rs/burn-flex)) come with the feature `flex`; on a GPU the steps of solvers
-//! have one, with its features.
+//! ([`Flex`](https://docs.rs/burn-flex)) come with the feature `flex`; on a GPU the steps of
+//! solvers have one, with its features.
 //!
 //! ```
 //! use burn::tensor::{Device, Distribution, Tensor};
