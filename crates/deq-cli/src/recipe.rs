@@ -227,10 +227,8 @@ impl RecipeArgs {
         fresh: &dyn Fn() -> Result<Recipe<T>, TrainError>,
         own: &dyn Fn(&mut Recipe<T>) -> Result<()>,
     ) -> Result<(Recipe<T>, PathBuf)> {
-        let given = match &self.recipe {
-            Some(file) => Some(Recipe::<T>::from_file(file)?),
-            None => None,
-        };
+        let given = self.recipe.as_deref().map(Recipe::<T>::from_file);
+        let given = given.transpose()?;
         let (preset, network) = match &given {
             Some(recipe) => (recipe.preset.as_str(), recipe.network),
             None => (preset, Network::Equilibrium),
@@ -395,18 +393,14 @@ fn run_folder(given: Option<&Path>, resume: bool, name: &str) -> Result<PathBuf>
     let first = runs.join(name);
     if !resume {
         let mut numbered = (2..).map(|number| runs.join(format!("{name}-{number}")));
-        return Ok(match first.exists() {
-            true => numbered.find(|run| !run.exists()).unwrap_or(first),
-            false => first,
-        });
+        let free = |run: &PathBuf| !run.exists();
+        let found = Some(first.clone()).filter(free);
+        return Ok(found.or_else(|| numbered.find(free)).unwrap_or(first));
     }
     let is_ours = |run: &PathBuf| {
         let file = run.file_name().and_then(|file| file.to_str());
-        let number = file.and_then(|file| file.strip_prefix(name));
-        number.is_some_and(|number| {
-            let number = number.strip_prefix('-').map(str::parse::<usize>);
-            run == &first || matches!(number, Some(Ok(_)))
-        })
+        let number = file.and_then(|file| file.strip_prefix(name)?.strip_prefix('-'));
+        *run == first || number.is_some_and(|number| number.parse::<usize>().is_ok())
     };
     let written = |run: &PathBuf| {
         let file = std::fs::metadata(RunFolder::new(run.clone()).metrics());

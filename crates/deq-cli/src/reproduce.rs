@@ -107,6 +107,12 @@ pub(crate) struct NetworksArgs {
     json: bool,
 }
 
+impl NetworksArgs {
+    fn compares_layers(&self) -> bool {
+        self.networks.contains(&Contender::Layers)
+    }
+}
+
 /// Options of every comparison of weights.
 #[derive(Args)]
 pub(crate) struct CompareArgs {
@@ -374,14 +380,10 @@ fn deq_lm(args: &DeqLmArgs) -> Result<()> {
         args.data.as_ref(),
     )?;
     set(&mut recipe.seed, shared.seed);
-    let layers = match shared.networks.contains(&Contender::Layers) {
-        true => Some(ExplicitNetwork::transformer_xl(
-            &recipe,
-            args.layers,
-            &shared.device,
-        )?),
-        false => None,
-    };
+    let layers = shared
+        .compares_layers()
+        .then(|| ExplicitNetwork::transformer_xl(&recipe, args.layers, &shared.device));
+    let layers = layers.transpose()?;
     networks(recipe, layers, "The DEQ-Transformer", "runs/deq-lm", shared)
 }
 
@@ -389,10 +391,10 @@ fn deq_vision(args: &DeqVisionArgs) -> Result<()> {
     let shared = &args.shared;
     let mut recipe = images(shared.recipe.as_deref(), &args.preset, &args.data)?;
     set(&mut recipe.seed, shared.seed);
-    let layers = match shared.networks.contains(&Contender::Layers) {
-        true => Some(ExplicitNetwork::resnet(&recipe, args.layers)?),
-        false => None,
-    };
+    let layers = shared
+        .compares_layers()
+        .then(|| ExplicitNetwork::resnet(&recipe, args.layers));
+    let layers = layers.transpose()?;
     networks(
         recipe,
         layers,

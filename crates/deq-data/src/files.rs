@@ -7,9 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// The beginning of the names of files that are being written.
-const PARTIAL: &str = ".partial-";
-/// The beginning of the names of folders into which archives are unpacked.
-pub(crate) const UNPACKING: &str = ".unpacking-";
+pub(crate) const PARTIAL: &str = ".partial-";
 /// No file takes this long to write: an older one was left by a process that was killed.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// The byte-order mark that some editors put before UTF-8 text.
@@ -41,9 +39,9 @@ pub(crate) fn write_whole(
     write().map_err(|source| DataError::write(path, source))
 }
 
-/// Removes what killed processes have left half-written or half-unpacked in a folder of large
-/// files. What cannot be removed stays.
-pub(crate) fn remove_abandoned(folder: &Path) {
+/// Removes files and folders more than a day old whose names have one of these beginnings: what
+/// killed processes have left in a folder. What cannot be removed stays.
+pub fn remove_abandoned(folder: &Path, beginnings: &[&str]) {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return;
     };
@@ -52,10 +50,8 @@ pub(crate) fn remove_abandoned(folder: &Path) {
         let age = age.map(|time| time.elapsed().unwrap_or_default());
         let (name, path) = (entry.file_name(), entry.path());
         let name = name.to_string_lossy();
-        let partial = [PARTIAL, UNPACKING]
-            .iter()
-            .any(|begin| name.starts_with(begin));
-        if partial && age.is_ok_and(|age| age > ABANDONED) {
+        let ours = beginnings.iter().any(|begin| name.starts_with(begin));
+        if ours && age.is_ok_and(|age| age > ABANDONED) {
             let _ = match path.is_dir() {
                 true => std::fs::remove_dir_all(path),
                 false => std::fs::remove_file(path),
@@ -125,7 +121,7 @@ mod tests {
             let time = SystemTime::now() - Duration::from_secs(hours * 3600);
             file.set_modified(time).unwrap();
         }
-        remove_abandoned(folder.path());
+        remove_abandoned(folder.path(), &[PARTIAL]);
         let left = ["old", ".partial-b"].map(|name| folder.path().join(name).exists());
         assert_eq!(left, [true, true]);
         assert!(!folder.path().join(".partial-a").exists());

@@ -77,6 +77,7 @@ mod text;
 pub use error::DataError;
 #[cfg(feature = "fetch")]
 pub use fetch::{FetchEvent, RemoteFile, RemoteText, fetch};
+pub use files::remove_abandoned;
 pub use image::{
     Batches, Cifar10, Example, IGNORE_LABEL, ImageBatch, ImageDataset, ImageFolder, ImageSource,
     LabelMap, LabelMeaning, LabelShare, LabelSurvey, Loader, LoaderConfig, Normalization, Picture,

@@ -93,6 +93,12 @@ fn least(numbers: &[f64]) -> f64 {
     -largest(&numbers.iter().map(|number| -number).collect::<Vec<_>>())
 }
 
+/// The numbers that there are: NaN stands for what was not measured.
+pub(crate) fn measured(mut numbers: Vec<f64>) -> Vec<f64> {
+    numbers.retain(|number| !number.is_nan());
+    numbers
+}
+
 /// The mean; NaN of nothing.
 pub(crate) fn mean(numbers: &[f64]) -> f64 {
     numbers.iter().sum::<f64>() / numbers.len() as f64

@@ -1,6 +1,6 @@
 //! The penalty on a model: the same training with and without it, over several seeds.
 
-use crate::claim::{Claim, Verdict, claims_table, mean, spread};
+use crate::claim::{Claim, Verdict, claims_table, mean, measured, spread};
 use deq_core::GradientConfig;
 use deq_jacreg::WeightSchedule;
 use deq_train::records::{EvalRecord, Record, SolveRecord, StepRecord, read_records};
@@ -211,9 +211,7 @@ impl Variant {
     /// A number of each seed that has it: a training that diverged has none of what is measured
     /// after training, and a gradient without a backward solve none of its steps.
     fn measured(&self, value: impl Fn(&VariantRun) -> f64) -> Vec<f64> {
-        let mut numbers = self.over_seeds(value);
-        numbers.retain(|number| !number.is_nan());
-        numbers
+        measured(self.over_seeds(value))
     }
 
     /// The measure with a budget, counted from 0, of each seed that did not diverge.

@@ -4,7 +4,7 @@ mod contender;
 
 pub use contender::{Contender, Equilibrium, Gradient, UnknownContender};
 
-use crate::claim::{Claim, Verdict, claims_table, spread};
+use crate::claim::{Claim, Verdict, claims_table, measured, spread};
 use crate::comparison::require_equilibrium;
 use burn::module::Module;
 use deq_core::GradientConfig;
@@ -332,11 +332,8 @@ fn matching_width(
 
 /// As it is shown.
 fn name<T: Task>(contender: Contender, options: &NetworkComparison<T>) -> String {
-    match contender {
-        Contender::Layers => match &options.layers {
-            Some(layers) => layers.name.to_owned(),
-            None => contender.to_string(),
-        },
+    match (contender, &options.layers) {
+        (Contender::Layers, Some(layers)) => layers.name.to_owned(),
         _ => contender.to_string(),
     }
 }
@@ -355,14 +352,18 @@ fn network<T: Task>(
     let path = options.folder.join(name.replace('+', "-"));
     let path = path.join(format!("seed-{seed}"));
     let folder = RunFolder::new(path.clone());
+    let train_options = TrainOptions {
+        start: Start::NewOrSame,
+        plain: true,
+        ..TrainOptions::new(&options.device, path.clone())
+    };
     let steps = match options.length {
         Length::Steps(steps) => steps,
         // They were chosen when the run began.
         Length::Minutes(_) if folder.exists() => Recipe::<T>::of_run(&path)?.steps,
         Length::Minutes(minutes) => {
             say(&format!("{name}: choosing the number of steps"));
-            let training = TrainOptions::new(&options.device, path.clone());
-            affordable_steps(&recipe, minutes, &training)?
+            affordable_steps(&recipe, minutes, &train_options)?
         }
     };
     recipe.scale_steps(steps);
@@ -370,11 +371,6 @@ fn network<T: Task>(
         "{name}, seed {seed}: training for {} steps",
         recipe.steps
     ));
-    let train_options = TrainOptions {
-        start: Start::NewOrSame,
-        plain: true,
-        ..TrainOptions::new(&options.device, path.clone())
-    };
     let summary = match train(recipe.clone(), &train_options) {
         Ok(summary) => Some(summary),
         Err(TrainError::Stopped(Stopped::Diverged { .. })) => None,
@@ -472,11 +468,7 @@ fn claims<T: Task>(
     };
     let quality = |contender| of(contender, &|network| network.quality.unwrap_or(worst));
     let failed = |network: &NetworkResult| 1.0 - network.converged.unwrap_or(f64::NAN);
-    let measured = |contender| {
-        let mut numbers = of(contender, &failed);
-        numbers.retain(|number| !number.is_nan());
-        numbers
-    };
+    let measured = |contender| measured(of(contender, &failed));
     let share = |share| format!("{:.1} %", 100.0 * share);
     let text = |numbers: &[f64]| spread(numbers, |number| measure.text(number));
     let better = |ones: &[f64], others: &[f64]| match measure.higher_is_better() {

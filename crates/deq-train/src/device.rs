@@ -155,6 +155,7 @@ pub(crate) fn find(kind: &str) -> Vec<Device> {
 mod webgpu {
     use burn::backend::{CubeDevice, DeviceOps, WgpuBackend, WgpuDevice, WgpuDeviceKind};
     use burn::tensor::Device;
+    use std::sync::OnceLock;
 
     /// The graphics interfaces to try, the best first. Burn's own choice on macOS is Metal.
     const INTERFACES: &[WgpuBackend] = if cfg!(target_os = "macos") {
@@ -165,17 +166,23 @@ mod webgpu {
 
     /// The device that wgpu prefers among those of the best interface.
     pub(super) fn preferred() -> Device {
-        let (interface, _) = best().unwrap_or((INTERFACES[0], Vec::new()));
+        let interface = best().map_or(INTERFACES[0], |(interface, _)| *interface);
         Device::new(CubeDevice::Wgpu(WgpuDevice::default().on(interface)))
     }
 
     /// The devices of the best interface.
     pub(super) fn enumerate() -> Vec<Device> {
-        best().map_or(Vec::new(), |(_, devices)| devices)
+        best().map_or(Vec::new(), |(_, devices)| devices.clone())
     }
 
-    /// The first interface that has a card, or else that has any device.
-    fn best() -> Option<(WgpuBackend, Vec<Device>)> {
+    /// The first interface that has a card, or else that has any device; looked for once, since
+    /// every question opens a driver.
+    fn best() -> Option<&'static (WgpuBackend, Vec<Device>)> {
+        static BEST: OnceLock<Option<(WgpuBackend, Vec<Device>)>> = OnceLock::new();
+        BEST.get_or_init(look_for_best).as_ref()
+    }
+
+    fn look_for_best() -> Option<(WgpuBackend, Vec<Device>)> {
         let found = INTERFACES.iter().map(|api| (*api, devices_of(*api)));
         let found: Vec<_> = found.filter(|(_, devices)| !devices.is_empty()).collect();
         let is_card = |device: &Device| !super::computes_on_cpu(device);

@@ -8,9 +8,9 @@ use crate::run_folder::RunFolder;
 use crate::task::Task;
 use deq_core::solvers::StopConfig;
 use deq_core::{DeqConfig, GradientConfig};
+use deq_data::remove_abandoned;
 use deq_jacreg::WeightSchedule;
 use std::path::Path;
-use std::time::Duration;
 
 /// The beginning of the name of a trial's folder.
 const PREFIX: &str = ".trial-";
@@ -64,7 +64,7 @@ pub fn affordable_steps<T: Task>(
     // The checkpoint of the trial is as large as those of the run, for which there must be room.
     let mut above = options.run.ancestors();
     let above = above.find(|path| path.is_dir()).unwrap_or(Path::new("."));
-    remove_abandoned(above);
+    remove_abandoned(above, &[PREFIX]);
     let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(above);
     let folder = folder.map_err(|source| TrainError::io("create", above, source))?;
     let run = RunFolder::new(folder.path().to_owned());
@@ -101,20 +101,6 @@ pub fn affordable_steps<T: Task>(
     let beside = total - taken.iter().sum::<f64>();
     let per_step = inside + beside.max(0.0) / TRIAL as f64;
     Ok(((60.0 * minutes / per_step) as usize).max(1))
-}
-
-/// Removes the folders of trials that were killed, more than a day ago. What cannot be removed
-/// stays.
-fn remove_abandoned(above: &Path) {
-    let entries = std::fs::read_dir(above).into_iter().flatten().flatten();
-    for entry in entries {
-        let time = entry.metadata().and_then(|data| data.modified());
-        let age = time.map(|time| time.elapsed().unwrap_or_default());
-        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
-        if ours && age.is_ok_and(|age| age > Duration::from_secs(24 * 3600)) {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
 }
 
 /// The layer with solves that use up their steps.

@@ -42,6 +42,8 @@ pub struct RemoteFile {
 /// at Amazon, answers 403 to everyone.
 const MIRROR: &str = "https://wikitext.smerity.com";
 const LICENCE: &str = "Creative Commons Attribution-ShareAlike (Wikipedia)";
+/// The beginning of the names of folders into which archives are unpacked.
+const UNPACKING: &str = ".unpacking-";
 
 impl RemoteText {
     /// WikiText-2 by words (Merity et al., 2017), 4.5 MB to fetch.
@@ -197,7 +199,7 @@ pub fn fetch(
     mirror: Option<&str>,
     on_event: &mut dyn FnMut(FetchEvent),
 ) -> Result<bool, DataError> {
-    files::remove_abandoned(folder);
+    files::remove_abandoned(folder, &[files::PARTIAL, UNPACKING]);
     let present = |name: &&str| folder.join(name).is_file();
     if text.file_names().iter().all(present) || holds_three_splits(folder) {
         return Ok(false);
@@ -231,7 +233,7 @@ pub fn fetch(
 /// places.
 fn unpack(text: &RemoteText, part: &Path, folder: &Path) -> Result<(), DataError> {
     let within = tempfile::Builder::new()
-        .prefix(files::UNPACKING)
+        .prefix(UNPACKING)
         .tempdir_in(folder)
         .map_err(|error| DataError::write(folder, error))?;
     for file in &text.files {

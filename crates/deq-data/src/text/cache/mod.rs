@@ -9,6 +9,7 @@ pub(crate) use stamp::{Stamp, stamps};
 use super::level::Level;
 use super::vocabulary::Vocabulary;
 use crate::error::DataError;
+use crate::files;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -201,12 +202,12 @@ pub(crate) fn prepare_folder(file: &Path) -> Result<(), DataError> {
         return Err(DataError::write(above, refused));
     }
     std::fs::create_dir_all(folder).map_err(|error| DataError::write(folder, error))?;
-    crate::files::remove_abandoned(folder);
+    files::remove_abandoned(folder, &[files::PARTIAL]);
     let tag = folder.join("CACHEDIR.TAG");
     if tag.exists() {
         return Ok(());
     }
-    crate::files::write_whole(&tag, |file| {
+    files::write_whole(&tag, |file| {
         file.write_all(
             b"Signature: 8a477f597d28d172789f06886806bc55\n\
             # Tokens of texts, made by deq-data. The files can be deleted at any time, but must \
