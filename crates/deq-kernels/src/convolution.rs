@@ -9,6 +9,8 @@
     )
 )]
 
+#[cfg(feature = "_gpu")]
+use crate::gpu;
 #[cfg(feature = "flex")]
 use crate::{cpu::conv, flex};
 use burn::backend::autodiff::{
@@ -21,20 +23,32 @@ use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, tensor
 use burn::tensor::Tensor;
 use burn::tensor::module::conv_transpose2d;
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "_gpu"))]
 use std::sync::{Arc, OnceLock};
 
 /// A convolution of a weight that stays the same for many inputs, and its transpose.
 ///
 /// On the CPU backend it is a matrix product whose right side is read from the padded input as it
 /// lies, and the weight is arranged for it once. Elsewhere, and for other types than f32, it is
-/// Burn's.
+/// Burn's; on a GPU with a weight whose channels are brought next to each other once, and as the
+/// transpose of one whose stride is 1 the convolution of the turned kernel, for which there are
+/// more and faster kernels than for transposes.
 #[derive(Clone, Debug)]
 pub struct Convolution {
     weight: Tensor<4>,
     stride: usize,
     #[cfg(feature = "flex")]
     arranged: Arc<Arranged>,
+    #[cfg(feature = "_gpu")]
+    channels_last: Arc<ChannelsLast>,
+}
+
+/// The weight, and that of the transpose, as convolutions on a GPU read them.
+#[cfg(feature = "_gpu")]
+#[derive(Debug, Default)]
+struct ChannelsLast {
+    forward: OnceLock<Option<Tensor<4>>>,
+    transposed: OnceLock<Option<Tensor<4>>>,
 }
 
 #[cfg(feature = "flex")]
@@ -56,6 +70,8 @@ impl Convolution {
             stride,
             #[cfg(feature = "flex")]
             arranged: Arc::default(),
+            #[cfg(feature = "_gpu")]
+            channels_last: Arc::default(),
         }
     }
 
@@ -95,7 +111,21 @@ impl Convolution {
                 return flex::tensor(conv::forward(values.values(), weight, &shape), sides);
             }
         }
-        convolve(x, self.weight.clone(), self.stride)
+        let weight = self.weight_for(&x);
+        convolve(x, weight, self.stride)
+    }
+
+    /// The weight as the device reads it beside such maps.
+    fn weight_for(&self, maps: &Tensor<4>) -> Tensor<4> {
+        #[cfg(feature = "_gpu")]
+        if gpu::takes(maps) {
+            let arranged = self.channels_last.forward.get_or_init(|| {
+                gpu::takes(&self.weight).then(|| gpu::maps::channels_last(&self.weight))
+            });
+            return arranged.as_ref().unwrap_or(&self.weight).clone();
+        }
+        let _ = maps;
+        self.weight.clone()
     }
 
     /// The transpose: cotangents from the output to the input, whose sides the stride must divide.
@@ -125,12 +155,23 @@ impl Convolution {
                 return flex::tensor(conv::input_gradient(values.values(), weight, &shape), sides);
             }
         }
+        #[cfg(feature = "_gpu")]
+        if self.stride == 1 && gpu::takes(&g) {
+            let weight = self.channels_last.transposed.get_or_init(|| {
+                let turned = self.weight.clone().flip([2, 3]).swap_dims(0, 1);
+                gpu::takes(&turned).then(|| gpu::maps::channels_last(&turned))
+            });
+            if let Some(weight) = weight {
+                return convolve(g, weight.clone(), 1);
+            }
+        }
         let [.., kernel] = self.weight.dims();
         // (sides - 1) * stride - 2 * padding + kernel, which lacks this to sides * stride.
         let lacking = self.stride + 2 * (kernel / 2) - kernel;
         let options =
             ConvTransposeOptions::new([self.stride; 2], [kernel / 2; 2], [lacking; 2], [1, 1], 1);
-        conv_transpose2d(g, self.weight.clone(), None, options)
+        let weight = self.weight_for(&g);
+        conv_transpose2d(g, weight, None, options)
     }
 
     #[cfg(feature = "flex")]

@@ -39,6 +39,7 @@ mod cross_entropy;
 mod device;
 #[cfg(feature = "flex")]
 mod flex;
+mod gate;
 #[cfg(feature = "_gpu")]
 mod gpu;
 mod group_norm;
@@ -47,6 +48,8 @@ mod layer_norm;
 mod linear;
 mod pointwise;
 mod pool;
+mod relative_softmax;
+mod resample;
 mod solver;
 
 pub use attention::{AttentionPoint, RelativeAttention};
@@ -55,11 +58,14 @@ pub use convolution::{Convolution, convolve};
 #[cfg(feature = "autodiff")]
 pub use cross_entropy::cross_entropy;
 pub use device::{keep_kernels, on_host};
+pub use gate::Gate;
 pub use group_norm::{GroupNorm, NormJacobian};
 pub use layer_norm::{LayerNormJacobian, layer_norm};
 pub use linear::Linear;
 pub use pointwise::tanh;
 pub use pool::in_pool;
+pub use relative_softmax::{relative_shift, relative_softmax, relative_unshift};
+pub use resample::{add_upsampled, sum_squares, upsample};
 pub use solver::{
     AndersonStep, AndersonWindow, BroydenStep, combine, dots, product, residual, row_squares,
 };

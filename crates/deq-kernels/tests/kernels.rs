@@ -9,19 +9,30 @@ use burn::tensor::module::{conv_transpose2d, conv2d};
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use deq_kernels::{
-    Convolution, GroupNorm, Linear, RelativeAttention, combine, convolve, cross_entropy, dots,
-    layer_norm, product, residual, row_squares,
+    Convolution, GroupNorm, LayerNormJacobian, Linear, NormJacobian, RelativeAttention,
+    add_upsampled, combine, convolve, cross_entropy, dots, layer_norm, product, relative_softmax,
+    residual, row_squares, sum_squares, upsample,
 };
 
 const TOLERANCE: f32 = 1e-5;
 
-fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
-    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+/// The CPU, or what `DEQ_TEST_DEVICE` names.
+fn device() -> Device {
+    deq_testkit::test_device!()
 }
 
-/// The same numbers where only Burn's operations are taken.
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device())
+}
+
+/// Maps whose channels lie next to one another, as convolutions on a GPU leave them.
+fn channels_last([batch, channels, height, width]: [usize; 4]) -> Tensor<4> {
+    random([batch, height, width, channels]).permute([0, 3, 1, 2])
+}
+
+/// The same numbers where only Burn's operations are taken: tracked, on the CPU.
 fn plain<const D: usize>(x: &Tensor<D>) -> Tensor<D> {
-    x.clone().autodiff()
+    x.clone().to_device(&Device::flex()).autodiff()
 }
 
 #[track_caller]
@@ -183,46 +194,135 @@ fn no_groups_are_refused() {
 
 #[test]
 fn group_norms_and_their_jacobians() {
-    for [batch, channels, groups, height, width] in [
+    for shape in [
         [2, 8, 4, 8, 8],
         [1, 6, 2, 3, 5],
         [3, 4, 4, 1, 1],
         [2, 48, 4, 32, 32],
     ] {
         for affine in [false, true] {
-            let scale = random([1, channels, 1, 1]);
-            let shift = random([1, channels, 1, 1]);
-            let norm = GroupNorm {
-                groups,
-                epsilon: 1e-5,
-                affine: affine.then(|| (scale.clone(), shift.clone())),
-            };
-            let tracked = GroupNorm {
-                affine: affine.then(|| (plain(&scale), plain(&shift))),
-                ..norm.clone()
-            };
-            // A mean that is large beside the deviation.
-            let x = random([batch, channels, height, width]) + 3.0;
-            let what = format!("{channels} channels of {height}x{width} in {groups}, {affine}");
-            let expected = tracked.apply(plain(&x));
-            assert_close(&norm.apply(x.clone()), &expected, &what);
-            assert_close(&norm.apply_relu(x.clone()), &relu(expected.clone()), &what);
-            let (value, jacobian) = norm.linearize(x.clone());
-            let (_, plainly) = tracked.linearize(plain(&x));
-            assert_close(&value, &expected, &what);
-            let d = random(x.dims());
-            assert_close(
-                &jacobian.tangent(d.clone()),
-                &plainly.tangent(plain(&d)),
-                &format!("tangent, {what}"),
-            );
-            assert_close(
-                &jacobian.carry(d.clone()),
-                &plainly.carry(plain(&d)),
-                &format!("cotangent, {what}"),
-            );
+            group_norm(shape, affine, random);
+            group_norm(shape, affine, channels_last);
         }
     }
+}
+
+fn group_norm(
+    [batch, channels, groups, height, width]: [usize; 5],
+    affine: bool,
+    maps: fn([usize; 4]) -> Tensor<4>,
+) {
+    let scale = random([1, channels, 1, 1]);
+    let shift = random([1, channels, 1, 1]);
+    let norm = GroupNorm {
+        groups,
+        epsilon: 1e-5,
+        affine: affine.then(|| (scale.clone(), shift.clone())),
+    };
+    let tracked = GroupNorm {
+        affine: affine.then(|| (plain(&scale), plain(&shift))),
+        ..norm.clone()
+    };
+    let shape = [batch, channels, height, width];
+    let what = format!("{shape:?} in {groups}, {affine}");
+    let [x, before, after, d] = [0; 4].map(|_| maps(shape));
+    // A mean that is large beside the deviation.
+    let x = x + 3.0;
+    // In another order than the rest.
+    let d = d + random(shape);
+    let jacobians = |ours: &NormJacobian, theirs: &NormJacobian, what: &str| {
+        let (tangent, expected) = (ours.tangent(d.clone()), theirs.tangent(plain(&d)));
+        assert_close(&tangent, &expected, &format!("tangent, {what}"));
+        let (carried, expected) = (ours.carry(d.clone()), theirs.carry(plain(&d)));
+        assert_close(&carried, &expected, &format!("cotangent, {what}"));
+    };
+
+    let expected = tracked.apply(plain(&x));
+    assert_close(&norm.apply(x.clone()), &expected, &what);
+    let added = norm.add_to(after.clone(), x.clone());
+    assert_close(&added, &(expected.clone() + plain(&after)), &what);
+    let (value, jacobian) = norm.linearize(x.clone());
+    let (_, plainly) = tracked.linearize(plain(&x));
+    assert_close(&value, &expected, &what);
+    jacobians(&jacobian, &plainly, &what);
+
+    let expected = relu(expected);
+    assert_close(&norm.apply_relu(x.clone()), &expected, &what);
+    let (value, jacobian) = norm.linearize_relu(x.clone());
+    let (_, plainly) = tracked.linearize_relu(plain(&x));
+    assert_close(&value, &expected, &what);
+    jacobians(&jacobian, &plainly, &format!("{what}, with its ReLU"));
+
+    for before in [None, Some(before)] {
+        let what = format!("{what}, residual {}", before.is_some());
+        let seen = before.as_ref().map_or(plain(&x), |b| plain(&x) + plain(b));
+        let expected = relu(tracked.apply(seen) + plain(&after));
+        let value = norm.apply_residual(x.clone(), before.clone(), after.clone());
+        assert_close(&value, &expected, &what);
+        let (value, jacobian, gate) =
+            norm.linearize_residual(x.clone(), before.clone(), after.clone());
+        assert_close(&value, &expected, &what);
+        let plain_before = before.as_ref().map(plain);
+        let (_, plainly, plain_gate) =
+            tracked.linearize_residual(plain(&x), plain_before, plain(&after));
+        jacobians(&jacobian, &plainly, &what);
+        let (passed, expected) = (gate.pass(d.clone()), plain_gate.pass(plain(&d)));
+        assert_close(&passed, &expected, &what);
+    }
+}
+
+#[test]
+fn a_norm_refuses_to_add_maps_of_another_shape() {
+    let norm = GroupNorm {
+        groups: 1,
+        epsilon: 1e-5,
+        affine: None,
+    };
+    let added =
+        std::panic::catch_unwind(|| norm.add_to(random([1, 2, 1, 1]), random([1, 2, 2, 2])));
+    assert!(added.is_err());
+}
+
+#[test]
+fn maps_of_other_resolutions() {
+    for (shape, factor) in [
+        ([2, 3, 4, 6], 2),
+        ([1, 20, 2, 2], 4),
+        ([3, 1, 1, 1], 8),
+        ([2, 5, 3, 4], 1),
+    ] {
+        let [batch, channels, height, width] = shape;
+        let fine = [batch, channels, factor * height, factor * width];
+        for maps in [random, channels_last] {
+            let (to, x) = (maps(fine), maps(shape));
+            let expected = plain(&to) + upsample(plain(&x), factor);
+            assert_close(
+                &add_upsampled(to.clone(), x.clone(), factor),
+                &expected,
+                "upsampled",
+            );
+            let expected = sum_squares(plain(&to), factor);
+            assert_close(&sum_squares(to.clone(), factor), &expected, "summed");
+            // One is the transpose of the other.
+            let up = (upsample(x.clone(), factor) * to.clone())
+                .sum()
+                .into_scalar::<f32>();
+            let down = (sum_squares(to, factor) * x).sum().into_scalar::<f32>();
+            assert!((up - down).abs() < 1e-3, "{up} {down}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "maps of 2 by 2 are not those behind upsampling by 2")]
+fn upsampled_maps_of_another_size_are_refused() {
+    add_upsampled(random([1, 1, 2, 2]), random([1, 1, 2, 2]), 2);
+}
+
+#[test]
+#[should_panic(expected = "2 does not divide the sides of maps of 4 by 3")]
+fn squares_beyond_the_edge_are_refused() {
+    sum_squares(random([1, 1, 4, 3]), 2);
 }
 
 #[test]
@@ -230,17 +330,161 @@ fn layer_norms_and_their_jacobians() {
     for shape in [[2, 3, 5], [1, 1, 16], [4, 64, 130]] {
         let x = random(shape) - 2.0;
         let d = random(shape);
-        let (normed, jacobian) = layer_norm(x.clone(), 1e-5);
-        let (expected, plainly) = layer_norm(plain(&x), 1e-5);
+        let (normed, jacobian) = LayerNormJacobian::at(x.clone(), 1e-5);
+        let (expected, plainly) = LayerNormJacobian::at(plain(&x), 1e-5);
         assert_close(&normed, &expected, &format!("{shape:?}"));
         let (ours, theirs) = (jacobian.apply(d.clone()), plainly.apply(plain(&d)));
         assert_close(&ours, &theirs, &format!("Jacobian, {shape:?}"));
     }
 }
 
+/// The gradients for all of some maps of a sum with random factors.
+fn gradients(
+    maps: &[Tensor<4>],
+    run: &dyn Fn(&[Tensor<4>]) -> Tensor<4>,
+    factor: &Tensor<4>,
+) -> Vec<Tensor<4>> {
+    let leaves: Vec<Tensor<4>> = maps.iter().map(|x| x.clone().require_grad()).collect();
+    let grads = (run(&leaves) * factor.clone()).sum().backward();
+    let gradient = |leaf: &Tensor<4>| leaf.grad(&grads).expect("a gradient");
+    leaves.iter().map(gradient).collect()
+}
+
+/// On a GPU tracked tensors have kernels as well.
+#[track_caller]
+fn assert_gradients(maps: &[Tensor<4>], run: &dyn Fn(&[Tensor<4>]) -> Tensor<4>, what: &str) {
+    let factor = random(run(maps).dims());
+    let tracked: Vec<Tensor<4>> = maps.iter().map(|x| x.clone().autodiff()).collect();
+    let ours = gradients(&tracked, run, &factor.clone().autodiff());
+    let plainly: Vec<Tensor<4>> = maps.iter().map(plain).collect();
+    let theirs = gradients(&plainly, run, &plain(&factor));
+    for (i, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+        assert_close(ours, theirs, &format!("gradient {i}, {what}"));
+    }
+}
+
+#[test]
+fn norms_and_their_jacobians_in_automatic_differentiation() {
+    for [batch, channels, height, width] in [[2, 8, 8, 8], [1, 6, 3, 5], [2, 48, 32, 32]] {
+        for maps in [random, channels_last] {
+            let column = [1, channels, 1, 1];
+            let shape = [batch, channels, height, width];
+            let affine = [random(column), random(column)];
+            let three = [0; 3].map(|_| maps(shape));
+            let plain_norm = |x: &[Tensor<4>]| {
+                let norm = GroupNorm {
+                    groups: 2,
+                    epsilon: 1e-5,
+                    affine: None,
+                };
+                norm.add_to(x[1].clone(), x[0].clone()) + norm.apply(x[2].clone())
+            };
+            assert_gradients(&three, &plain_norm, "without scale and shift");
+            let scaled = |x: &[Tensor<4>]| {
+                let norm = GroupNorm {
+                    groups: 2,
+                    epsilon: 1e-5,
+                    affine: Some((x[3].clone(), x[4].clone())),
+                };
+                norm.apply_residual(x[0].clone(), Some(x[1].clone()), x[2].clone())
+                    + norm.apply_relu(x[2].clone())
+            };
+            let all: Vec<Tensor<4>> = three.into_iter().chain(affine).collect();
+            assert_gradients(&all, &scaled, "with scale, shift and what is around it");
+            // A penalty differentiates the Jacobian.
+            let moved = |x: &[Tensor<4>]| {
+                let norm = GroupNorm {
+                    groups: 2,
+                    epsilon: 1e-5,
+                    affine: Some((x[3].clone(), x[4].clone())),
+                };
+                let (relu, at_relu) = norm.linearize_relu(x[0].clone());
+                let before = Some(x[1].clone());
+                let (value, at, gate) = norm.linearize_residual(relu, before, x[2].clone());
+                let d = at.tangent(at_relu.tangent(x[1].clone()));
+                gate.pass(d.clone() + x[2].clone()) + value * d.clone() + at.carry(d)
+            };
+            assert_gradients(&all, &moved, "of products with Jacobians");
+            let moved = |x: &[Tensor<4>]| {
+                let norm = GroupNorm {
+                    groups: 2,
+                    epsilon: 1e-5,
+                    affine: None,
+                };
+                let (value, at) = norm.linearize(x[0].clone());
+                value * at.tangent(x[1].clone())
+            };
+            assert_gradients(&all[..2], &moved, "of products without scale");
+        }
+    }
+    let rows = |x: &[Tensor<4>]| {
+        let [batch, time, channels, _] = x[0].dims();
+        let normed = layer_norm(x[0].clone().reshape([batch, time, channels]), 1e-5);
+        normed.reshape([batch, time, channels, 1])
+    };
+    assert_gradients(&[random([2, 5, 33, 1])], &rows, "layer norm");
+    let moved = |x: &[Tensor<4>]| {
+        let shape = x[0].dims();
+        let [batch, time, channels, _] = shape;
+        let [x, d] = [&x[0], &x[1]].map(|x| x.clone().reshape([batch, time, channels]));
+        let (normed, jacobian) = LayerNormJacobian::at(x, 1e-5);
+        (normed * jacobian.apply(d)).reshape(shape)
+    };
+    let two = [0; 2].map(|_| random([2, 5, 33, 1]));
+    assert_gradients(&two, &moved, "the Jacobian of a layer norm");
+}
+
+#[test]
+fn a_norm_of_constants_beside_tracked_scales() {
+    let device = device().autodiff();
+    let scale = Tensor::<4>::ones([1, 2, 1, 1], &device).require_grad();
+    let norm = GroupNorm {
+        groups: 1,
+        epsilon: 1e-5,
+        affine: Some((scale.clone(), Tensor::zeros([1, 2, 1, 1], &device))),
+    };
+    let x = random([1, 2, 2, 2]).autodiff();
+    let grads = norm.apply(x).square().sum().backward();
+    // The derivative of the sum of 8 squares whose mean is 1, by factors that are 1.
+    let total = scale
+        .grad(&grads)
+        .expect("a gradient")
+        .sum()
+        .into_scalar::<f32>();
+    assert!((total - 16.0).abs() < 1e-2, "{total}");
+}
+
+#[test]
+fn maps_of_other_resolutions_in_automatic_differentiation() {
+    let run = |x: &[Tensor<4>]| add_upsampled(x[0].clone(), x[1].clone(), 2);
+    let maps = [random([2, 3, 4, 6]), channels_last([2, 3, 2, 3])];
+    assert_gradients(&maps, &run, "upsampled");
+}
+
+#[test]
+fn softmaxes_by_distance_in_automatic_differentiation() {
+    for (time, past) in [(3, 2), (1, 0), (20, 300)] {
+        let shape = [2, 3, time, past + time];
+        let run = |x: &[Tensor<4>]| {
+            let mask = causal(time, past).to_device(&x[0].device().inner());
+            let mask = if x[0].is_autodiff() {
+                mask.autodiff()
+            } else {
+                mask
+            };
+            relative_softmax(x[0].clone(), x[1].clone(), &mask)
+        };
+        let scores = [random(shape), random(shape)];
+        let [ours, theirs] = [run(&scores), run(&[plain(&scores[0]), plain(&scores[1])])];
+        assert_close(&ours, &theirs, "probabilities");
+        assert_gradients(&scores, &run, &format!("{time} after {past}"));
+    }
+}
+
 #[test]
 fn norms_of_16_bit_floats_are_those_of_f32_rounded() {
     let device = Device::flex();
+    let random = |shape: [usize; 4]| random(shape).to_device(&device);
     for own in [DType::BF16, DType::F16] {
         let affine = [random([1, 4, 1, 1]), random([1, 4, 1, 1])].map(|x| x.cast(own));
         let norm = |own: DType| GroupNorm {
@@ -267,7 +511,7 @@ fn norms_of_16_bit_floats_are_those_of_f32_rounded() {
         let flat = Tensor::ones([1, 4, 2, 2], (&device, own));
         let flat = flat.autodiff().require_grad();
         let rows = flat.clone().reshape([1, 4, 4]);
-        let out = narrow.apply(flat.clone()).sum() + layer_norm(rows, 1e-5).0.sum();
+        let out = narrow.apply(flat.clone()).sum() + layer_norm(rows, 1e-5).sum();
         let grad = flat.grad(&out.backward()).unwrap();
         assert!(grad.into_data().iter::<f32>().all(f32::is_finite));
     }
@@ -315,7 +559,7 @@ fn not_a_number_passes_through() {
     let device = Device::flex();
     let nan = |shape: [usize; 3]| Tensor::<3>::full(shape, f32::NAN, &device);
     let linear = Linear::new(random([4, 4]), None);
-    let (normed, _) = layer_norm(nan([1, 2, 4]), 1e-5);
+    let normed = layer_norm(nan([1, 2, 4]), 1e-5);
     for x in [linear.apply_relu(nan([1, 2, 4])), normed] {
         assert!(x.into_data().iter::<f32>().all(f32::is_nan));
     }
@@ -380,7 +624,7 @@ fn causal(time: usize, past: usize) -> Tensor<4> {
         .map(|hidden| if hidden { -1e9 } else { 0.0 })
         .collect();
     let data = TensorData::new(values, [1, 1, time, keys]);
-    Tensor::from_data(data, &Device::flex())
+    Tensor::from_data(data, &device())
 }
 
 #[test]
@@ -394,7 +638,7 @@ fn attention_and_its_cotangents() {
         let (keys, width) = (time + past, heads * d_head);
         let dropped = || {
             let kept = Distribution::Bernoulli(0.8);
-            Tensor::random([batch, heads, time, keys], kept, &Device::flex()).mul_scalar(1.25)
+            Tensor::random([batch, heads, time, keys], kept, &device()).mul_scalar(1.25)
         };
         let ours = RelativeAttention {
             content_bias: random([heads, d_head]),
@@ -428,6 +672,19 @@ fn attention_and_its_cotangents() {
             &expected,
             &format!("cotangents of {what}"),
         );
+        // On a GPU. The transpose of what carries cotangents.
+        let d = random(qkv.dims());
+        if let Some((again, moved)) = ours.tangent(&qkv, &d) {
+            assert_close(&again, &mixed, &what);
+            for _ in 0..3 {
+                let g = random(mixed.dims());
+                let forward = (moved.clone() * g.clone()).sum().into_scalar::<f32>();
+                let back = (point.carry(&g) * d.clone()).sum().into_scalar::<f32>();
+                let scale = (moved.clone().square().sum() * g.square().sum()).sqrt();
+                let distance = (forward - back).abs() / scale.into_scalar::<f32>();
+                assert!(distance < TOLERANCE, "tangent of {what}: {forward} {back}");
+            }
+        }
     }
 }
 
@@ -441,7 +698,7 @@ fn cross_entropies_and_their_gradients() {
         let columns: Vec<i32> = (0..rows).map(|row| (row * 31 % count) as i32).collect();
         let ours = cross_entropy(scores.clone(), &columns);
         let indices = TensorData::new(columns.clone(), [rows, 1]);
-        let indices = Tensor::<2, Int>::from_data(indices, &Device::flex().autodiff());
+        let indices = Tensor::<2, Int>::from_data(indices, &device().autodiff());
         let picked = log_softmax(scores.clone(), 1).gather(1, indices);
         let theirs = picked.squeeze_dim::<1>(1).neg();
         let what = format!("{rows} rows of {count}");
@@ -460,7 +717,7 @@ fn cross_entropies_and_their_gradients() {
 #[test]
 fn no_rows_have_no_cross_entropy_and_a_gradient_of_their_shape() {
     let scores = TensorData::new(Vec::<f32>::new(), [0, 7]);
-    let scores = Tensor::<2>::from_data(scores, &Device::flex());
+    let scores = Tensor::<2>::from_data(scores, &device());
     let scores = scores.autodiff().require_grad();
     let grads = cross_entropy(scores.clone(), &[]).backward();
     assert_eq!(scores.grad(&grads).expect("a gradient").dims(), [0, 7]);
@@ -470,11 +727,6 @@ fn no_rows_have_no_cross_entropy_and_a_gradient_of_their_shape() {
 #[should_panic(expected = "column 3 of 3")]
 fn a_column_that_is_none_is_named() {
     cross_entropy(random([1, 3]), &[3]);
-}
-
-/// The CPU, or what `DEQ_TEST_DEVICE` names.
-fn device() -> Device {
-    deq_testkit::test_device!()
 }
 
 /// The largest distance of `dots`, `combine`, `product`, `row_squares` and `residual` from sums in

@@ -3,19 +3,63 @@
 //! They enter through Burn's backend extension. Fusion takes each as one operation whose shapes are
 //! known beforehand, and calls it with the tensors of the backend below.
 
+pub(crate) mod attention;
 pub(crate) mod kept;
+pub(crate) mod maps;
+pub(crate) mod norm;
+pub(crate) mod pointwise;
 pub(crate) mod solver;
+#[cfg(feature = "autodiff")]
+pub(crate) mod tracked;
 
 use burn::backend::DispatchDevice;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Shape, Tensor};
+use burn_cubecl::cubecl::{self, prelude::*};
 use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
-/// Whether the tensor is of f32, on a device of CubeCL, and nothing differentiates it.
+/// Units of a cube: what WebGPU grants everywhere, and a power of two for sums by halves.
+const UNITS: u32 = 256;
+
+/// Cubes of one launch along an axis, WebGPU's bound.
+const MOST_CUBES: usize = 65_535;
+
+/// Whether the tensor is of f32, on a device of CubeCL, nothing differentiates it, and 32 bits
+/// count its numbers.
 pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
+    !tensor.is_autodiff() && is_ours(tensor)
+}
+
+fn is_ours<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32
-        && !tensor.is_autodiff()
-        && matches!(tensor.device().as_dispatch(), DispatchDevice::Cube(_))
+        && tensor.shape().num_elements() <= u32::MAX as usize
+        && matches!(
+            tensor.device().inner().as_dispatch(),
+            DispatchDevice::Cube(_)
+        )
+}
+
+/// Whether a kernel is called as it is, or recorded for what differentiates it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    Plain,
+    #[cfg(feature = "autodiff")]
+    Tracked,
+}
+
+/// How kernels take all of these maps, if they do.
+pub(crate) fn way(maps: &[&Tensor<4>]) -> Option<Way> {
+    if !maps.iter().all(|maps| is_ours(maps)) {
+        return None;
+    }
+    if maps.iter().all(|maps| !maps.is_autodiff()) {
+        return Some(Way::Plain);
+    }
+    #[cfg(feature = "autodiff")]
+    return Some(Way::Tracked);
+    #[cfg(not(feature = "autodiff"))]
+    None
 }
 
 /// The tensor with its numbers in order, in memory that nobody else holds.
@@ -25,4 +69,57 @@ fn own(tensor: CubeTensor) -> CubeTensor {
         true => tensor,
         false => into_contiguous(tensor.copy()),
     }
+}
+
+/// Memory for numbers of the type and on the device of a tensor.
+fn like<const D: usize>(tensor: &CubeTensor, shape: [usize; D]) -> CubeTensor {
+    let (client, device) = (tensor.client.clone(), tensor.device.clone());
+    empty_device_contiguous_dtype(client, device, Shape::new(shape), tensor.dtype)
+}
+
+/// Cubes for so many numbers, each of which is written by a unit.
+fn cubes(entries: usize) -> CubeCount {
+    CubeCount::Static(
+        entries.div_ceil(UNITS as usize).min(MOST_CUBES) as u32,
+        1,
+        1,
+    )
+}
+
+/// The sum of one number of every unit, the same for all of them.
+#[cube]
+fn sum(value: f32, scratch: &mut Shared<[f32]>) -> f32 {
+    // Nobody still reads the last result.
+    sync_cube();
+    scratch[UNIT_POS as usize] = value;
+    sync_cube();
+    let mut active = CUBE_DIM / 2;
+    while active > 0 {
+        if UNIT_POS < active {
+            let other = scratch[(UNIT_POS + active) as usize];
+            scratch[UNIT_POS as usize] += other;
+        }
+        sync_cube();
+        active /= 2;
+    }
+    scratch[0]
+}
+
+/// The largest of one number of every unit, the same for all of them.
+#[cube]
+fn largest(value: f32, scratch: &mut Shared<[f32]>) -> f32 {
+    sync_cube();
+    scratch[UNIT_POS as usize] = value;
+    sync_cube();
+    let mut active = CUBE_DIM / 2;
+    while active > 0 {
+        if UNIT_POS < active {
+            let own = scratch[UNIT_POS as usize];
+            let other = scratch[(UNIT_POS + active) as usize];
+            scratch[UNIT_POS as usize] = max(own, other);
+        }
+        sync_cube();
+        active /= 2;
+    }
+    scratch[0]
 }

@@ -3,7 +3,7 @@
 //! Every unit works on the same entries of a vector from beginning to end, so that only sums and
 //! the small system pass between units. Sums are taken in an order that the shapes alone decide.
 
-use super::own;
+use super::{MOST_CUBES, UNITS, largest, like, own, sum};
 use crate::solver::AndersonRules;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, ExtensionType, TensorMetadata, backend_extension};
@@ -11,14 +11,7 @@ use burn::tensor::{Shape, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::{self, prelude::*};
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
-
-/// Units of a cube: what WebGPU grants everywhere, and a power of two for sums by halves.
-const UNITS: u32 = 256;
-
-/// Samples that one launch can have a cube for, WebGPU's bound.
-const MOST_SAMPLES: usize = 65_535;
 
 /// The longest window of Anderson's method: every entry of its system has a unit of its own.
 pub(crate) const MOST_POINTS: usize = 15;
@@ -87,7 +80,7 @@ pub(crate) trait SolverBackend: Backend {
 pub(crate) fn fits(like: &Tensor<2>, vectors: usize) -> bool {
     let [batch, dim] = like.dims();
     let entries = batch.saturating_mul(dim).saturating_mul(vectors);
-    batch <= MOST_SAMPLES && entries <= u32::MAX as usize
+    batch <= MOST_CUBES && entries <= u32::MAX as usize
 }
 
 type Spec = burn::backend::fusion::custom::TensorSpec;
@@ -187,50 +180,6 @@ impl SolverBackend for CubeBackend {
         );
         (Terms { u, v }, next)
     }
-}
-
-/// Memory for numbers of the type and on the device of a tensor.
-fn like<const D: usize>(tensor: &CubeTensor, shape: [usize; D]) -> CubeTensor {
-    let (client, device) = (tensor.client.clone(), tensor.device.clone());
-    empty_device_contiguous_dtype(client, device, Shape::new(shape), tensor.dtype)
-}
-
-/// The sum of one number of every unit, the same for all of them.
-#[cube]
-fn sum(value: f32, scratch: &mut Shared<[f32]>) -> f32 {
-    // Nobody still reads the last result.
-    sync_cube();
-    scratch[UNIT_POS as usize] = value;
-    sync_cube();
-    let mut active = CUBE_DIM / 2;
-    while active > 0 {
-        if UNIT_POS < active {
-            let other = scratch[(UNIT_POS + active) as usize];
-            scratch[UNIT_POS as usize] += other;
-        }
-        sync_cube();
-        active /= 2;
-    }
-    scratch[0]
-}
-
-/// The largest of one number of every unit, the same for all of them.
-#[cube]
-fn largest(value: f32, scratch: &mut Shared<[f32]>) -> f32 {
-    sync_cube();
-    scratch[UNIT_POS as usize] = value;
-    sync_cube();
-    let mut active = CUBE_DIM / 2;
-    while active > 0 {
-        if UNIT_POS < active {
-            let own = scratch[UNIT_POS as usize];
-            let other = scratch[(UNIT_POS + active) as usize];
-            scratch[UNIT_POS as usize] = max(own, other);
-        }
-        sync_cube();
-        active /= 2;
-    }
-    scratch[0]
 }
 
 #[cube(launch)]

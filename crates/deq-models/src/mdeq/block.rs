@@ -1,13 +1,13 @@
 //! The residual block of one branch.
 
 use super::config::MdeqConfig;
-use super::ops::{Conv, Gate, Norm, NormedConv};
+use super::ops::{Conv, Norm, NormedConv};
 use burn::module::Module;
 use burn::nn::{GroupNorm, GroupNormConfig};
-use burn::tensor::{Device, Tensor, activation::relu};
+use burn::tensor::{Device, Tensor};
 use deq_core::dropout::DropoutMask;
 use deq_core::{CellContext, TensorMap};
-use deq_kernels::NormJacobian;
+use deq_kernels::{Gate, NormJacobian};
 
 /// Two convolutions with injection between them, around a residual:
 ///
@@ -88,34 +88,26 @@ impl BlockContext {
     /// - x, output: `[batch, channels, height, width]`
     pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let wide = self.norm1.apply_relu(self.conv1.apply(x.clone()));
-        let h = self.injected(self.conv2.apply(wide));
-        self.norm3.apply(relu(self.norm2.apply(h) + x))
+        let h = self.dropout.apply(self.conv2.apply(wide));
+        let sum = self.norm2.apply_residual(h, self.injection.clone(), x);
+        self.norm3.apply(sum)
     }
 
     /// The value, and what differentiates it.
     pub(crate) fn linearize(&self, x: Tensor<4>) -> (Tensor<4>, BlockJacobian) {
-        let (wide, norm1) = self.norm1.linearize(self.conv1.apply(x.clone()));
-        let (wide, gate1) = Gate::at(wide);
-        let (h, norm2) = self.norm2.linearize(self.injected(self.conv2.apply(wide)));
-        let (y, gate2) = Gate::at(h + x);
-        let (y, norm3) = self.norm3.linearize(y);
+        let (wide, norm1) = self.norm1.linearize_relu(self.conv1.apply(x.clone()));
+        let h = self.dropout.apply(self.conv2.apply(wide));
+        let injection = self.injection.clone();
+        let (sum, norm2, gate) = self.norm2.linearize_residual(h, injection, x);
+        let (y, norm3) = self.norm3.linearize(sum);
         let jacobian = BlockJacobian {
             block: self.clone(),
             norm1,
-            gate1,
             norm2,
-            gate2,
+            gate,
             norm3,
         };
         (y, jacobian)
-    }
-
-    fn injected(&self, h: Tensor<4>) -> Tensor<4> {
-        let h = self.dropout.apply(h);
-        match &self.injection {
-            Some(injection) => h + injection.clone(),
-            None => h,
-        }
     }
 }
 
@@ -136,10 +128,11 @@ impl CellContext for BlockContext {
 /// The Jacobian of a [`BlockContext`] at a point.
 pub(crate) struct BlockJacobian {
     block: BlockContext,
+    /// With the ReLU behind it.
     norm1: NormJacobian,
-    gate1: Gate,
     norm2: NormJacobian,
-    gate2: Gate,
+    /// Of the ReLU behind the residual.
+    gate: Gate,
     norm3: NormJacobian,
 }
 
@@ -149,16 +142,16 @@ impl BlockJacobian {
     /// - d, output: `[batch, channels, height, width]`
     pub(crate) fn tangent(&self, d: Tensor<4>) -> Tensor<4> {
         let wide = self.norm1.tangent(self.block.conv1.apply(d.clone()));
-        let h = self.block.conv2.apply(self.gate1.pass(wide));
+        let h = self.block.conv2.apply(wide);
         let h = self.norm2.tangent(self.block.dropout.apply(h));
-        self.norm3.tangent(self.gate2.pass(h + d))
+        self.norm3.tangent(self.gate.pass(h + d))
     }
 
     /// The transpose.
     pub(crate) fn carry(&self, g: Tensor<4>) -> Tensor<4> {
-        let g = self.gate2.pass(self.norm3.carry(g));
+        let g = self.gate.pass(self.norm3.carry(g));
         let h = self.block.dropout.apply(self.norm2.carry(g.clone()));
-        let wide = self.gate1.pass(self.block.conv2.carry(h));
+        let wide = self.block.conv2.carry(h);
         g + self.block.conv1.carry(self.norm1.carry(wide))
     }
 }

@@ -3,12 +3,12 @@
 use super::block::{BlockContext, BlockJacobian, ResidualBlock};
 use super::config::MdeqConfig;
 use super::fusion::{ConvGroupNorm, FusionPath, PathContext, PathJacobian};
-use super::ops::{Conv, Gate, Norm};
+use super::ops::{Conv, Norm};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation::relu};
 use deq_core::dropout::DropoutMask;
 use deq_core::{CellContext, EquilibriumCell, Pullback, TensorMap};
-use deq_kernels::NormJacobian;
+use deq_kernels::{Gate, NormJacobian};
 
 /// Feature maps of several resolutions that reach equilibrium together: a residual block on every
 /// branch, then a fusion of all branches into each.
@@ -255,16 +255,22 @@ impl TargetContext {
     /// - maps: those of all branches
     /// - output: that of the target
     fn apply(&self, maps: &[Tensor<4>]) -> Tensor<4> {
-        let parts = self.paths.iter().zip(maps);
-        let sum = add(parts.map(|(path, map)| path.apply(map.clone())));
-        self.norm.apply(self.conv.apply(relu(sum)))
+        let mut sum = None;
+        for (path, map) in self.paths.iter().zip(maps) {
+            sum = Some(path.add_to(sum, map.clone()));
+        }
+        self.norm.apply(self.conv.apply(relu(joined(sum))))
     }
 
     fn linearize(&self, maps: &[Tensor<4>]) -> TargetJacobian {
-        let parts = self.paths.iter().zip(maps);
-        let (values, paths): (Vec<_>, Vec<_>) =
-            parts.map(|(path, map)| path.linearize(map.clone())).unzip();
-        let (sum, gate) = Gate::at(add(values));
+        let mut sum = None;
+        let mut paths = Vec::with_capacity(self.paths.len());
+        for (path, map) in self.paths.iter().zip(maps) {
+            let (value, jacobian) = path.linearize(sum, map.clone());
+            sum = Some(value);
+            paths.push(jacobian);
+        }
+        let (sum, gate) = Gate::at(joined(sum));
         TargetJacobian {
             paths,
             gate,
@@ -294,9 +300,12 @@ struct TargetJacobian {
 
 impl TargetJacobian {
     fn tangent(&self, maps: &[Tensor<4>]) -> Tensor<4> {
-        let parts = self.paths.iter().zip(maps);
-        let sum = add(parts.map(|(path, d)| path.tangent(d.clone())));
-        self.norm.tangent(self.conv.apply(self.gate.pass(sum)))
+        let mut sum = None;
+        for (path, d) in self.paths.iter().zip(maps) {
+            sum = Some(path.add_tangent(sum, d.clone()));
+        }
+        self.norm
+            .tangent(self.conv.apply(self.gate.pass(joined(sum))))
     }
 
     /// The cotangents of all branches.
@@ -307,8 +316,6 @@ impl TargetJacobian {
     }
 }
 
-/// The sum of at least one tensor.
-fn add(parts: impl IntoIterator<Item = Tensor<4>>) -> Tensor<4> {
-    let sum = parts.into_iter().reduce(|sum, part| sum + part);
-    sum.unwrap_or_else(|| panic!("a fusion joins at least two branches"))
+fn joined(sum: Option<Tensor<4>>) -> Tensor<4> {
+    sum.expect("a fusion joins at least two branches")
 }

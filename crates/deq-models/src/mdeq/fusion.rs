@@ -1,12 +1,12 @@
 //! How branches of different resolution meet.
 
 use super::config::MdeqConfig;
-use super::ops::{Conv, Gate, Norm, NormedConv, sum_squares, upsample};
+use super::ops::{Conv, Norm, NormedConv};
 use burn::module::Module;
 use burn::nn::{GroupNorm, GroupNormConfig};
-use burn::tensor::{Device, Tensor, activation::relu};
+use burn::tensor::{Device, Tensor};
 use deq_core::{CellContext, TensorMap};
-use deq_kernels::NormJacobian;
+use deq_kernels::{NormJacobian, add_upsampled, sum_squares, upsample};
 
 /// A convolution followed by group normalisation.
 #[derive(Module, Debug)]
@@ -85,37 +85,52 @@ pub(crate) struct PathContext {
 }
 
 impl PathContext {
+    /// What arrives by this way, added to what has arrived from other branches.
+    ///
     /// # Shapes
     ///
+    /// - to, output: that of the branch it goes to
     /// - x: that of the branch it comes from
-    /// - output: that of the branch it goes to
-    pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let mut x = x;
-        for (index, (conv, norm)) in self.steps.iter().enumerate() {
-            if index > 0 {
-                x = relu(x);
-            }
-            x = norm.apply(conv.apply(x));
+    pub(crate) fn add_to(&self, to: Option<Tensor<4>>, x: Tensor<4>) -> Tensor<4> {
+        let Some(((conv, norm), before)) = self.steps.split_last() else {
+            return join(to, x, self.factor);
+        };
+        let relayed = before.iter();
+        let x = relayed.fold(x, |x, (conv, norm)| norm.apply_relu(conv.apply(x)));
+        let x = conv.apply(x);
+        match to {
+            Some(to) if self.factor == 1 => norm.add_to(to, x),
+            to => join(to, norm.apply(x), self.factor),
         }
-        upsample(x, self.factor)
     }
 
-    /// The value, and what differentiates it.
-    pub(crate) fn linearize(&self, x: Tensor<4>) -> (Tensor<4>, PathJacobian) {
+    /// As [`add_to`](Self::add_to), and what differentiates it.
+    pub(crate) fn linearize(
+        &self,
+        to: Option<Tensor<4>>,
+        x: Tensor<4>,
+    ) -> (Tensor<4>, PathJacobian) {
         let mut x = x;
         let mut steps = Vec::with_capacity(self.steps.len());
         for (index, (conv, norm)) in self.steps.iter().enumerate() {
-            let gate = (index > 0).then(|| Gate::at(x.clone()));
-            let (seen, gate) = match gate {
-                Some((seen, gate)) => (seen, Some(gate)),
-                None => (x, None),
+            x = conv.apply(x);
+            let (value, jacobian) = match index + 1 == self.steps.len() {
+                true => norm.linearize(x),
+                false => norm.linearize_relu(x),
             };
-            let (value, norm) = norm.linearize(conv.apply(seen));
             x = value;
-            steps.push((gate, conv.clone(), norm));
+            steps.push((conv.clone(), jacobian));
         }
         let factor = self.factor;
-        (upsample(x, factor), PathJacobian { steps, factor })
+        (join(to, x, factor), PathJacobian { steps, factor })
+    }
+}
+
+/// Maps of a coarser branch, or of the same, added to what is there.
+fn join(to: Option<Tensor<4>>, x: Tensor<4>, factor: usize) -> Tensor<4> {
+    match to {
+        Some(to) => add_upsampled(to, x, factor),
+        None => upsample(x, factor),
     }
 }
 
@@ -130,25 +145,23 @@ impl CellContext for PathContext {
 
 /// The Jacobian of a [`PathContext`] at a point.
 pub(crate) struct PathJacobian {
-    steps: Vec<(Option<Gate>, Conv, NormJacobian)>,
+    /// ReLUs are part of the norms before them.
+    steps: Vec<(Conv, NormJacobian)>,
     factor: usize,
 }
 
 impl PathJacobian {
-    pub(crate) fn tangent(&self, d: Tensor<4>) -> Tensor<4> {
-        let d = self.steps.iter().fold(d, |d, (gate, conv, norm)| {
-            let d = gate.as_ref().map_or(d.clone(), |gate| gate.pass(d));
-            norm.tangent(conv.apply(d))
-        });
-        upsample(d, self.factor)
+    /// How what arrives moves, added to what has arrived.
+    pub(crate) fn add_tangent(&self, to: Option<Tensor<4>>, d: Tensor<4>) -> Tensor<4> {
+        let steps = self.steps.iter();
+        let d = steps.fold(d, |d, (conv, norm)| norm.tangent(conv.apply(d)));
+        join(to, d, self.factor)
     }
 
     /// The transpose.
     pub(crate) fn carry(&self, g: Tensor<4>) -> Tensor<4> {
+        let steps = self.steps.iter().rev();
         let g = sum_squares(g, self.factor);
-        self.steps.iter().rev().fold(g, |g, (gate, conv, norm)| {
-            let g = conv.carry(norm.carry(g));
-            gate.as_ref().map_or(g.clone(), |gate| gate.pass(g))
-        })
+        steps.fold(g, |g, (conv, norm)| conv.carry(norm.carry(g)))
     }
 }

@@ -3,10 +3,11 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{GroupNorm, Initializer};
-use burn::tensor::{Device, Distribution, Tensor, activation::relu};
+use burn::tensor::{Device, Distribution, Tensor};
 use deq_core::normalization::{norm_except, weight_norm};
 use deq_core::{CellContext, TensorMap};
-use deq_kernels::{self as kernels, Convolution, NormJacobian};
+use deq_kernels::{self as kernels, Convolution};
+use std::ops::Deref;
 
 /// A convolution without bias whose weight may be normalised.
 ///
@@ -113,22 +114,13 @@ impl Norm {
                 .map(|(gamma, beta)| (gamma.val().reshape(shape), beta.val().reshape(shape))),
         })
     }
+}
 
-    /// # Shapes
-    ///
-    /// - x, output: `[batch, channels, height, width]`
-    pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        self.0.apply(x)
-    }
+impl Deref for Norm {
+    type Target = kernels::GroupNorm;
 
-    /// The ReLU of the normalised maps.
-    pub(crate) fn apply_relu(&self, x: Tensor<4>) -> Tensor<4> {
-        self.0.apply_relu(x)
-    }
-
-    /// The value, and what differentiates it.
-    pub(crate) fn linearize(&self, x: Tensor<4>) -> (Tensor<4>, NormJacobian) {
-        self.0.linearize(x)
+    fn deref(&self) -> &kernels::GroupNorm {
+        &self.0
     }
 }
 
@@ -140,46 +132,4 @@ impl CellContext for Norm {
             affine: self.0.affine.map_tensors(map),
         })
     }
-}
-
-/// The derivative of a ReLU: 1 where it is on, 0 where it is off.
-pub(crate) struct Gate(Tensor<4>);
-
-impl Gate {
-    /// The ReLU of `x` and its derivative there; off at 0, as in automatic differentiation.
-    ///
-    /// The derivative is a constant, since that of a ReLU does not change but at the kink. A
-    /// product with it is some times faster than filling by a mask.
-    pub(crate) fn at(x: Tensor<4>) -> (Tensor<4>, Self) {
-        let on = x.clone().greater_elem(0.0).float().cast(x.dtype());
-        (relu(x), Self(on))
-    }
-
-    pub(crate) fn pass(&self, d: Tensor<4>) -> Tensor<4> {
-        d * self.0.clone()
-    }
-}
-
-/// Nearest upsampling: every pixel becomes a square with sides of `factor` pixels. Linear.
-pub(crate) fn upsample(x: Tensor<4>, factor: usize) -> Tensor<4> {
-    if factor == 1 {
-        return x;
-    }
-    let [batch, channels, height, width] = x.dims();
-    x.reshape([batch * channels, height, 1, width, 1])
-        .expand([batch * channels, height, factor, width, factor])
-        .reshape([batch, channels, height * factor, width * factor])
-}
-
-/// The transpose of [`upsample`]: sums over the squares.
-pub(crate) fn sum_squares(x: Tensor<4>, factor: usize) -> Tensor<4> {
-    if factor == 1 {
-        return x;
-    }
-    let [batch, channels, height, width] = x.dims();
-    let (height, width) = (height / factor, width / factor);
-    x.reshape([batch * channels, height, factor, width, factor])
-        .sum_dim(4)
-        .sum_dim(2)
-        .reshape([batch, channels, height, width])
 }

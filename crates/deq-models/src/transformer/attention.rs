@@ -3,10 +3,12 @@
 use super::cell::DropoutRates;
 use super::linear::{Affine, LinearShape, NormedLinear};
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Distribution, Tensor, activation::softmax};
+use burn::tensor::{Device, Distribution, Tensor};
 use deq_core::dropout::DropoutMask;
 use deq_core::{CellContext, TensorMap};
-use deq_kernels::{AttentionPoint, RelativeAttention};
+use deq_kernels::{
+    AttentionPoint, RelativeAttention, relative_shift, relative_softmax, relative_unshift,
+};
 
 /// Multi-head attention with relative positions.
 ///
@@ -160,13 +162,6 @@ impl AttentionContext {
         }
     }
 
-    /// # Shapes
-    ///
-    /// - z: `[batch, time, d_model]`
-    pub(crate) fn evaluate(&self, z: Tensor<3>) -> AttentionValues {
-        self.evaluate_at(self.queries_keys_values(z))
-    }
-
     fn queries_keys_values(&self, z: Tensor<3>) -> Tensor<3> {
         match &self.injection {
             Some(injection) => self.qkv.add_to(injection.clone(), z),
@@ -201,10 +196,9 @@ impl AttentionContext {
             let bias = bias.clone().reshape([1, n_heads, 1, d_head]);
             (query.clone() + bias).mul_scalar(self.scale())
         });
-        let scores = content.clone().matmul(key.clone().swap_dims(2, 3))
-            + relative_shift(position.matmul(self.distances_by_head()))
-            + self.mask.clone();
-        let probabilities = softmax(scores, 3);
+        let by_content = content.clone().matmul(key.clone().swap_dims(2, 3));
+        let by_distance = position.matmul(self.distances_by_head());
+        let probabilities = relative_softmax(by_content, by_distance, &self.mask);
         let weights = self.dropout.apply(probabilities.clone());
         AttentionValues {
             mixed: merge(weights.matmul(value.clone())),
@@ -215,15 +209,25 @@ impl AttentionContext {
         }
     }
 
-    /// How the output moves when the input moves by `dz`; the memory stays.
+    /// The value, and how it moves when the input moves by `dz`; the memory stays.
     ///
     /// # Shapes
     ///
-    /// - dz: `[batch, time, d_model]`
-    /// - output: `[batch, time, d_model]`
-    pub(crate) fn tangent(&self, at: &AttentionValues, dz: Tensor<3>) -> Tensor<3> {
-        let time = dz.dims()[1];
-        let [d_query, d_key, d_value] = self.split(self.qkv.tangent(dz));
+    /// - z, dz, outputs: `[batch, time, d_model]`
+    pub(crate) fn tangent(&self, z: Tensor<3>, dz: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        let (qkv, d_qkv) = (self.queries_keys_values(z), self.qkv.tangent(dz));
+        if let Some((mixed, d_mixed)) = self.kernel().tangent(&qkv, &d_qkv) {
+            return (self.output.apply(mixed), self.output.tangent(d_mixed));
+        }
+        let values = self.evaluate_at(qkv);
+        let d_mixed = self.mixed_tangent(&values, d_qkv);
+        (self.output(&values), self.output.tangent(d_mixed))
+    }
+
+    /// In Burn's operations.
+    fn mixed_tangent(&self, at: &AttentionValues, d_qkv: Tensor<3>) -> Tensor<3> {
+        let time = d_qkv.dims()[1];
+        let [d_query, d_key, d_value] = self.split(d_qkv);
         let d_query = d_query.mul_scalar(self.scale());
         let probabilities = at.probabilities.clone();
         let [.., keys] = probabilities.dims();
@@ -245,8 +249,7 @@ impl AttentionContext {
             .dropout
             .apply(probabilities.clone() * (d_scores - along));
         let weights = self.dropout.apply(probabilities).narrow(3, past, time);
-        let d_mixed = d_weights.matmul(at.value.clone()) + weights.matmul(d_value);
-        self.output.tangent(merge(d_mixed))
+        merge(d_weights.matmul(at.value.clone()) + weights.matmul(d_value))
     }
 
     /// Evaluates at `z` and keeps what carries cotangents back.
@@ -290,7 +293,7 @@ impl AttentionContext {
     }
 
     /// Back to the model width.
-    pub(crate) fn output(&self, values: &AttentionValues) -> Tensor<3> {
+    fn output(&self, values: &AttentionValues) -> Tensor<3> {
         self.output.apply(values.mixed.clone())
     }
 
@@ -334,7 +337,7 @@ impl CellContext for AttentionContext {
 }
 
 /// An evaluation of attention with the intermediate values that its tangent needs.
-pub(crate) struct AttentionValues {
+struct AttentionValues {
     /// Values mixed by the weights, `[batch, time, d_model]`.
     mixed: Tensor<3>,
     /// Scaled queries with the content bias, `[batch, heads, time, d_head]`.
@@ -430,29 +433,6 @@ fn heads(x: Tensor<3>, n_heads: usize) -> Tensor<4> {
         .swap_dims(1, 2)
 }
 
-/// Turns scores by distance into scores by key position: row `i` moves left by `time - 1 - i`.
-///
-/// The last key is at distance 0 from the last query. Entries that wrap around belong to keys in
-/// the future, which the causal mask hides.
-fn relative_shift(x: Tensor<4>) -> Tensor<4> {
-    let [batch, n_heads, time, keys] = x.dims();
-    let pad = x.clone().narrow(3, 0, 1).zeros_like();
-    Tensor::cat(vec![pad, x], 3)
-        .reshape([batch, n_heads, keys + 1, time])
-        .narrow(2, 1, keys)
-        .reshape([batch, n_heads, time, keys])
-}
-
-/// The transpose of [`relative_shift`].
-fn relative_unshift(x: Tensor<4>) -> Tensor<4> {
-    let [batch, n_heads, time, keys] = x.dims();
-    let x = x.reshape([batch, n_heads, keys, time]);
-    let pad = x.clone().narrow(2, 0, 1).zeros_like();
-    Tensor::cat(vec![pad, x], 2)
-        .reshape([batch, n_heads, time, keys + 1])
-        .narrow(3, 1, keys)
-}
-
 /// Sines, then cosines, of the distances `keys - 1, ..., 0`, `[1, keys, d_model]`.
 fn position_embedding(keys: usize, d_model: usize, device: &Device) -> Tensor<3> {
     let device = device.clone().inner();
@@ -494,24 +474,6 @@ fn causal_mask(time: usize, past: usize, window: Option<usize>, device: &Device)
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_relative_shift_moves_scores_to_the_keys_at_their_distance() {
-        let device = Device::flex();
-        let (time, keys) = (3, 5);
-        let values: Vec<f32> = (0..time * keys).map(|v| v as f32).collect();
-        let data = burn::tensor::TensorData::new(values.clone(), [1, 1, time, keys]);
-        let shifted = relative_shift(Tensor::from_data(data, &device));
-        let shifted: Vec<f32> = shifted.into_data().iter::<f32>().collect();
-        for i in 0..time {
-            // Query i stands at key position i + past; column c holds distance keys - 1 - c.
-            for j in 0..=i + keys - time {
-                let distance = i + keys - time - j;
-                let expected = values[i * keys + keys - 1 - distance];
-                assert!((shifted[i * keys + j] - expected).abs() < 1e-6);
-            }
-        }
-    }
 
     #[test]
     fn the_mask_shows_the_past_within_the_window() {

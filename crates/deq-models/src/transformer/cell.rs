@@ -154,7 +154,7 @@ impl TransformerCell {
         let (batch, rate) = (inputs.batch, inputs.dropout.hidden);
         let device = inputs.device;
         if self.pre_norm {
-            inputs.memory = inputs.memory.map(|z| LayerNorm::at(z).normed);
+            inputs.memory = inputs.memory.map(|z| layer_norm(z, EPSILON));
         }
         let attention = self.attention.context(inputs);
         let inner = self.feed_forward.inner.effective();
@@ -178,12 +178,12 @@ impl EquilibriumCell for TransformerCell {
         let [after_attention, after_feed_forward] = &context.dropout;
 
         let seen = if self.pre_norm {
-            LayerNorm::at(z.clone()).normed
+            layer_norm(z.clone(), EPSILON)
         } else {
             z.clone()
         };
         let sum = context.attention.add_to(z, seen, after_attention);
-        let y = LayerNorm::at(sum).normed;
+        let y = layer_norm(sum, EPSILON);
         let inner = context
             .inner_dropout
             .apply(context.inner.apply_relu(y.clone()));
@@ -194,7 +194,7 @@ impl EquilibriumCell for TransformerCell {
         if self.pre_norm {
             out
         } else {
-            LayerNorm::at(out).normed
+            layer_norm(out, EPSILON)
         }
     }
 
@@ -248,9 +248,8 @@ impl EquilibriumCell for TransformerCell {
         } else {
             (z.clone(), dz.clone())
         };
-        let attention = context.attention.evaluate(seen);
-        let d_attended = context.attention.tangent(&attention, d_seen);
-        let middle = LayerNorm::at(z + after_attention.apply(context.attention.output(&attention)));
+        let (attended, d_attended) = context.attention.tangent(seen, d_seen);
+        let middle = LayerNorm::at(z + after_attention.apply(attended));
         let dy = middle.carry(dz + after_attention.apply(d_attended));
         let y = middle.normed;
         let before = context.inner.apply(y.clone());
@@ -281,7 +280,10 @@ impl CellContext for TransformerContext {
     }
 }
 
-/// An evaluation of layer norm over channels without parameters; epsilon 1e-5 as in PyTorch.
+/// What layer norms add to the variance, as in PyTorch.
+const EPSILON: f64 = 1e-5;
+
+/// An evaluation of layer norm over channels without parameters.
 struct LayerNorm {
     normed: Tensor<3>,
     jacobian: LayerNormJacobian,
@@ -289,7 +291,7 @@ struct LayerNorm {
 
 impl LayerNorm {
     fn at(x: Tensor<3>) -> Self {
-        let (normed, jacobian) = layer_norm(x, 1e-5);
+        let (normed, jacobian) = LayerNormJacobian::at(x, EPSILON);
         Self { normed, jacobian }
     }
 

@@ -1,0 +1,106 @@
+//! Feature maps as they lie in memory.
+//!
+//! Convolutions on a GPU read and write maps whose channels lie next to one another, pixel by
+//! pixel. What stands between two of them therefore takes maps as they lie and answers in the order
+//! of its first argument, so that nothing is copied from one order to the other.
+
+use super::like;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::tensor::Tensor;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::cubecl::{self, prelude::*};
+use burn_cubecl::kernel::{into_contiguous, into_contiguous_aligned};
+use burn_cubecl::ops::{permute_nchw_to_nhwc, permute_nhwc_to_nchw};
+use burn_cubecl::tensor::CubeTensor;
+
+/// How far the next sample, channel and pixel are in memory.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(crate) struct Steps {
+    pub(crate) sample: usize,
+    pub(crate) channel: usize,
+    pub(crate) pixel: usize,
+}
+
+/// Maps `[batch, channels, height, width]` whose pixels are at equal distances.
+#[derive(Debug)]
+pub(crate) struct Maps {
+    pub(crate) tensor: CubeTensor,
+    sample: usize,
+    channel: usize,
+    pixel: usize,
+}
+
+impl Maps {
+    /// The maps as they lie, or a copy if the ends of their lines are padded.
+    pub(crate) fn of(tensor: CubeTensor) -> Self {
+        let pixel = pixel_step(&tensor);
+        let tensor = match pixel {
+            Some(_) => tensor,
+            None => permute_nhwc_to_nchw(into_contiguous(permute_nchw_to_nhwc(tensor))),
+        };
+        let strides = tensor.meta.strides();
+        let (sample, channel) = (strides[0], strides[1]);
+        let pixel = pixel_step(&tensor).expect("the copy has no padding");
+        Self {
+            tensor,
+            sample,
+            channel,
+            pixel,
+        }
+    }
+
+    /// Memory for maps of that shape, in the same order.
+    pub(crate) fn like(&self, [batch, channels, height, width]: [usize; 4]) -> Self {
+        let tensor = match self.channels_last() {
+            true => {
+                let shape = [batch, height, width, channels];
+                permute_nhwc_to_nchw(like(&self.tensor, shape))
+            }
+            false => like(&self.tensor, [batch, channels, height, width]),
+        };
+        Self::of(tensor)
+    }
+
+    /// Whether channels are nearer to each other than pixels.
+    pub(crate) fn channels_last(&self) -> bool {
+        self.channel < self.pixel
+    }
+
+    pub(crate) fn shape(&self) -> [usize; 4] {
+        self.tensor.shape().dims()
+    }
+
+    pub(crate) fn steps(&self) -> StepsLaunch {
+        StepsLaunch::new(self.sample, self.channel, self.pixel)
+    }
+}
+
+/// The one distance of all neighbouring pixels, if lines follow one another without a gap.
+fn pixel_step(tensor: &CubeTensor) -> Option<usize> {
+    let [_, _, height, width] = tensor.shape().dims();
+    let strides = tensor.meta.strides();
+    match (height, width) {
+        (_, 1) => Some(strides[2]),
+        (1, _) => Some(strides[3]),
+        _ => (strides[2] == width * strides[3]).then_some(strides[3]),
+    }
+}
+
+#[backend_extension(Cube, Fusion)]
+pub(crate) trait OrderBackend: Backend {
+    #[fusion(meta = |maps| maps.clone())]
+    fn channels_last(maps: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+impl OrderBackend for CubeBackend {
+    fn channels_last(maps: CubeTensor) -> CubeTensor {
+        permute_nhwc_to_nchw(into_contiguous_aligned(permute_nchw_to_nhwc(maps)))
+    }
+}
+
+/// The same numbers in the order that convolutions read, as they lie best on the device.
+pub(crate) fn channels_last(maps: &Tensor<4>) -> Tensor<4> {
+    let maps = maps.clone().into_dispatch();
+    Tensor::from_dispatch(Dispatch::channels_last(maps))
+}
