@@ -33,6 +33,10 @@ pub struct RelativeAttention {
 pub struct AttentionPoint(Point);
 
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "few are held, each beside maps of far more numbers"
+)]
 enum Point {
     #[cfg(feature = "flex")]
     Flex(on_flex::Point),
@@ -73,10 +77,12 @@ impl RelativeAttention {
     /// - outputs: `[batch, time, heads d_head]`
     pub fn tangent(&self, qkv: &Tensor<3>, d: &Tensor<3>) -> Option<(Tensor<3>, Tensor<3>)> {
         #[cfg(feature = "_gpu")]
-        if let Some((mixed, point)) = on_gpu::attend(self, qkv) {
-            return Some((mixed, point.tangent(d)));
+        return on_gpu::attend(self, qkv).map(|(mixed, point)| (mixed, point.tangent(d)));
+        #[cfg(not(feature = "_gpu"))]
+        {
+            let _ = (qkv, d);
+            None
         }
-        None
     }
 
     /// As [`attend`](Self::attend), and what carries cotangents back from there.

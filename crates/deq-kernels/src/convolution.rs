@@ -366,8 +366,6 @@ mod plain {
                     Self::conv2d(x, weight, None, options)
                 }
             }
-
-            impl ConvolutionGradients for $backend {}
         };
     }
 
@@ -375,6 +373,25 @@ mod plain {
     plain!(burn::backend::Cube);
     #[cfg(feature = "remote")]
     plain!(burn::backend::Remote);
+
+    #[cfg(feature = "_gpu")]
+    impl ConvolutionGradients for burn::backend::Cube {
+        /// In the order of the axes, as the weight itself. Burn's has that of its kernel, and the
+        /// fusion of Burn 0.22.1 writes over tensors in another order that it still reads.
+        fn to_weight(
+            x: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            g: FloatTensor<Self>,
+            stride: usize,
+        ) -> FloatTensor<Self> {
+            use crate::gpu::maps::OrderBackend;
+            let options = options(&weight, stride);
+            Self::in_order(Self::conv2d_weight_backward(x, weight, g, options))
+        }
+    }
+
+    #[cfg(feature = "remote")]
+    impl ConvolutionGradients for burn::backend::Remote {}
 }
 
 impl<B: ConvolutionBackend + ConvolutionGradients, C: CheckpointStrategy> ConvolutionBackend

@@ -5,13 +5,13 @@ use crate::cpu::norm::{Direction, Rows, carry, normalize};
 #[cfg(feature = "flex")]
 use crate::flex::{Host, tensor};
 use crate::gate::Gate;
-#[cfg(all(feature = "_gpu", feature = "autodiff"))]
-use crate::gpu::tracked::TrackedBackend;
 #[cfg(feature = "_gpu")]
 use crate::gpu::{
     self,
-    norm::{Carried, CarryRules, Moved, NormBackend, NormRules, Normed},
+    norm::{Carried, CarryRules, NormBackend, NormRules, Normed},
 };
+#[cfg(all(feature = "_gpu", feature = "autodiff"))]
+use crate::gpu::{norm_gradients::Moved, tracked::TrackedBackend};
 use crate::half::half;
 #[cfg(feature = "_gpu")]
 use burn::backend::Dispatch;
@@ -374,6 +374,10 @@ pub struct NormJacobian {
 }
 
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "few are held, each beside maps of far more numbers"
+)]
 enum Point {
     Normed {
         /// `[batch, channels, height, width]`

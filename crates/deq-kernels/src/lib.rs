@@ -65,7 +65,7 @@ pub use linear::Linear;
 pub use pointwise::tanh;
 pub use pool::in_pool;
 pub use relative_softmax::{relative_shift, relative_softmax, relative_unshift};
-pub use resample::{add_upsampled, sum_squares, upsample};
+pub use resample::{add_upsampled, resize_bilinear, sum_squares, upsample};
 pub use solver::{
     AndersonStep, AndersonWindow, BroydenStep, combine, dots, product, residual, row_squares,
 };

@@ -50,6 +50,7 @@ mod resnet;
 mod transformer;
 
 pub use deq_core::Depth;
+pub use deq_kernels::resize_bilinear;
 pub use error::{ModelError, require_memory};
 pub use layers::{ConvNorm, PlainBatchNorm};
 pub use mdeq::{

@@ -291,7 +291,7 @@ fn split_heads_kernel(
 ) {
     let keys = past + time;
     let model = heads * width;
-    let mut i = ABSOLUTE_POS as usize;
+    let mut i = ABSOLUTE_POS;
     while i < entries {
         let channel = i % model;
         let at = i / model % keys;
@@ -334,7 +334,7 @@ fn merge_heads_kernel(
     scale: f32,
 ) {
     let model = heads * width;
-    let mut i = ABSOLUTE_POS as usize;
+    let mut i = ABSOLUTE_POS;
     while i < entries {
         let channel = i % model;
         let at = i / model % time;

@@ -5,12 +5,9 @@
 //! of its first argument, so that nothing is copied from one order to the other.
 
 use super::like;
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
-use burn::tensor::Tensor;
-use burn_cubecl::CubeBackend;
+use burn::backend::TensorMetadata;
 use burn_cubecl::cubecl::{self, prelude::*};
-use burn_cubecl::kernel::{into_contiguous, into_contiguous_aligned};
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::{permute_nchw_to_nhwc, permute_nhwc_to_nchw};
 use burn_cubecl::tensor::CubeTensor;
 
@@ -87,20 +84,46 @@ fn pixel_step(tensor: &CubeTensor) -> Option<usize> {
     }
 }
 
-#[backend_extension(Cube, Fusion)]
-pub(crate) trait OrderBackend: Backend {
-    #[fusion(meta = |maps| maps.clone())]
-    fn channels_last(maps: FloatTensor<Self>) -> FloatTensor<Self>;
-}
+#[cfg(feature = "autodiff")]
+pub(crate) use order::{OrderBackend, channels_last};
 
-impl OrderBackend for CubeBackend {
-    fn channels_last(maps: CubeTensor) -> CubeTensor {
-        permute_nhwc_to_nchw(into_contiguous_aligned(permute_nchw_to_nhwc(maps)))
+/// Of the weights of convolutions.
+#[cfg(feature = "autodiff")]
+mod order {
+    use super::{into_contiguous, permute_nchw_to_nhwc, permute_nhwc_to_nchw};
+    use burn::backend::tensor::FloatTensor;
+    use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
+    use burn::tensor::Tensor;
+    use burn_cubecl::CubeBackend;
+    use burn_cubecl::kernel::into_contiguous_aligned;
+    use burn_cubecl::tensor::CubeTensor;
+
+    #[backend_extension(Cube, Fusion)]
+    pub(crate) trait OrderBackend: Backend {
+        #[fusion(meta = |maps| maps.clone())]
+        fn channels_last(maps: FloatTensor<Self>) -> FloatTensor<Self>;
+
+        /// The same numbers in the order of the axes.
+        #[fusion(meta = |maps| maps.clone())]
+        fn in_order(maps: FloatTensor<Self>) -> FloatTensor<Self>;
     }
-}
 
-/// The same numbers in the order that convolutions read, as they lie best on the device.
-pub(crate) fn channels_last(maps: &Tensor<4>) -> Tensor<4> {
-    let maps = maps.clone().into_dispatch();
-    Tensor::from_dispatch(Dispatch::channels_last(maps))
+    impl OrderBackend for CubeBackend {
+        fn channels_last(maps: CubeTensor) -> CubeTensor {
+            permute_nhwc_to_nchw(into_contiguous_aligned(permute_nchw_to_nhwc(maps)))
+        }
+
+        fn in_order(maps: CubeTensor) -> CubeTensor {
+            let maps = into_contiguous(maps);
+            let shape = maps.shape();
+            // Contiguous maps may still lie otherwise along axes of size 1.
+            CubeTensor::new_contiguous(maps.client, maps.device, shape, maps.handle, maps.dtype)
+        }
+    }
+
+    /// The same numbers in the order that convolutions read, as they lie best on the device.
+    pub(crate) fn channels_last(maps: &Tensor<4>) -> Tensor<4> {
+        let maps = maps.clone().into_dispatch();
+        Tensor::from_dispatch(Dispatch::channels_last(maps))
+    }
 }

@@ -7,6 +7,8 @@ pub(crate) mod attention;
 pub(crate) mod kept;
 pub(crate) mod maps;
 pub(crate) mod norm;
+#[cfg(feature = "autodiff")]
+pub(crate) mod norm_gradients;
 pub(crate) mod pointwise;
 pub(crate) mod solver;
 #[cfg(feature = "autodiff")]

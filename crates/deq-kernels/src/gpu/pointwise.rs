@@ -153,7 +153,7 @@ fn pass_gate_kernel(
     width: usize,
     #[comptime] channels_last: bool,
 ) {
-    let mut i = ABSOLUTE_POS as usize;
+    let mut i = ABSOLUTE_POS;
     while i < entries {
         let (sample, channel, line, column) = position(i, channels, height, width, channels_last);
         let pixel = line * width + column;
@@ -181,7 +181,7 @@ fn add_upsampled_kernel(
     factor: usize,
     #[comptime] channels_last: bool,
 ) {
-    let mut i = ABSOLUTE_POS as usize;
+    let mut i = ABSOLUTE_POS;
     while i < entries {
         let (sample, channel, line, column) = position(i, channels, height, width, channels_last);
         let pixel = line * width + column;
@@ -206,7 +206,7 @@ fn sum_squares_kernel(
     factor: usize,
     #[comptime] channels_last: bool,
 ) {
-    let mut i = ABSOLUTE_POS as usize;
+    let mut i = ABSOLUTE_POS;
     while i < entries {
         let (sample, channel, line, column) = position(i, channels, height, width, channels_last);
         let mut total = 0.0f32;

@@ -1,7 +1,8 @@
 //! Kernels between products of tracked tensors, with theirs for the cotangents.
 
 use super::attention::AttentionBackend;
-use super::norm::{Carried, CarryRules, Moved, NormBackend, NormRules, Normed};
+use super::norm::{Carried, CarryRules, NormBackend, NormRules, Normed};
+use super::norm_gradients::{Moved, NormGradientsBackend};
 use super::pointwise::PointwiseBackend;
 use burn::backend::autodiff::{
     Autodiff,
@@ -22,7 +23,7 @@ pub(crate) trait TrackedBackend: Backend {
         rules: NormRules,
     ) -> FloatTensor<Self>;
 
-    /// The first output of [`NormBackend::norm_tangent`]; the gate is a constant.
+    /// The first output of [`NormGradientsBackend::norm_tangent`]; the gate is a constant.
     fn tracked_norm_tangent(
         #[extension_type] parts: Moved<Self>,
         groups: usize,
@@ -90,7 +91,7 @@ impl TrackedBackend for Cube {
 
 impl<B, C> TrackedBackend for Autodiff<B, C>
 where
-    B: NormBackend + PointwiseBackend + AttentionBackend,
+    B: NormBackend + NormGradientsBackend + PointwiseBackend + AttentionBackend,
     C: CheckpointStrategy,
 {
     fn tracked_norm(
@@ -112,7 +113,7 @@ where
             rules: NormRules,
         }
 
-        impl<B: NormBackend + PointwiseBackend> Backward<B, 5> for Norm {
+        impl<B: NormBackend + NormGradientsBackend + PointwiseBackend> Backward<B, 5> for Norm {
             type State = Point<B>;
 
             fn backward(
@@ -186,7 +187,11 @@ where
                 let normed = if rules.apart { normed } else { value.clone() };
                 let point = Point {
                     // Not the value, if nothing else keeps it.
-                    gate: if rules.relu { value.clone() } else { normed.clone() },
+                    gate: if rules.relu {
+                        value.clone()
+                    } else {
+                        normed.clone()
+                    },
                     normed,
                     inverse_deviation,
                     scale,
@@ -220,7 +225,7 @@ where
             rules: CarryRules,
         }
 
-        impl<B: NormBackend> Backward<B, 3> for Tangent {
+        impl<B: NormGradientsBackend> Backward<B, 3> for Tangent {
             type State = Point<B>;
 
             fn backward(

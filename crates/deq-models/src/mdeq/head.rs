@@ -6,9 +6,8 @@ use crate::layers::{ConvNorm, ConvShape, PlainBatchNorm, apply};
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::module::interpolate;
-use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor, activation::relu};
+use deq_kernels::resize_bilinear;
 
 /// Channels that a bottleneck puts out over those inside.
 pub(super) const EXPANSION: usize = 4;
@@ -160,21 +159,4 @@ impl SegmentationHead {
         let x = Tensor::cat(maps.collect(), 1);
         apply(&self.output, relu(self.mix.forward(x)))
     }
-}
-
-/// Bilinear interpolation with the corners of both images at the same place.
-///
-/// # Shapes
-///
-/// - x: `[batch, channels, height, width]`
-/// - output: `[batch, channels, size[0], size[1]]`
-pub(crate) fn resize_bilinear(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
-    let [_, _, height, width] = x.dims();
-    if [height, width] == size {
-        return x;
-    }
-    let options = InterpolateOptions::new(InterpolateMode::Bilinear)
-        .with_align_corners(true)
-        .with_output_size(size);
-    interpolate(x, options)
 }

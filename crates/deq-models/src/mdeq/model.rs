@@ -160,8 +160,9 @@ impl MdeqSegmenter {
 
     /// Classifies pixels, at the resolution of the finest branch.
     ///
-    /// The original scales the logits up to the image, bilinearly, before it takes loss and
-    /// predictions. In training as [`MdeqClassifier::forward`].
+    /// The original scales the logits up to the image, by
+    /// [`resize_bilinear`](crate::resize_bilinear), before it takes loss and predictions. In
+    /// training as [`MdeqClassifier::forward`].
     ///
     /// # Shapes
     ///

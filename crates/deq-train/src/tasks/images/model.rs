@@ -6,12 +6,10 @@ use crate::error::TrainError;
 use crate::task::{Reading, TaskModel};
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
-use burn::tensor::module::interpolate;
-use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use deq_core::Depth;
 use deq_models::checkpoint::{LoadReport, StateDict, load, state_dict};
-use deq_models::{MdeqCell, MdeqClassifier, MdeqSegmenter, ResNet};
+use deq_models::{MdeqCell, MdeqClassifier, MdeqSegmenter, ResNet, resize_bilinear};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -192,17 +190,10 @@ pub(super) fn likeliest(scores: Tensor<2>) -> Vec<i32> {
 /// Scores `[batch, classes, h, w]` scaled up bilinearly to the size of the image, as
 /// `[batch * height * width, classes]`.
 fn per_pixel(logits: Tensor<4>, size: [usize; 2]) -> Tensor<2> {
-    let [batch, classes, height, width] = logits.dims();
-    // Corners aligned, as in the loss and the validation of the original.
-    let options = InterpolateOptions::new(InterpolateMode::Bilinear)
-        .with_align_corners(true)
-        .with_output_size(size);
-    let logits = match [height, width] == size {
-        true => logits,
-        false => interpolate(logits, options),
-    };
+    let [batch, classes, ..] = logits.dims();
     let [height, width] = size;
-    logits
+    // Corners aligned, as in the loss and the validation of the original.
+    resize_bilinear(logits, size)
         .permute([0, 2, 3, 1])
         .reshape([batch * height * width, classes])
 }

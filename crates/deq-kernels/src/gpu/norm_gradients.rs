@@ -1,0 +1,451 @@
+//! What differentiates norms and products with their Jacobians.
+
+use super::maps::{Maps, Steps};
+use super::norm::{CarryRules, Rows, channel_of, gated, place, scaled};
+use super::{MOST_CUBES, like, sum};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, ExtensionType, backend_extension};
+use burn::tensor::Shape;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::cubecl::{self, prelude::*};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+
+/// A point, a direction, and what the product is scaled and gated by; where it is not, any of the
+/// others.
+#[derive(Debug, ExtensionType)]
+#[extension_type(fusion)]
+pub(crate) struct Moved<B: Backend> {
+    pub(crate) x: FloatTensor<B>,
+    pub(crate) d: FloatTensor<B>,
+    pub(crate) scale: FloatTensor<B>,
+    pub(crate) gate: FloatTensor<B>,
+}
+
+#[backend_extension(Cube, Fusion)]
+pub(crate) trait NormGradientsBackend: Backend {
+    /// The product of the Jacobian at `x` with `d`, and the same before it is scaled and gated.
+    #[fusion(meta = |parts, _, _, _| (parts.x.clone(), parts.x.clone()))]
+    fn norm_tangent(
+        #[extension_type] parts: Moved<Self>,
+        groups: usize,
+        epsilon: f32,
+        rules: CarryRules,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The cotangents of `x` and `d` for that of the first output of
+    /// [`norm_tangent`](Self::norm_tangent).
+    #[fusion(meta = |parts, _, _, _, _| (parts.x.clone(), parts.x.clone()))]
+    fn carry_norm_tangent(
+        #[extension_type] parts: Moved<Self>,
+        h: FloatTensor<Self>,
+        groups: usize,
+        epsilon: f32,
+        rules: CarryRules,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The sums over samples and pixels of `g * normed` and of `g`, `[1, channels, 1, 1]`, where
+    /// the gate is open if there is one.
+    #[fusion(meta = |g, _, _, _| (per_channel(g), per_channel(g)))]
+    fn affine_gradients(
+        g: FloatTensor<Self>,
+        normed: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        gated: bool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+}
+
+type Spec = burn::backend::fusion::custom::TensorSpec;
+
+fn per_channel(maps: &Spec) -> Spec {
+    Spec::new(Shape::new([1, maps.shape[1], 1, 1]), maps.dtype)
+}
+
+impl NormGradientsBackend for CubeBackend {
+    fn norm_tangent(
+        parts: Moved<Self>,
+        groups: usize,
+        epsilon: f32,
+        rules: CarryRules,
+    ) -> (CubeTensor, CubeTensor) {
+        let moved = Move::of(parts, groups, rules);
+        let [out, apart] = [0; 2].map(|_| moved.x.like(moved.x.shape()));
+        tangent_kernel::launch(
+            &moved.x.tensor.client.clone(),
+            moved.cubes(),
+            CubeDim::new_1d(moved.of.units),
+            moved.x.tensor.clone().into_buffer_arg(),
+            moved.d.tensor.clone().into_buffer_arg(),
+            moved.scale.clone().into_buffer_arg(),
+            moved.gate.tensor.clone().into_buffer_arg(),
+            out.tensor.clone().into_buffer_arg(),
+            apart.tensor.clone().into_buffer_arg(),
+            moved.x.steps(),
+            moved.d.steps(),
+            moved.gate.steps(),
+            out.steps(),
+            moved.rows,
+            groups,
+            moved.channels,
+            moved.plane,
+            epsilon,
+            rules,
+            moved.of,
+        );
+        (out.tensor, apart.tensor)
+    }
+
+    fn carry_norm_tangent(
+        parts: Moved<Self>,
+        h: CubeTensor,
+        groups: usize,
+        epsilon: f32,
+        rules: CarryRules,
+    ) -> (CubeTensor, CubeTensor) {
+        let moved = Move::of(parts, groups, rules);
+        let h = Maps::of(h);
+        let [to_x, to_d] = [0; 2].map(|_| moved.x.like(moved.x.shape()));
+        tangent_back_kernel::launch(
+            &moved.x.tensor.client.clone(),
+            moved.cubes(),
+            CubeDim::new_1d(moved.of.units),
+            moved.x.tensor.clone().into_buffer_arg(),
+            moved.d.tensor.clone().into_buffer_arg(),
+            h.tensor.clone().into_buffer_arg(),
+            moved.scale.clone().into_buffer_arg(),
+            moved.gate.tensor.clone().into_buffer_arg(),
+            to_x.tensor.clone().into_buffer_arg(),
+            to_d.tensor.clone().into_buffer_arg(),
+            moved.x.steps(),
+            moved.d.steps(),
+            h.steps(),
+            moved.gate.steps(),
+            to_x.steps(),
+            moved.rows,
+            groups,
+            moved.channels,
+            moved.plane,
+            epsilon,
+            rules,
+            moved.of,
+        );
+        (to_x.tensor, to_d.tensor)
+    }
+
+    fn affine_gradients(
+        g: CubeTensor,
+        normed: CubeTensor,
+        gate: CubeTensor,
+        gated: bool,
+    ) -> (CubeTensor, CubeTensor) {
+        let [g, normed, gate] = [g, normed, gate].map(Maps::of);
+        let [batch, channels, height, width] = g.shape();
+        let [to_scale, to_shift] = [0; 2].map(|_| like(&g.tensor, [1, channels, 1, 1]));
+        let plane = height * width;
+        let of = Rows::of(&g, batch * plane);
+        affine_gradients_kernel::launch(
+            &g.tensor.client.clone(),
+            CubeCount::Static(channels.min(MOST_CUBES) as u32, 1, 1),
+            CubeDim::new_1d(of.units),
+            g.tensor.clone().into_buffer_arg(),
+            normed.tensor.clone().into_buffer_arg(),
+            gate.tensor.clone().into_buffer_arg(),
+            to_scale.clone().into_buffer_arg(),
+            to_shift.clone().into_buffer_arg(),
+            g.steps(),
+            normed.steps(),
+            gate.steps(),
+            batch,
+            channels,
+            plane,
+            CarryRules {
+                transposed: true,
+                affine: false,
+                gated,
+            },
+            of.units,
+        );
+        (to_scale, to_shift)
+    }
+}
+
+/// A [`Moved`] as kernels read it.
+struct Move {
+    x: Maps,
+    d: Maps,
+    scale: CubeTensor,
+    gate: Maps,
+    rows: usize,
+    /// Of a group.
+    channels: usize,
+    plane: usize,
+    of: Rows,
+}
+
+impl Move {
+    fn of(parts: Moved<CubeBackend>, groups: usize, rules: CarryRules) -> Self {
+        let [x, d] = [parts.x, parts.d].map(Maps::of);
+        let [batch, channels, height, width] = x.shape();
+        let (channels, plane) = (channels / groups, height * width);
+        Self {
+            gate: Maps::of(if rules.gated {
+                parts.gate
+            } else {
+                x.tensor.clone()
+            }),
+            scale: match rules.affine {
+                true => into_contiguous(parts.scale),
+                false => x.tensor.clone(),
+            },
+            rows: batch * groups,
+            channels,
+            plane,
+            of: Rows::of(&x, channels * plane),
+            x,
+            d,
+        }
+    }
+
+    fn cubes(&self) -> CubeCount {
+        CubeCount::Static(self.rows.min(MOST_CUBES) as u32, 1, 1)
+    }
+}
+
+#[cube(launch)]
+fn affine_gradients_kernel(
+    g: &[f32],
+    normed: &[f32],
+    gate: &[f32],         // open where above 0
+    to_scale: &mut [f32], // [channels]
+    to_shift: &mut [f32], // [channels]
+    of_g: Steps,
+    of_normed: Steps,
+    of_gate: Steps,
+    batch: usize,
+    channels: usize,
+    plane: usize,
+    #[comptime] rules: CarryRules,
+    #[comptime] units: u32,
+) {
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(units as usize));
+    let mut channel = CUBE_POS_X as usize;
+    while channel < channels {
+        let mut of_scale = 0.0f32;
+        let mut of_shift = 0.0f32;
+        let mut i = UNIT_POS as usize;
+        while i < batch * plane {
+            let (sample, pixel) = (i / plane, i % plane);
+            let gate_at = sample * of_gate.sample + channel * of_gate.channel;
+            let mut entry = g[sample * of_g.sample + channel * of_g.channel + pixel * of_g.pixel];
+            entry = gated(entry, gate, gate_at + pixel * of_gate.pixel, rules);
+            let normed_at = sample * of_normed.sample + channel * of_normed.channel;
+            of_scale += entry * normed[normed_at + pixel * of_normed.pixel];
+            of_shift += entry;
+            i += comptime!(units as usize);
+        }
+        let of_scale = sum(of_scale, &mut scratch);
+        let of_shift = sum(of_shift, &mut scratch);
+        if UNIT_POS == 0 {
+            to_scale[channel] = of_scale;
+            to_shift[channel] = of_shift;
+        }
+        channel += CUBE_COUNT_X as usize;
+    }
+}
+
+/// The product `J(x) d` with the Jacobian of the normalisation, `(d - mean(d) - n mean(n d)) / s`
+/// with the normalised `n` and the deviation `s`, then scaled and gated.
+#[cube(launch)]
+fn tangent_kernel(
+    x: &[f32],
+    d: &[f32],
+    scale: &[f32], // [channels of all groups]
+    gate: &[f32],  // open where above 0
+    out: &mut [f32],
+    apart: &mut [f32], // before scale and gate
+    of_x: Steps,
+    of_d: Steps,
+    of_gate: Steps,
+    of_out: Steps, // and of `apart`
+    rows: usize,
+    groups: usize,
+    channels: usize, // of a group
+    plane: usize,
+    epsilon: f32,
+    #[comptime] rules: CarryRules,
+    #[comptime] of: Rows,
+) {
+    let size = channels * plane;
+    let units = comptime!(of.units as usize);
+    let mut scratch = Shared::<[f32]>::new_slice(units);
+    let mut row = CUBE_POS_X as usize;
+    while row < rows {
+        let sample = row / groups;
+        let first = row % groups * channels;
+        let x_start = sample * of_x.sample + first * of_x.channel;
+        let d_start = sample * of_d.sample + first * of_d.channel;
+        let gate_start = sample * of_gate.sample + first * of_gate.channel;
+        let out_start = sample * of_out.sample + first * of_out.channel;
+
+        let mut total = 0.0f32;
+        let mut of_d_total = 0.0f32;
+        let mut i = UNIT_POS as usize;
+        while i < size {
+            total += x[place(x_start, i, &of_x, channels, plane, of)];
+            of_d_total += d[place(d_start, i, &of_d, channels, plane, of)];
+            i += units;
+        }
+        let mean = sum(total, &mut scratch) / size as f32;
+        let mean_d = sum(of_d_total, &mut scratch) / size as f32;
+
+        let mut squares = 0.0f32;
+        let mut along = 0.0f32;
+        let mut i = UNIT_POS as usize;
+        while i < size {
+            let centered = x[place(x_start, i, &of_x, channels, plane, of)] - mean;
+            squares += centered * centered;
+            along += centered * d[place(d_start, i, &of_d, channels, plane, of)];
+            i += units;
+        }
+        let variance = sum(squares, &mut scratch) / size as f32;
+        let inverse = 1.0f32 / (variance + epsilon).sqrt();
+        let along = sum(along, &mut scratch) * inverse / size as f32;
+
+        let mut i = UNIT_POS as usize;
+        while i < size {
+            let normed = (x[place(x_start, i, &of_x, channels, plane, of)] - mean) * inverse;
+            let entry = d[place(d_start, i, &of_d, channels, plane, of)];
+            let carried = (entry - mean_d - normed * along) * inverse;
+            let at = place(out_start, i, &of_out, channels, plane, of);
+            let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
+            let channel = first + channel_of(i, channels, plane, of);
+            apart[at] = carried;
+            out[at] = gated(scaled(carried, scale, channel, rules), gate, gate_at, rules);
+            i += units;
+        }
+        row += CUBE_COUNT_X as usize;
+    }
+}
+
+/// The cotangents of `x` and of `d` for the cotangent `h` of [`tangent_kernel`].
+///
+/// With `g` behind gate and scale, `G = g - mean(g) - n mean(n g)`, `D` likewise of `d`,
+/// `c = mean(n d)`, `e = mean(n g)` and `q = mean(g D)`: that of `d` is `G / s`, since the Jacobian
+/// is symmetric, and that of `x` is `-(c G + e D + q n) / s^2`. Since the mean of `n^2` lacks
+/// `epsilon / s^2` to 1, `q = mean(G D) + c e epsilon / s^2`.
+#[cube(launch)]
+fn tangent_back_kernel(
+    x: &[f32],
+    d: &[f32],
+    h: &[f32],
+    scale: &[f32], // [channels of all groups]
+    gate: &[f32],  // open where above 0
+    to_x: &mut [f32],
+    to_d: &mut [f32],
+    of_x: Steps,
+    of_d: Steps,
+    of_h: Steps,
+    of_gate: Steps,
+    of_out: Steps,
+    rows: usize,
+    groups: usize,
+    channels: usize, // of a group
+    plane: usize,
+    epsilon: f32,
+    #[comptime] rules: CarryRules,
+    #[comptime] of: Rows,
+) {
+    let size = channels * plane;
+    let units = comptime!(of.units as usize);
+    let mut scratch = Shared::<[f32]>::new_slice(units);
+    let mut row = CUBE_POS_X as usize;
+    while row < rows {
+        let sample = row / groups;
+        let first = row % groups * channels;
+        let x_start = sample * of_x.sample + first * of_x.channel;
+        let d_start = sample * of_d.sample + first * of_d.channel;
+        let h_start = sample * of_h.sample + first * of_h.channel;
+        let gate_start = sample * of_gate.sample + first * of_gate.channel;
+        let out_start = sample * of_out.sample + first * of_out.channel;
+
+        let mut total = 0.0f32;
+        let mut of_d_total = 0.0f32;
+        let mut of_g_total = 0.0f32;
+        let mut i = UNIT_POS as usize;
+        while i < size {
+            let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
+            let channel = first + channel_of(i, channels, plane, of);
+            let passed = gated(
+                h[place(h_start, i, &of_h, channels, plane, of)],
+                gate,
+                gate_at,
+                rules,
+            );
+            total += x[place(x_start, i, &of_x, channels, plane, of)];
+            of_d_total += d[place(d_start, i, &of_d, channels, plane, of)];
+            of_g_total += scaled(passed, scale, channel, rules);
+            i += units;
+        }
+        let mean = sum(total, &mut scratch) / size as f32;
+        let mean_d = sum(of_d_total, &mut scratch) / size as f32;
+        let mean_g = sum(of_g_total, &mut scratch) / size as f32;
+
+        let mut squares = 0.0f32;
+        let mut d_along = 0.0f32;
+        let mut g_along = 0.0f32;
+        let mut i = UNIT_POS as usize;
+        while i < size {
+            let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
+            let channel = first + channel_of(i, channels, plane, of);
+            let passed = gated(
+                h[place(h_start, i, &of_h, channels, plane, of)],
+                gate,
+                gate_at,
+                rules,
+            );
+            let centered = x[place(x_start, i, &of_x, channels, plane, of)] - mean;
+            squares += centered * centered;
+            d_along += centered * d[place(d_start, i, &of_d, channels, plane, of)];
+            g_along += centered * scaled(passed, scale, channel, rules);
+            i += units;
+        }
+        let variance = sum(squares, &mut scratch) / size as f32;
+        let inverse = 1.0f32 / (variance + epsilon).sqrt();
+        let d_along = sum(d_along, &mut scratch) * inverse / size as f32;
+        let g_along = sum(g_along, &mut scratch) * inverse / size as f32;
+
+        // The parts across are written first and read again by the same unit.
+        let mut together = 0.0f32;
+        let mut i = UNIT_POS as usize;
+        while i < size {
+            let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
+            let channel = first + channel_of(i, channels, plane, of);
+            let passed = gated(
+                h[place(h_start, i, &of_h, channels, plane, of)],
+                gate,
+                gate_at,
+                rules,
+            );
+            let normed = (x[place(x_start, i, &of_x, channels, plane, of)] - mean) * inverse;
+            let entry = d[place(d_start, i, &of_d, channels, plane, of)];
+            let d_across = entry - mean_d - normed * d_along;
+            let g_across = scaled(passed, scale, channel, rules) - mean_g - normed * g_along;
+            let at = place(out_start, i, &of_out, channels, plane, of);
+            to_x[at] = d_along * g_across + g_along * d_across;
+            to_d[at] = g_across * inverse;
+            together += d_across * g_across;
+            i += units;
+        }
+        // What epsilon leaves of `D` along `n`.
+        let rest = d_along * g_along * epsilon * inverse * inverse;
+        let together = sum(together, &mut scratch) / size as f32 + rest;
+        let mut i = UNIT_POS as usize;
+        while i < size {
+            let normed = (x[place(x_start, i, &of_x, channels, plane, of)] - mean) * inverse;
+            let at = place(out_start, i, &of_out, channels, plane, of);
+            to_x[at] = -(to_x[at] + together * normed) * inverse * inverse;
+            i += units;
+        }
+        row += CUBE_COUNT_X as usize;
+    }
+}
