@@ -6,6 +6,7 @@
 
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::{Device, Distribution, Tensor};
+pub use deq_kernels::{norm_except, weight_norm};
 
 /// A weight as length times direction, one length for every slice along one axis.
 ///
@@ -43,30 +44,6 @@ impl<const D: usize> WeightNorm<D> {
     pub fn weight(&self) -> Tensor<D> {
         weight_norm(self.direction.val(), self.gain.val(), self.axis)
     }
-}
-
-/// `direction * gain / |direction|`, see [`WeightNorm`].
-///
-/// # Shapes
-///
-/// - gain: that of `direction` with size 1 on all axes but `axis`
-pub fn weight_norm<const D: usize>(
-    direction: Tensor<D>,
-    gain: Tensor<D>,
-    axis: usize,
-) -> Tensor<D> {
-    direction.clone() * (gain / norm_except(direction, axis))
-}
-
-/// The Euclidean norm over all axes but one, which stay with size 1. It is 1e-15 at least, so that
-/// slices of zeros can be divided by it and have a gradient, but in f16, which has no such number.
-pub fn norm_except<const D: usize>(weight: Tensor<D>, axis: usize) -> Tensor<D> {
-    assert!(axis < D, "a tensor of rank {D} has no axis {axis}");
-    (0..D)
-        .filter(|other| *other != axis)
-        .fold(weight.square(), |sum, other| sum.sum_dim(other))
-        .clamp_min(1e-30)
-        .sqrt()
 }
 
 /// A weight whose largest singular value is kept near or below a bound.

@@ -4,8 +4,9 @@
 //! as they are. Where a backend's are slow it has a kernel beside them, which is taken for tensors
 //! of f32 that nothing differentiates, as those of a solve are; `convolve` and `cross_entropy` have
 //! them for their derivatives too. The kernels for the CPU
-//! ([`Flex`](https://docs.rs/burn-flex)) come with the feature `flex`; on a GPU the steps of
-//! solvers have one, with its features.
+//! ([`Flex`](https://docs.rs/burn-flex)) come with the feature `flex`. Those for GPUs, of the steps
+//! of solvers and of what stands between convolutions and products of matrices, come with the
+//! features of GPUs, and with `autodiff` for tracked tensors too.
 //!
 //! ```
 //! use burn::tensor::{Device, Distribution, Tensor};
@@ -51,6 +52,7 @@ mod pool;
 mod relative_softmax;
 mod resample;
 mod solver;
+mod weight_norm;
 
 pub use attention::{AttentionPoint, RelativeAttention};
 #[cfg(feature = "autodiff")]
@@ -69,6 +71,7 @@ pub use resample::{add_upsampled, resize_bilinear, sum_squares, upsample};
 pub use solver::{
     AndersonStep, AndersonWindow, BroydenStep, combine, dots, product, residual, row_squares,
 };
+pub use weight_norm::{norm_except, weight_norm};
 
 /// Compiles the example of the README.
 #[cfg(doctest)]

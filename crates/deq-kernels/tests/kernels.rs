@@ -11,7 +11,7 @@ use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use deq_kernels::{
     Convolution, GroupNorm, LayerNormJacobian, Linear, NormJacobian, RelativeAttention,
     add_upsampled, combine, convolve, cross_entropy, dots, layer_norm, product, relative_softmax,
-    residual, resize_bilinear, row_squares, sum_squares, upsample,
+    residual, resize_bilinear, row_squares, sum_squares, upsample, weight_norm,
 };
 use std::cell::Cell;
 
@@ -464,6 +464,28 @@ fn norms_and_their_jacobians_in_automatic_differentiation() {
 }
 
 #[test]
+fn normalised_weights_and_their_gradients() {
+    for (shape, axis) in [
+        ([16, 16, 1, 1], 0),
+        ([5, 7, 3, 3], 0),
+        ([300, 3, 1, 1], 1),
+        ([2, 3, 4, 5], 3),
+    ] {
+        let mut column = [1; 4];
+        column[axis] = shape[axis];
+        let run = |x: &[Tensor<4>]| weight_norm(x[0].clone(), x[1].clone(), axis);
+        let both = [random(shape), random(column)];
+        let theirs = run(&[plain(&both[0]), plain(&both[1])]);
+        assert_close(&run(&both), &theirs, &format!("{shape:?} along {axis}"));
+        assert_gradients(&both, &run, &format!("{shape:?} along {axis}"));
+    }
+    // Slices of zeros have gradients.
+    let zeros = [random([2, 3, 1, 1]) * 0.0, random([2, 1, 1, 1])];
+    let run = |x: &[Tensor<4>]| weight_norm(x[0].clone(), x[1].clone(), 0) * 1e-15;
+    assert_gradients(&zeros, &run, "zeros");
+}
+
+#[test]
 fn a_norm_of_constants_beside_tracked_scales() {
     let device = device().autodiff();
     let scale = Tensor::<4>::ones([1, 2, 1, 1], &device).require_grad();
@@ -491,7 +513,8 @@ fn maps_of_other_resolutions_in_automatic_differentiation() {
     let run = |x: &[Tensor<4>]| resize_bilinear(x[0].clone(), [9, 5]);
     let x = channels_last([2, 3, 4, 2]);
     let resized = run(&[plain(&x)]);
-    assert_close(&run(&[x.clone()]), &resized, "resized");
+    let value = run(std::slice::from_ref(&x));
+    assert_close(&value, &resized, "resized");
     assert_gradients(&[x], &run, "resized");
 }
 

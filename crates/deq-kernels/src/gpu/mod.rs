@@ -13,6 +13,7 @@ pub(crate) mod pointwise;
 pub(crate) mod solver;
 #[cfg(feature = "autodiff")]
 pub(crate) mod tracked;
+pub(crate) mod weight_norm;
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Shape, Tensor};
@@ -50,12 +51,12 @@ pub(crate) enum Way {
     Tracked,
 }
 
-/// How kernels take all of these maps, if they do.
-pub(crate) fn way(maps: &[&Tensor<4>]) -> Option<Way> {
-    if !maps.iter().all(|maps| is_ours(maps)) {
+/// How kernels take all of these tensors, if they do.
+pub(crate) fn way<const D: usize>(tensors: &[&Tensor<D>]) -> Option<Way> {
+    if !tensors.iter().all(|tensors| is_ours(tensors)) {
         return None;
     }
-    if maps.iter().all(|maps| !maps.is_autodiff()) {
+    if tensors.iter().all(|tensors| !tensors.is_autodiff()) {
         return Some(Way::Plain);
     }
     #[cfg(feature = "autodiff")]

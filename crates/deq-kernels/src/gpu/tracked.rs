@@ -4,6 +4,7 @@ use super::attention::AttentionBackend;
 use super::norm::{Carried, CarryRules, NormBackend, NormRules, Normed};
 use super::norm_gradients::{Moved, NormGradientsBackend};
 use super::pointwise::PointwiseBackend;
+use super::weight_norm::WeightNormBackend;
 use burn::backend::autodiff::{
     Autodiff,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -29,6 +30,12 @@ pub(crate) trait TrackedBackend: Backend {
         groups: usize,
         epsilon: f32,
         rules: CarryRules,
+    ) -> FloatTensor<Self>;
+
+    /// The weight of [`WeightNormBackend::weight_norm`].
+    fn tracked_weight_norm(
+        direction: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
     /// [`PointwiseBackend::pass_gate`]; the gate is a constant.
@@ -68,6 +75,13 @@ impl TrackedBackend for Cube {
         Self::norm_tangent(parts, groups, epsilon, rules).0
     }
 
+    fn tracked_weight_norm(
+        direction: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::weight_norm(direction, gain).0
+    }
+
     fn tracked_gate(d: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::pass_gate(d, gate)
     }
@@ -91,7 +105,7 @@ impl TrackedBackend for Cube {
 
 impl<B, C> TrackedBackend for Autodiff<B, C>
 where
-    B: NormBackend + NormGradientsBackend + PointwiseBackend + AttentionBackend,
+    B: NormBackend + NormGradientsBackend + PointwiseBackend + AttentionBackend + WeightNormBackend,
     C: CheckpointStrategy,
 {
     fn tracked_norm(
@@ -286,6 +300,45 @@ where
                 prep.finish(point, out)
             }
             OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+
+    fn tracked_weight_norm(
+        direction: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct WeightNorm;
+
+        impl<B: WeightNormBackend> Backward<B, 2> for WeightNorm {
+            type State = [FloatTensor<B>; 3];
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 2>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let [direction, gain] = ops.parents;
+                let [at_direction, at_gain, lengths] = ops.state;
+                let g = grads.consume::<B>(&ops.node);
+                let (to_direction, to_gain) =
+                    B::carry_weight_norm(at_direction, at_gain, lengths, g);
+                for (node, g) in [(direction, to_direction), (gain, to_gain)] {
+                    if let Some(node) = node {
+                        grads.register::<B>(node.id, g);
+                    }
+                }
+            }
+        }
+
+        let (direction, to_direction) = direction.into_parts();
+        let (gain, to_gain) = gain.into_parts();
+        let (weight, lengths) = B::weight_norm(direction.clone(), gain.clone());
+        let prep = WeightNorm.prepare::<C>([to_direction, to_gain]);
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish([direction, gain, lengths], weight),
+            OpsKind::UnTracked(prep) => prep.finish(weight),
         }
     }
 

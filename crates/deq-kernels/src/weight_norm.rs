@@ -1,0 +1,72 @@
+//! Weights as length times direction.
+
+use burn::tensor::Tensor;
+
+/// `direction * gain / |direction|`, with one length for every slice along `axis` (Salimans and
+/// Kingma 2016).
+///
+/// The length counts as 1e-15 at least, so that slices of zeros can be divided by it and have a
+/// gradient, but in f16, which has no such number.
+///
+/// # Shapes
+///
+/// - gain: that of `direction` with size 1 on all axes but `axis`
+///
+/// # Panics
+///
+/// If there is no such axis.
+pub fn weight_norm<const D: usize>(
+    direction: Tensor<D>,
+    gain: Tensor<D>,
+    axis: usize,
+) -> Tensor<D> {
+    #[cfg(feature = "_gpu")]
+    if let Some(weight) = on_gpu(&direction, &gain, axis) {
+        return weight;
+    }
+    direction.clone() * (gain / norm_except(direction, axis))
+}
+
+/// The Euclidean norm over all axes but one, which stay with size 1; at least 1e-15, as in
+/// [`weight_norm`].
+///
+/// # Panics
+///
+/// If there is no such axis.
+pub fn norm_except<const D: usize>(weight: Tensor<D>, axis: usize) -> Tensor<D> {
+    assert!(axis < D, "a tensor of rank {D} has no axis {axis}");
+    (0..D)
+        .filter(|other| *other != axis)
+        .fold(weight.square(), |sum, other| sum.sum_dim(other))
+        .clamp_min(1e-30)
+        .sqrt()
+}
+
+#[cfg(feature = "_gpu")]
+fn on_gpu<const D: usize>(
+    direction: &Tensor<D>,
+    gain: &Tensor<D>,
+    axis: usize,
+) -> Option<Tensor<D>> {
+    use crate::gpu::{Way, way, weight_norm::WeightNormBackend};
+    use burn::backend::Dispatch;
+    let way = way(&[direction, gain])?;
+    let shape = direction.dims();
+    let slices = *shape.get(axis)?;
+    let inner = shape[axis + 1..].iter().product();
+    let outer = shape[..axis].iter().product();
+    let direction = direction
+        .clone()
+        .reshape([outer, slices, inner])
+        .into_dispatch();
+    let gain = gain.clone().reshape([1, slices, 1]).into_dispatch();
+    let weight = match way {
+        Way::Plain => Dispatch::weight_norm(direction, gain).0,
+        #[cfg(feature = "autodiff")]
+        Way::Tracked => {
+            use crate::gpu::tracked::TrackedBackend;
+            Dispatch::tracked_weight_norm(direction, gain)
+        }
+    };
+    Some(Tensor::<3>::from_dispatch(weight).reshape(shape))
+}
