@@ -141,11 +141,15 @@ impl GroupNorm {
         }
     }
 
-    /// The norm, and the ReLU if it is asked for, of maps that are not on a GPU, or are tracked.
+    /// The norm, and the ReLU if it is asked for, of maps that no kernel for GPUs takes as they are.
     fn alone(&self, x: Tensor<4>, is_gated: bool, keep: bool) -> (Tensor<4>, Option<NormJacobian>) {
         if let Some(own) = half(&x) {
-            let (value, jacobian) = self.wide().alone(x.cast(DType::F32), is_gated, keep);
-            return (value.cast(own), jacobian);
+            let around = Around {
+                relu: is_gated,
+                ..Around::default()
+            };
+            let applied = self.wide().run(x.cast(DType::F32), around, keep);
+            return (applied.value.cast(own), applied.jacobian);
         }
         #[cfg(feature = "flex")]
         if let Some(result) = self.on_flex(&x, is_gated, keep) {
@@ -402,7 +406,7 @@ impl NormJacobian {
     /// - d, output: `[batch, channels, height, width]`
     pub fn tangent(&self, d: Tensor<4>) -> Tensor<4> {
         #[cfg(feature = "_gpu")]
-        if let Some(out) = self.on_gpu(&d, false) {
+        if let Some(out) = self.on_gpu(&d, self.gate.as_ref(), false) {
             return out;
         }
         let out = self.norm_tangent(d);
@@ -419,7 +423,7 @@ impl NormJacobian {
     /// - g, output: `[batch, channels, height, width]`
     pub fn carry(&self, g: Tensor<4>) -> Tensor<4> {
         #[cfg(feature = "_gpu")]
-        if let Some(out) = self.on_gpu(&g, true) {
+        if let Some(out) = self.on_gpu(&g, self.gate.as_ref(), true) {
             return out;
         }
         self.norm_carry(match &self.gate {
@@ -432,6 +436,10 @@ impl NormJacobian {
         if let Some(own) = half(&d) {
             return self.norm_tangent(d.cast(DType::F32)).cast(own);
         }
+        #[cfg(feature = "_gpu")]
+        if let Some(out) = self.on_gpu(&d, None, false) {
+            return out;
+        }
         #[cfg(feature = "flex")]
         if let Some(out) = self.on_flex(&d, Direction::Forward) {
             return out;
@@ -442,6 +450,10 @@ impl NormJacobian {
     fn norm_carry(&self, g: Tensor<4>) -> Tensor<4> {
         if let Some(own) = half(&g) {
             return self.norm_carry(g.cast(DType::F32)).cast(own);
+        }
+        #[cfg(feature = "_gpu")]
+        if let Some(out) = self.on_gpu(&g, None, true) {
+            return out;
         }
         #[cfg(feature = "flex")]
         if let Some(out) = self.on_flex(&g, Direction::Transposed) {
@@ -482,8 +494,8 @@ impl NormJacobian {
     }
 
     #[cfg(feature = "_gpu")]
-    fn on_gpu(&self, d: &Tensor<4>, transposed: bool) -> Option<Tensor<4>> {
-        let gate = self.gate.as_ref().map(|gate| gate.constant());
+    fn on_gpu(&self, d: &Tensor<4>, gate: Option<&Gate>, transposed: bool) -> Option<Tensor<4>> {
+        let gate = gate.map(Gate::constant);
         let rules = CarryRules {
             transposed,
             affine: self.scale.is_some(),

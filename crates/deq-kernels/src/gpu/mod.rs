@@ -28,15 +28,17 @@ const UNITS: u32 = 256;
 /// Cubes of one launch along an axis, WebGPU's bound.
 const MOST_CUBES: usize = 65_535;
 
-/// Whether the tensor is of f32, on a device of CubeCL, nothing differentiates it, and 32 bits
-/// count its numbers.
+/// Whether the tensor is of f32, on a device of CubeCL, nothing differentiates it, it has numbers,
+/// and 32 bits count them.
 pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     !tensor.is_autodiff() && is_ours(tensor)
 }
 
 fn is_ours<const D: usize>(tensor: &Tensor<D>) -> bool {
+    let numbers = tensor.shape().num_elements();
     tensor.dtype() == DType::F32
-        && tensor.shape().num_elements() <= u32::MAX as usize
+        && numbers > 0
+        && numbers <= u32::MAX as usize
         && matches!(
             tensor.device().inner().as_dispatch(),
             DispatchDevice::Cube(_)

@@ -3,7 +3,6 @@
 use super::{MOST_CUBES, UNITS, like, sum};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata, backend_extension};
-use burn::tensor::Shape;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::{self, prelude::*};
 use burn_cubecl::kernel::into_contiguous;
@@ -20,6 +19,7 @@ pub(crate) trait WeightNormBackend: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// The cotangents of direction and gain.
+    #[cfg(feature = "autodiff")]
     #[fusion(meta = |direction, gain, _, _| (direction.clone(), gain.clone()))]
     fn carry_weight_norm(
         direction: FloatTensor<Self>,
@@ -50,6 +50,7 @@ impl WeightNormBackend for CubeBackend {
         (weight, lengths)
     }
 
+    #[cfg(feature = "autodiff")]
     fn carry_weight_norm(
         direction: CubeTensor,
         gain: CubeTensor,
@@ -124,6 +125,7 @@ fn weight_norm_kernel(
     }
 }
 
+#[cfg(feature = "autodiff")]
 #[cube(launch)]
 fn carry_weight_norm_kernel(
     direction: &[f32], // [outer, slices, inner]
