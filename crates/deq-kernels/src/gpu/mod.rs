@@ -55,10 +55,10 @@ pub(crate) enum Way {
 
 /// How kernels take all of these tensors, if they do.
 pub(crate) fn way<const D: usize>(tensors: &[&Tensor<D>]) -> Option<Way> {
-    if !tensors.iter().all(|tensors| is_ours(tensors)) {
+    if !tensors.iter().all(|tensor| is_ours(tensor)) {
         return None;
     }
-    if tensors.iter().all(|tensors| !tensors.is_autodiff()) {
+    if tensors.iter().all(|tensor| !tensor.is_autodiff()) {
         return Some(Way::Plain);
     }
     #[cfg(feature = "autodiff")]
