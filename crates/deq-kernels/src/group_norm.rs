@@ -141,7 +141,8 @@ impl GroupNorm {
         }
     }
 
-    /// The norm, and the ReLU if it is asked for, of maps that no kernel for GPUs takes as they are.
+    /// The norm, and the ReLU if it is asked for, of maps that no kernel for GPUs takes as they
+    /// are.
     fn alone(&self, x: Tensor<4>, is_gated: bool, keep: bool) -> (Tensor<4>, Option<NormJacobian>) {
         if let Some(own) = half(&x) {
             let around = Around {
