@@ -104,7 +104,11 @@ impl GroupNorm {
     }
 
     fn run(&self, x: Tensor<4>, around: Around, keep: bool) -> Applied {
-        self.size(x.dims());
+        let ([_, channels, ..], groups) = (x.dims(), self.groups);
+        assert!(
+            groups > 0 && channels.is_multiple_of(groups),
+            "{groups} groups do not divide {channels} channels"
+        );
         for added in [&around.before, &around.after].into_iter().flatten() {
             assert_eq!(
                 added.dims(),
@@ -171,16 +175,6 @@ impl GroupNorm {
         }
     }
 
-    /// The numbers of a group, of maps of that shape.
-    fn size(&self, [_, channels, height, width]: [usize; 4]) -> usize {
-        let groups = self.groups;
-        assert!(
-            groups > 0 && channels.is_multiple_of(groups),
-            "{groups} groups do not divide {channels} channels"
-        );
-        channels / groups * height * width
-    }
-
     /// In Burn's operations, which every backend has and which are differentiated as they are.
     fn generic(&self, x: Tensor<4>) -> (Tensor<4>, NormJacobian) {
         let (normed, inverse_deviation) = normalized(x, self.groups, self.epsilon);
@@ -188,34 +182,38 @@ impl GroupNorm {
             Some((scale, shift)) => normed.clone() * scale.clone() + shift.clone(),
             None => normed.clone(),
         };
-        (value, self.jacobian(normed, inverse_deviation))
+        let point = Point::Normed {
+            normed,
+            inverse_deviation,
+        };
+        (value, self.jacobian(point))
     }
 
-    fn jacobian(&self, normed: Tensor<4>, inverse_deviation: Tensor<3>) -> NormJacobian {
+    fn jacobian(&self, point: Point) -> NormJacobian {
         NormJacobian {
-            point: Point::Normed {
-                normed,
-                inverse_deviation,
-            },
+            point,
             scale: self.affine.as_ref().map(|(scale, _)| scale.clone()),
             gate: None,
         }
     }
 
+    /// By a kernel, which is recorded if one of the tensors is tracked.
     #[cfg(feature = "_gpu")]
     fn on_gpu(&self, x: &Tensor<4>, around: &Around, keep: bool) -> Option<Applied> {
+        let mut all = vec![x];
+        all.extend(around.before.iter().chain(&around.after));
+        all.extend(self.affine.iter().flat_map(|(scale, shift)| [scale, shift]));
+        let way = gpu::way(&all)?;
+        let is_plain = matches!(way, gpu::Way::Plain);
         let rules = NormRules {
             before: around.before.is_some(),
             after: around.after.is_some(),
             affine: self.affine.is_some(),
             relu: around.relu,
-            // Else the value is what is kept.
-            apart: keep && (self.affine.is_some() || around.after.is_some() || around.relu),
+            // Else the value is what is kept, here or for the backward pass.
+            apart: (keep || !is_plain)
+                && (self.affine.is_some() || around.after.is_some() || around.relu),
         };
-        let mut all = vec![x];
-        all.extend(around.before.iter().chain(&around.after));
-        all.extend(self.affine.iter().flat_map(|(scale, shift)| [scale, shift]));
-        let way = gpu::way(&all)?;
         // A constant in place of what there is not.
         let nothing = if x.is_autodiff() {
             x.clone().inner()
@@ -233,63 +231,40 @@ impl GroupNorm {
             shift: or_nothing(affine.map(|(_, shift)| shift)),
         };
         let (groups, epsilon) = (self.groups, self.epsilon as f32);
-        let (value, normed, inverse_deviation) = match way {
-            gpu::Way::Plain => Dispatch::normalize(parts, groups, epsilon, rules),
+        let (value, point) = match way {
+            gpu::Way::Plain => {
+                let (value, normed, inverse_deviation) =
+                    Dispatch::normalize(parts, groups, epsilon, rules);
+                let value = Tensor::<4>::from_dispatch(value);
+                let point = Point::Normed {
+                    normed: match rules.apart {
+                        true => Tensor::from_dispatch(normed),
+                        false => value.clone(),
+                    },
+                    inverse_deviation: Tensor::from_dispatch(inverse_deviation),
+                };
+                (value, keep.then_some(point))
+            }
             #[cfg(feature = "autodiff")]
-            gpu::Way::Tracked => return Some(self.tracked(parts, x, around, keep)),
+            gpu::Way::Tracked => {
+                let value = Dispatch::tracked_norm(parts, groups, epsilon, rules);
+                let point = || Point::Maps {
+                    x: match &around.before {
+                        Some(before) => x.clone() + before.clone(),
+                        None => x.clone(),
+                    },
+                    groups,
+                    epsilon: self.epsilon,
+                };
+                (Tensor::from_dispatch(value), keep.then(point))
+            }
         };
-        let value = Tensor::<4>::from_dispatch(value);
-        let jacobian = keep.then(|| {
-            let normed = match rules.apart {
-                true => Tensor::from_dispatch(normed),
-                false => value.clone(),
-            };
-            self.jacobian(normed, Tensor::from_dispatch(inverse_deviation))
-        });
         let gate = (keep && around.relu).then(|| Gate::of_value(value.clone()));
         Some(Applied {
             value,
-            jacobian,
+            jacobian: point.map(|point| self.jacobian(point)),
             gate,
         })
-    }
-
-    /// Recorded for automatic differentiation.
-    #[cfg(all(feature = "_gpu", feature = "autodiff"))]
-    fn tracked(
-        &self,
-        parts: Normed<Dispatch>,
-        x: &Tensor<4>,
-        around: &Around,
-        keep: bool,
-    ) -> Applied {
-        let rules = NormRules {
-            before: around.before.is_some(),
-            after: around.after.is_some(),
-            affine: self.affine.is_some(),
-            relu: around.relu,
-            apart: self.affine.is_some() || around.after.is_some() || around.relu,
-        };
-        let value = Dispatch::tracked_norm(parts, self.groups, self.epsilon as f32, rules);
-        let value = Tensor::<4>::from_dispatch(value);
-        let jacobian = keep.then(|| NormJacobian {
-            point: Point::Maps {
-                x: match &around.before {
-                    Some(before) => x.clone() + before.clone(),
-                    None => x.clone(),
-                },
-                groups: self.groups,
-                epsilon: self.epsilon,
-            },
-            scale: self.affine.as_ref().map(|(scale, _)| scale.clone()),
-            gate: None,
-        });
-        let gate = (keep && around.relu).then(|| Gate::of_value(value.clone()));
-        Applied {
-            value,
-            jacobian,
-            gate,
-        }
     }
 
     #[cfg(feature = "flex")]
@@ -307,7 +282,7 @@ impl GroupNorm {
             None => None,
         };
         let affine = affine.as_ref();
-        let size = self.size(shape);
+        let [.., size] = by_group(shape, self.groups);
         let rows = Rows {
             size,
             plane: height * width,
@@ -320,12 +295,13 @@ impl GroupNorm {
         let result = normalize(values.values(), rows, self.epsilon as f32, relu, apart);
         let value = tensor(result.value, shape);
         let jacobian = keep.then(|| {
-            let normed = match apart {
-                true => tensor(result.normed, shape),
-                false => value.clone(),
-            };
-            let inverse = tensor(result.inverse_deviations, [batch, self.groups, 1]);
-            self.jacobian(normed, inverse)
+            self.jacobian(Point::Normed {
+                normed: match apart {
+                    true => tensor(result.normed, shape),
+                    false => value.clone(),
+                },
+                inverse_deviation: tensor(result.inverse_deviations, [batch, self.groups, 1]),
+            })
         });
         Some((value, jacobian))
     }
@@ -485,8 +461,8 @@ impl NormJacobian {
     fn normalization(&self, d: Tensor<4>) -> Tensor<4> {
         let shape = d.dims();
         let (normed, inverse_deviation) = self.normed();
-        let [batch, groups, _] = inverse_deviation.dims();
-        let rows = [batch, groups, d.shape().num_elements() / (batch * groups)];
+        let [_, groups, _] = inverse_deviation.dims();
+        let rows = by_group(shape, groups);
         let [d, normed] = [d, normed].map(|maps| maps.reshape(rows));
         let along = (normed.clone() * d.clone()).mean_dim(2);
         let centered = d.clone() - d.mean_dim(2);
@@ -560,7 +536,7 @@ impl NormJacobian {
             return None;
         };
         let [_, groups, _] = inverse_deviation.dims();
-        let size = shape[1] / groups * shape[2] * shape[3];
+        let [.., size] = by_group(shape, groups);
         let [d, normed, inverse] = [
             Host::of(d)?,
             Host::of(normed)?,
@@ -588,15 +564,15 @@ impl NormJacobian {
     }
 }
 
+/// Samples, groups, and the numbers of each, of maps of that shape.
+fn by_group([batch, channels, height, width]: [usize; 4], groups: usize) -> [usize; 3] {
+    [batch, groups, channels / groups * height * width]
+}
+
 /// The normalised maps, and the inverse deviations, `[batch, groups, 1]`, in Burn's operations.
 fn normalized(x: Tensor<4>, groups: usize, epsilon: f64) -> (Tensor<4>, Tensor<3>) {
     let shape = x.dims();
-    let [batch, ..] = shape;
-    let x = x.reshape([
-        batch,
-        groups,
-        shape.iter().product::<usize>() / (batch * groups),
-    ]);
+    let x = x.reshape(by_group(shape, groups));
     let centered = x.clone() - x.mean_dim(2);
     let variance = centered.clone().square().mean_dim(2);
     let inverse_deviation = variance.add_scalar(epsilon).sqrt().recip();

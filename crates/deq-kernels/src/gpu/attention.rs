@@ -1,6 +1,6 @@
 //! What attention does between its products of matrices.
 
-use super::{MOST_CUBES, UNITS, cubes, largest, like, sum};
+use super::{UNITS, cube_each, cubes, largest, like, sum};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, ExtensionType, TensorMetadata, backend_extension};
 use burn::tensor::Shape;
@@ -204,7 +204,7 @@ impl AttentionBackend for CubeBackend {
         let rows = batch * heads * time;
         relative_softmax_kernel::launch(
             &out.client.clone(),
-            CubeCount::Static(rows.min(MOST_CUBES) as u32, 1, 1),
+            cube_each(rows),
             CubeDim::new_1d(UNITS),
             by_content.tensor.into_buffer_arg(),
             by_distance.tensor.into_buffer_arg(),
@@ -227,7 +227,7 @@ impl AttentionBackend for CubeBackend {
         let rows = batch * heads * time;
         carry_softmax_kernel::launch(
             &g.tensor.client.clone(),
-            CubeCount::Static(rows.min(MOST_CUBES) as u32, 1, 1),
+            cube_each(rows),
             CubeDim::new_1d(UNITS),
             probabilities.tensor.into_buffer_arg(),
             g.tensor.into_buffer_arg(),
@@ -251,7 +251,7 @@ impl AttentionBackend for CubeBackend {
         let rows = batch * heads * time;
         softmax_tangent_kernel::launch(
             &out.client.clone(),
-            CubeCount::Static(rows.min(MOST_CUBES) as u32, 1, 1),
+            cube_each(rows),
             CubeDim::new_1d(UNITS),
             probabilities.tensor.into_buffer_arg(),
             by_content.tensor.into_buffer_arg(),

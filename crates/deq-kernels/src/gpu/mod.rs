@@ -82,6 +82,11 @@ fn like<const D: usize>(tensor: &CubeTensor, shape: [usize; D]) -> CubeTensor {
     empty_device_contiguous_dtype(client, device, Shape::new(shape), tensor.dtype)
 }
 
+/// A cube for each of so many rows, as far as one launch has them.
+fn cube_each(rows: usize) -> CubeCount {
+    CubeCount::Static(rows.min(MOST_CUBES) as u32, 1, 1)
+}
+
 /// Cubes for so many numbers, each of which is written by a unit.
 fn cubes(entries: usize) -> CubeCount {
     CubeCount::Static(

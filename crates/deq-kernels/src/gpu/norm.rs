@@ -1,7 +1,7 @@
 //! Normalisation in groups with its Jacobian, one cube of units for every group of a sample.
 
 use super::maps::{Maps, Steps};
-use super::{MOST_CUBES, UNITS, like, sum};
+use super::{UNITS, cube_each, like, sum};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, ExtensionType, TensorMetadata, backend_extension};
 use burn::tensor::Shape;
@@ -129,7 +129,7 @@ impl NormBackend for CubeBackend {
         let of = Rows::of(&x, channels * plane);
         normalize_kernel::launch(
             &x.tensor.client.clone(),
-            CubeCount::Static((batch * groups).min(MOST_CUBES) as u32, 1, 1),
+            cube_each(batch * groups),
             CubeDim::new_1d(of.units),
             x.tensor.clone().into_buffer_arg(),
             before.tensor.clone().into_buffer_arg(),
@@ -176,7 +176,7 @@ impl NormBackend for CubeBackend {
         let of = Rows::of(&normed, channels * plane);
         carry_kernel::launch(
             &d.tensor.client.clone(),
-            CubeCount::Static((batch * groups).min(MOST_CUBES) as u32, 1, 1),
+            cube_each(batch * groups),
             CubeDim::new_1d(of.units),
             d.tensor.clone().into_buffer_arg(),
             normed.tensor.clone().into_buffer_arg(),
@@ -334,18 +334,21 @@ pub(super) fn gated(entry: f32, gate: &[f32], at: usize, #[comptime] rules: Carr
     passed
 }
 
+/// Through gate and scale, which commute.
 #[cube]
-pub(super) fn scaled(
+pub(super) fn through(
     entry: f32,
+    gate: &[f32],
+    gate_at: usize,
     scale: &[f32],
     channel: usize,
     #[comptime] rules: CarryRules,
 ) -> f32 {
-    let mut scaled = entry;
+    let mut passed = gated(entry, gate, gate_at, rules);
     if comptime!(rules.affine) {
-        scaled *= scale[channel];
+        passed *= scale[channel];
     }
-    scaled
+    passed
 }
 
 #[cube(launch)]
@@ -387,8 +390,7 @@ fn carry_kernel(
             let channel = first + channel_of(i, channels, plane, of);
             let mut entry = d[place(d_start, i, &of_d, channels, plane, of)];
             if comptime!(rules.transposed) {
-                entry = gated(entry, gate, gate_at, rules);
-                entry = scaled(entry, scale, channel, rules);
+                entry = through(entry, gate, gate_at, scale, channel, rules);
             }
             total += entry;
             along += entry * normed[place(normed_start, i, &of_normed, channels, plane, of)];
@@ -404,14 +406,12 @@ fn carry_kernel(
             let channel = first + channel_of(i, channels, plane, of);
             let mut entry = d[place(d_start, i, &of_d, channels, plane, of)];
             if comptime!(rules.transposed) {
-                entry = gated(entry, gate, gate_at, rules);
-                entry = scaled(entry, scale, channel, rules);
+                entry = through(entry, gate, gate_at, scale, channel, rules);
             }
             let at_normed = normed[place(normed_start, i, &of_normed, channels, plane, of)];
             let mut carried = (entry - mean - at_normed * along) * inverse;
             if comptime!(!rules.transposed) {
-                carried = scaled(carried, scale, channel, rules);
-                carried = gated(carried, gate, gate_at, rules);
+                carried = through(carried, gate, gate_at, scale, channel, rules);
             }
             out[place(out_start, i, &of_out, channels, plane, of)] = carried;
             i += units;

@@ -1,8 +1,8 @@
 //! What differentiates norms and products with their Jacobians.
 
 use super::maps::{Maps, Steps};
-use super::norm::{CarryRules, Rows, channel_of, gated, place, scaled};
-use super::{MOST_CUBES, like, sum};
+use super::norm::{CarryRules, Rows, channel_of, gated, place, through};
+use super::{cube_each, like, sum};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::Shape;
@@ -72,7 +72,7 @@ impl NormGradientsBackend for CubeBackend {
         let [out, apart] = [0; 2].map(|_| moved.x.like(moved.x.shape()));
         tangent_kernel::launch(
             &moved.x.tensor.client.clone(),
-            moved.cubes(),
+            cube_each(moved.rows),
             CubeDim::new_1d(moved.of.units),
             moved.x.tensor.clone().into_buffer_arg(),
             moved.d.tensor.clone().into_buffer_arg(),
@@ -107,7 +107,7 @@ impl NormGradientsBackend for CubeBackend {
         let [to_x, to_d] = [0; 2].map(|_| moved.x.like(moved.x.shape()));
         tangent_back_kernel::launch(
             &moved.x.tensor.client.clone(),
-            moved.cubes(),
+            cube_each(moved.rows),
             CubeDim::new_1d(moved.of.units),
             moved.x.tensor.clone().into_buffer_arg(),
             moved.d.tensor.clone().into_buffer_arg(),
@@ -145,7 +145,7 @@ impl NormGradientsBackend for CubeBackend {
         let of = Rows::of(&g, batch * plane);
         affine_gradients_kernel::launch(
             &g.tensor.client.clone(),
-            CubeCount::Static(channels.min(MOST_CUBES) as u32, 1, 1),
+            cube_each(channels),
             CubeDim::new_1d(of.units),
             g.tensor.clone().into_buffer_arg(),
             normed.tensor.clone().into_buffer_arg(),
@@ -204,10 +204,6 @@ impl Move {
             x,
             d,
         }
-    }
-
-    fn cubes(&self) -> CubeCount {
-        CubeCount::Static(self.rows.min(MOST_CUBES) as u32, 1, 1)
     }
 }
 
@@ -320,7 +316,7 @@ fn tangent_kernel(
             let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
             let channel = first + channel_of(i, channels, plane, of);
             apart[at] = carried;
-            out[at] = gated(scaled(carried, scale, channel, rules), gate, gate_at, rules);
+            out[at] = through(carried, gate, gate_at, scale, channel, rules);
             i += units;
         }
         row += CUBE_COUNT_X as usize;
@@ -375,15 +371,11 @@ fn tangent_back_kernel(
         while i < size {
             let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
             let channel = first + channel_of(i, channels, plane, of);
-            let passed = gated(
-                h[place(h_start, i, &of_h, channels, plane, of)],
-                gate,
-                gate_at,
-                rules,
-            );
+            let h_at = place(h_start, i, &of_h, channels, plane, of);
+            let g = through(h[h_at], gate, gate_at, scale, channel, rules);
             total += x[place(x_start, i, &of_x, channels, plane, of)];
             of_d_total += d[place(d_start, i, &of_d, channels, plane, of)];
-            of_g_total += scaled(passed, scale, channel, rules);
+            of_g_total += g;
             i += units;
         }
         let mean = sum(total, &mut scratch) / size as f32;
@@ -397,16 +389,12 @@ fn tangent_back_kernel(
         while i < size {
             let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
             let channel = first + channel_of(i, channels, plane, of);
-            let passed = gated(
-                h[place(h_start, i, &of_h, channels, plane, of)],
-                gate,
-                gate_at,
-                rules,
-            );
+            let h_at = place(h_start, i, &of_h, channels, plane, of);
+            let g = through(h[h_at], gate, gate_at, scale, channel, rules);
             let centered = x[place(x_start, i, &of_x, channels, plane, of)] - mean;
             squares += centered * centered;
             d_along += centered * d[place(d_start, i, &of_d, channels, plane, of)];
-            g_along += centered * scaled(passed, scale, channel, rules);
+            g_along += centered * g;
             i += units;
         }
         let variance = sum(squares, &mut scratch) / size as f32;
@@ -420,16 +408,12 @@ fn tangent_back_kernel(
         while i < size {
             let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
             let channel = first + channel_of(i, channels, plane, of);
-            let passed = gated(
-                h[place(h_start, i, &of_h, channels, plane, of)],
-                gate,
-                gate_at,
-                rules,
-            );
+            let h_at = place(h_start, i, &of_h, channels, plane, of);
+            let g = through(h[h_at], gate, gate_at, scale, channel, rules);
             let normed = (x[place(x_start, i, &of_x, channels, plane, of)] - mean) * inverse;
             let entry = d[place(d_start, i, &of_d, channels, plane, of)];
             let d_across = entry - mean_d - normed * d_along;
-            let g_across = scaled(passed, scale, channel, rules) - mean_g - normed * g_along;
+            let g_across = g - mean_g - normed * g_along;
             let at = place(out_start, i, &of_out, channels, plane, of);
             to_x[at] = d_along * g_across + g_along * d_across;
             to_d[at] = g_across * inverse;

@@ -1,6 +1,6 @@
 //! Weight normalisation, one cube of units for every slice.
 
-use super::{MOST_CUBES, UNITS, like, sum};
+use super::{UNITS, cube_each, like, sum};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata, backend_extension};
 use burn_cubecl::CubeBackend;
@@ -37,7 +37,7 @@ impl WeightNormBackend for CubeBackend {
         let lengths = like(&direction, [1, slices, 1]);
         weight_norm_kernel::launch(
             &direction.client.clone(),
-            cubes(slices),
+            cube_each(slices),
             CubeDim::new_1d(UNITS),
             direction.into_buffer_arg(),
             gain.into_buffer_arg(),
@@ -63,7 +63,7 @@ impl WeightNormBackend for CubeBackend {
         let to_gain = like(&direction, [1, slices, 1]);
         carry_weight_norm_kernel::launch(
             &direction.client.clone(),
-            cubes(slices),
+            cube_each(slices),
             CubeDim::new_1d(UNITS),
             direction.into_buffer_arg(),
             gain.into_buffer_arg(),
@@ -77,10 +77,6 @@ impl WeightNormBackend for CubeBackend {
         );
         (to_direction, to_gain)
     }
-}
-
-fn cubes(slices: usize) -> CubeCount {
-    CubeCount::Static(slices.min(MOST_CUBES) as u32, 1, 1)
 }
 
 /// Where the number `i` of a slice lies.
