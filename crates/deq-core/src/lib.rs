@@ -64,9 +64,9 @@
 //!
 //! # Feature flags
 //!
-//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, `cpu` and
-//! `remote` pass through to Burn. At least one is needed to run: the backward hook is implemented
-//! per backend.
+//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` and `cpu`
+//! bring Burn's backend and the kernels for it, `remote` Burn's. At least one is needed to run: the
+//! backward hook is implemented per backend.
 
 mod cell;
 pub mod check;

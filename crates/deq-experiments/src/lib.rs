@@ -11,8 +11,8 @@
 //!
 //! # Feature flags
 //!
-//! `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, `cpu` and `remote` pass through
-//! to Burn.
+//! `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` and `cpu` bring Burn's backend and the kernels
+//! for it, `remote` Burn's.
 
 mod claim;
 mod comparison;

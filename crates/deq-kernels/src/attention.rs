@@ -77,7 +77,7 @@ impl RelativeAttention {
     /// - outputs: `[batch, time, heads d_head]`
     pub fn tangent(&self, qkv: &Tensor<3>, d: &Tensor<3>) -> Option<(Tensor<3>, Tensor<3>)> {
         #[cfg(feature = "_gpu")]
-        return on_gpu::attend(self, qkv).map(|(mixed, point)| (mixed, point.tangent(d)));
+        return on_gpu::tangent(self, qkv, d);
         #[cfg(not(feature = "_gpu"))]
         {
             let _ = (qkv, d);
@@ -232,7 +232,7 @@ mod on_flex {
 mod on_gpu {
     use super::RelativeAttention;
     use crate::gpu::attention::{AttentionBackend, ByHead, Merged, ScoreTangents};
-    use crate::gpu::takes;
+    use crate::gpu::{MOST_NUMBERS, takes};
     use burn::backend::Dispatch;
     use burn::tensor::Tensor;
 
@@ -286,6 +286,18 @@ mod on_gpu {
         Some((merge(weights.matmul(point.value.clone())), point))
     }
 
+    pub(super) fn tangent(
+        attention: &RelativeAttention,
+        qkv: &Tensor<3>,
+        d: &Tensor<3>,
+    ) -> Option<(Tensor<3>, Tensor<3>)> {
+        if !takes(d) || d.dims() != qkv.dims() {
+            return None;
+        }
+        let (mixed, point) = attend(attention, qkv)?;
+        Some((mixed, point.tangent(d)))
+    }
+
     /// Whether all of it is on a GPU, untracked f32, and 32 bits count its numbers.
     fn is_taken(attention: &RelativeAttention, qkv: &Tensor<3>) -> bool {
         let [batch, time, width] = qkv.dims();
@@ -297,7 +309,7 @@ mod on_gpu {
             && [qkv, memory, &attention.distances].into_iter().all(takes)
             && takes(&attention.content_bias)
             && takes(&attention.position_bias)
-            && batch * keys * width.max(heads * time) <= u32::MAX as usize
+            && batch * keys * width.max(heads * time) <= MOST_NUMBERS
     }
 
     impl Point {

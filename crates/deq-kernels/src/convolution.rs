@@ -165,13 +165,19 @@ impl Convolution {
                 return convolve(g, weight.clone(), 1);
             }
         }
+        #[cfg(feature = "_gpu")]
+        if gpu::takes(&g) {
+            let [_, _, height, width] = g.dims();
+            let sides = [height * self.stride, width * self.stride];
+            let weight = self.weight_for(&g);
+            return gpu::maps::transposed(g, weight, sides, self.stride);
+        }
         let [.., kernel] = self.weight.dims();
         // (sides - 1) * stride - 2 * padding + kernel, which lacks this to sides * stride.
         let lacking = self.stride + 2 * (kernel / 2) - kernel;
         let options =
             ConvTransposeOptions::new([self.stride; 2], [kernel / 2; 2], [lacking; 2], [1, 1], 1);
-        let weight = self.weight_for(&g);
-        conv_transpose2d(g, weight, None, options)
+        conv_transpose2d(g, self.weight.clone(), None, options)
     }
 
     #[cfg(feature = "flex")]
@@ -244,6 +250,11 @@ pub(crate) trait ConvolutionBackend: Backend {
 
 /// The cotangents of a convolution's arguments.
 trait ConvolutionGradients: Backend {
+    /// The weight as a convolution and the cotangent of its input read it best.
+    fn arranged(weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        weight
+    }
+
     fn to_input(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -351,6 +362,8 @@ mod on_flex {
 #[cfg(any(feature = "_gpu", feature = "remote"))]
 mod plain {
     use super::{ConvolutionBackend, ConvolutionGradients, options};
+    #[cfg(feature = "_gpu")]
+    use crate::gpu::maps::OrderBackend;
     use burn::backend::ops::ModuleOps;
     use burn::backend::tensor::FloatTensor;
 
@@ -376,6 +389,10 @@ mod plain {
 
     #[cfg(feature = "_gpu")]
     impl ConvolutionGradients for burn::backend::Cube {
+        fn arranged(weight: FloatTensor<Self>) -> FloatTensor<Self> {
+            Self::channels_last(weight)
+        }
+
         /// In the order of the axes, as the weight itself. Burn's has that of its kernel, and the
         /// fusion of Burn 0.22.1 writes over tensors in another order that it still reads.
         fn to_weight(
@@ -384,7 +401,6 @@ mod plain {
             g: FloatTensor<Self>,
             stride: usize,
         ) -> FloatTensor<Self> {
-            use crate::gpu::maps::OrderBackend;
             let options = options(&weight, stride);
             Self::in_order(Self::conv2d_weight_backward(x, weight, g, options))
         }
@@ -429,6 +445,7 @@ impl<B: ConvolutionBackend + ConvolutionGradients, C: CheckpointStrategy> Convol
 
         let (x, to_x) = x.into_parts();
         let (weight, to_weight) = weight.into_parts();
+        let weight = B::arranged(weight);
         let out = B::convolution(x.clone(), weight.clone(), stride);
         match Convolve
             .prepare::<C>([to_x, to_weight])

@@ -53,7 +53,12 @@ impl Gate {
     /// # Shapes
     ///
     /// - d, output: those of `x`
+    ///
+    /// # Panics
+    ///
+    /// If they are not.
     pub fn pass(&self, d: Tensor<4>) -> Tensor<4> {
+        assert_eq!(d.dims(), self.map.dims(), "the shape of the maps at a ReLU");
         if on_host(&self.map.device()) {
             return d * self.map.clone();
         }

@@ -25,7 +25,7 @@
 //! # Features
 //!
 //! - `autodiff`: the operations with derivatives of their own, `convolve`, `Convolution` and
-//!   `cross_entropy`.
+//!   `cross_entropy`, and on GPUs the kernels for tracked tensors.
 //! - `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, `cpu`, `remote` pass through to Burn and
 //!   say which backends are known here; none by default. `flex` brings SIMD and threads, those of
 //!   GPUs and `cpu` fusion, tuning and a place on disk for compiled kernels, see [`keep_kernels`].

@@ -18,11 +18,23 @@ use burn::tensor::{Tensor, activation::softmax};
 /// - mask: a constant, 0 where a query sees a key, a large negative number where it does not, as
 ///   for all keys in the future, `[1, 1, time, keys]`
 /// - output: `[batch, heads, time, keys]`
+///
+/// # Panics
+///
+/// If the shapes are others, or there are fewer keys than queries.
 pub fn relative_softmax(
     by_content: Tensor<4>,
     by_distance: Tensor<4>,
     mask: &Tensor<4>,
 ) -> Tensor<4> {
+    let [_, _, time, keys] = by_content.dims();
+    assert!(keys >= time, "{time} queries have only {keys} keys");
+    assert_eq!(
+        by_content.dims(),
+        by_distance.dims(),
+        "scores by content and by distance are of one shape"
+    );
+    assert_eq!(mask.dims(), [1, 1, time, keys], "the shape of the mask");
     #[cfg(feature = "_gpu")]
     if let Some(probabilities) = on_gpu(&by_content, &by_distance, mask) {
         return probabilities;

@@ -38,8 +38,8 @@
 //!
 //! # Feature flags
 //!
-//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, `cpu` and
-//! `remote` pass through to Burn.
+//! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` and `cpu`
+//! bring Burn's backend and the kernels for it, `remote` Burn's.
 
 pub mod checkpoint;
 mod error;

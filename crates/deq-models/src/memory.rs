@@ -15,7 +15,7 @@ pub struct StepNumbers {
     pub state: usize,
     /// What stands throughout: the tape before the cell, normalised weights, masks, memories.
     pub constants: usize,
-    /// Weights as kernels of the CPU arrange them for a solve; 0 elsewhere.
+    /// Weights in the order that a device reads best, for a solve.
     pub arranged: usize,
     /// An evaluation or a product without tape, at its largest, beside a few states.
     pub evaluation: usize,

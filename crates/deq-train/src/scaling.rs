@@ -73,7 +73,8 @@ pub const WORKLOADS: [Workload; 2] = [
         // 35 % of the steps a penalty of about three.
         sample_seconds: 0.150 / 14.0 * (12.0 + 2.0 * 13.0 + 0.35 * 3.0) / 12.0,
         source: "12 evaluations forward, 14 streams, memory 300, took 150 ms on an H100 in f32 \
-                 with this code; the rest of the step by their number",
+                 with this code before it had kernels for GPUs; the rest of the step by their \
+                 number",
     },
     Workload {
         name: "imagenet-small-jr",

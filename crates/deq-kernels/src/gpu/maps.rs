@@ -85,15 +85,17 @@ fn pixel_step(tensor: &CubeTensor) -> Option<usize> {
 }
 
 #[cfg(feature = "autodiff")]
-pub(crate) use order::{OrderBackend, channels_last};
+pub(crate) use order::{OrderBackend, channels_last, transposed};
 
 /// Of the weights of convolutions.
 #[cfg(feature = "autodiff")]
 mod order {
-    use super::{into_contiguous, permute_nchw_to_nhwc, permute_nhwc_to_nchw};
+    use super::{into_contiguous, like, permute_nchw_to_nhwc, permute_nhwc_to_nchw};
+    use burn::backend::ops::ModuleOps;
     use burn::backend::tensor::FloatTensor;
     use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
-    use burn::tensor::Tensor;
+    use burn::tensor::ops::ConvOptions;
+    use burn::tensor::{Shape, Tensor};
     use burn_cubecl::CubeBackend;
     use burn_cubecl::kernel::into_contiguous_aligned;
     use burn_cubecl::tensor::CubeTensor;
@@ -106,6 +108,24 @@ mod order {
         /// The same numbers in the order of the axes.
         #[fusion(meta = |maps| maps.clone())]
         fn in_order(maps: FloatTensor<Self>) -> FloatTensor<Self>;
+
+        /// The transpose of a convolution to maps of that height and width, by what Burn tunes for
+        /// cotangents of inputs: more kernels than for transposed convolutions, which read and
+        /// write channels last.
+        #[fusion(meta = |g, weight, sides, _| input_of(g, weight, *sides))]
+        fn transposed(
+            g: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            sides: [usize; 2],
+            stride: usize,
+        ) -> FloatTensor<Self>;
+    }
+
+    type Spec = burn::backend::fusion::custom::TensorSpec;
+
+    fn input_of(g: &Spec, weight: &Spec, [height, width]: [usize; 2]) -> Spec {
+        let shape = [g.shape[0], weight.shape[1], height, width];
+        Spec::new(Shape::new(shape), g.dtype)
     }
 
     impl OrderBackend for CubeBackend {
@@ -119,6 +139,32 @@ mod order {
             // Contiguous maps may still lie otherwise along axes of size 1.
             CubeTensor::new_contiguous(maps.client, maps.device, shape, maps.handle, maps.dtype)
         }
+
+        fn transposed(
+            g: CubeTensor,
+            weight: CubeTensor,
+            [height, width]: [usize; 2],
+            stride: usize,
+        ) -> CubeTensor {
+            let [output, input, kernel, _] = weight.shape().dims();
+            let [batch, ..] = g.shape().dims::<4>();
+            debug_assert_eq!(g.shape()[1], output);
+            // Of the input the shape alone is read.
+            let input = like(&g, [batch, height, width, input]);
+            let options = ConvOptions::new([stride; 2], [kernel / 2; 2], [1, 1], 1);
+            Self::conv2d_x_backward(permute_nhwc_to_nchw(input), weight, g, options)
+        }
+    }
+
+    /// The transpose of a convolution to maps of that height and width.
+    pub(crate) fn transposed(
+        g: Tensor<4>,
+        weight: Tensor<4>,
+        sides: [usize; 2],
+        stride: usize,
+    ) -> Tensor<4> {
+        let [g, weight] = [g, weight].map(Tensor::into_dispatch);
+        Tensor::from_dispatch(Dispatch::transposed(g, weight, sides, stride))
     }
 
     /// The same numbers in the order that convolutions read, as they lie best on the device.

@@ -15,6 +15,8 @@ pub(crate) mod solver;
 pub(crate) mod tracked;
 pub(crate) mod weight_norm;
 
+#[cfg(feature = "cpu")]
+use burn::backend::CubeDevice;
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::cubecl::{self, prelude::*};
@@ -25,11 +27,15 @@ use burn_cubecl::tensor::CubeTensor;
 /// Units of a cube: what WebGPU grants everywhere, and a power of two for sums by halves.
 const UNITS: u32 = 256;
 
+/// The most numbers of a tensor. 32 bits count twice as many, which leaves room for lines that are
+/// padded, and for the last step of a loop beyond the end.
+pub(crate) const MOST_NUMBERS: usize = i32::MAX as usize;
+
 /// Cubes of one launch along an axis, WebGPU's bound.
 const MOST_CUBES: usize = 65_535;
 
-/// Whether the tensor is of f32, on a device of CubeCL, nothing differentiates it, it has numbers,
-/// and 32 bits count them.
+/// Whether the tensor is of f32, on a GPU, nothing differentiates it, it has numbers, and 32 bits
+/// count them.
 pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     !tensor.is_autodiff() && is_ours(tensor)
 }
@@ -38,11 +44,19 @@ fn is_ours<const D: usize>(tensor: &Tensor<D>) -> bool {
     let numbers = tensor.shape().num_elements();
     tensor.dtype() == DType::F32
         && numbers > 0
-        && numbers <= u32::MAX as usize
-        && matches!(
-            tensor.device().inner().as_dispatch(),
-            DispatchDevice::Cube(_)
-        )
+        && numbers <= MOST_NUMBERS
+        && is_gpu(tensor.device().inner().as_dispatch())
+}
+
+/// Units of one cube wait for each other, which threads of a CPU are not made for.
+fn is_gpu(device: &DispatchDevice) -> bool {
+    match device {
+        #[cfg(feature = "cpu")]
+        DispatchDevice::Cube(CubeDevice::Cpu(_)) => false,
+        DispatchDevice::Cube(_) => true,
+        #[allow(unreachable_patterns, reason = "without another backend there is no other")]
+        _ => false,
+    }
 }
 
 /// Whether a kernel is called as it is, or recorded for what differentiates it.
@@ -113,6 +127,31 @@ fn sum(value: f32, scratch: &mut Shared<[f32]>) -> f32 {
         active /= 2;
     }
     scratch[0]
+}
+
+/// The sums of three numbers of every unit, the same for all of them; `scratch` holds three of each.
+#[cube]
+fn sum_three(a: f32, b: f32, c: f32, scratch: &mut Shared<[f32]>) -> (f32, f32, f32) {
+    sync_cube();
+    let own = 3 * UNIT_POS as usize;
+    scratch[own] = a;
+    scratch[own + 1] = b;
+    scratch[own + 2] = c;
+    sync_cube();
+    let mut active = CUBE_DIM / 2;
+    while active > 0 {
+        if UNIT_POS < active {
+            let other = 3 * (UNIT_POS + active) as usize;
+            #[unroll]
+            for i in 0..3usize {
+                let added = scratch[other + i];
+                scratch[own + i] += added;
+            }
+        }
+        sync_cube();
+        active /= 2;
+    }
+    (scratch[0], scratch[1], scratch[2])
 }
 
 /// The largest of one number of every unit, the same for all of them.

@@ -199,16 +199,16 @@ where
         match prep {
             OpsKind::Tracked(prep) => {
                 let normed = if rules.apart { normed } else { value.clone() };
+                // In place of what there is not, nothing that would be kept for it alone.
+                let or_normed = |is_read: bool, maps: &FloatTensor<B>| match is_read {
+                    true => maps.clone(),
+                    false => normed.clone(),
+                };
                 let point = Point {
-                    // Not the value, if nothing else keeps it.
-                    gate: if rules.relu {
-                        value.clone()
-                    } else {
-                        normed.clone()
-                    },
+                    gate: or_normed(rules.relu, &value),
+                    scale: or_normed(rules.affine, &scale),
                     normed,
                     inverse_deviation,
-                    scale,
                     rules,
                 };
                 prep.finish(point, value)
@@ -287,6 +287,8 @@ where
         let prep = Tangent.prepare::<C>([to_x, to_d, to_scale]);
         match prep.compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
+                // Read for the scale's cotangent alone.
+                let apart = if rules.affine { apart } else { out.clone() };
                 let point = Point {
                     x,
                     d,

@@ -97,7 +97,8 @@ impl MdeqConfig {
         let constants = 3 * stem * map(0) + weights;
         let (arranged, arranging) = match on_host {
             true => self.arranged(sides),
-            false => (0, 0),
+            // Channels last.
+            false => (self.blocks() + self.fusion(), 0),
         };
         StepNumbers {
             state,

@@ -67,8 +67,8 @@ impl DeqTransformerLmConfig {
             state: narrow,
             constants: inputs + time * keys + weights + masks,
             arranged: if on_host { weights } else { 0 },
-            // The inner activations, or queries, keys and values twice; kernels of GPUs have none
-            // for attention.
+            // The inner activations, or queries, keys and values twice; on GPUs scores by content
+            // and by distance stand beside the probabilities.
             evaluation: match on_host {
                 true => wide.max(6 * narrow),
                 false => wide.max(6 * narrow + 3 * scores),

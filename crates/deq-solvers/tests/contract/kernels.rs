@@ -45,8 +45,9 @@ fn kernels_take_the_steps_of_the_generic_code() {
         // Restarts twice.
         broyden.with_history(3).into(),
     ];
-    // Samples side by side, and one that is divided into blocks.
-    for [batch, dim] in [[5, 7], [1, 10_000]] {
+    // Samples side by side, one that is divided into blocks on the CPU, and some that a GPU divides
+    // into parts.
+    for [batch, dim] in [[5, 7], [1, 10_000], [2, 20_000]] {
         let scale = Tensor::<2>::random([1, dim], Distribution::Uniform(-0.7, 0.7), f32_on());
         let x = Tensor::<2>::random([batch, dim], Distribution::Normal(0.0, 1.0), f32_on());
         for config in &solvers {
