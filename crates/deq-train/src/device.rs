@@ -211,7 +211,8 @@ mod webgpu {
     }
 }
 
-/// Computes `1 + 1` on the device, or says why that cannot be done.
+/// Computes `e^0 + 1` on the device, or says why that cannot be done: the exponential, since CUDA
+/// has it in a library of the toolkit, which may be missing where there is a driver.
 fn try_out(device: &Device, kind: &str, index: usize) -> Result<(), String> {
     // Asked first: a runtime without its driver panics on threads of its own.
     match catch_panic(|| find(kind).len())? {
@@ -219,13 +220,20 @@ fn try_out(device: &Device, kind: &str, index: usize) -> Result<(), String> {
         found if index >= found => return Err(format!("there are {found} of its kind")),
         _ => {}
     }
-    let two = || Tensor::<1>::ones([1], device).add_scalar(1.0);
+    let two = || Tensor::<1>::zeros([1], device).exp().add_scalar(1.0);
     let two = catch_panic(|| two().try_into_data())?;
-    let two = two.map_err(|error| error.to_string())?;
+    let two = two.map_err(|error| innermost(&error.to_string()))?;
     match two.iter::<f32>().next() {
         Some(two) if (two - 2.0).abs() < 1e-6 => Ok(()),
-        other => Err(format!("it computes 1 + 1 = {other:?}")),
+        other => Err(format!("it computes e^0 + 1 = {other:?}")),
     }
+}
+
+/// The last cause of an error that lists what caused it, line by line.
+fn innermost(error: &str) -> String {
+    let cause = error.rsplit("Caused by:").next().unwrap_or(error);
+    let cause = cause.split("Backtrace:").next().unwrap_or(cause);
+    cause.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Whether there is hardware of the kind, and not only a driver that computes on the CPU.
@@ -251,6 +259,14 @@ fn computes_on_cpu(_: &Device) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_told_by_its_last_cause() {
+        let listed = "It failed\nCaused by:\n  A launch failed\nCaused by:\n  a.bc was not\n  found\n\
+                      Backtrace:\nNo backtrace available";
+        assert_eq!(innermost(listed), "a.bc was not found");
+        assert_eq!(innermost("it failed"), "it failed");
+    }
 
     #[test]
     fn auto_is_a_device_that_works() {

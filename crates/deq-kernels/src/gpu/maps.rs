@@ -64,6 +64,12 @@ impl Maps {
         self.channel < self.pixel
     }
 
+    /// Whether the numbers of both lie at the same places.
+    pub(crate) fn lies_as(&self, other: &Self) -> bool {
+        let steps = |maps: &Self| [maps.sample, maps.channel, maps.pixel];
+        steps(self) == steps(other)
+    }
+
     pub(crate) fn shape(&self) -> [usize; 4] {
         self.tensor.shape().dims()
     }

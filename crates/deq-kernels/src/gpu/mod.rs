@@ -54,7 +54,10 @@ fn is_gpu(device: &DispatchDevice) -> bool {
         #[cfg(feature = "cpu")]
         DispatchDevice::Cube(CubeDevice::Cpu(_)) => false,
         DispatchDevice::Cube(_) => true,
-        #[allow(unreachable_patterns, reason = "without another backend there is no other")]
+        #[allow(
+            unreachable_patterns,
+            reason = "without another backend there is no other"
+        )]
         _ => false,
     }
 }

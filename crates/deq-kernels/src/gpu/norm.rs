@@ -199,31 +199,67 @@ impl NormBackend for CubeBackend {
     }
 }
 
+/// The way of a unit through the numbers of a row, without a division for each: along the axis that
+/// lies closest in memory in steps of `width`, and along the other in steps of `height`.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Walk {
+    pub(super) minor: usize,
+    pub(super) minors: usize,
+    pub(super) width: usize,
+    pub(super) major: usize,
+    pub(super) majors: usize,
+    pub(super) height: usize,
+}
+
+#[cube]
+pub(super) fn walk(channels: usize, plane: usize, #[comptime] of: Rows) -> Walk {
+    let units = comptime!(of.units as usize);
+    let mut minors = plane;
+    let mut majors = channels;
+    if comptime!(of.channels_last) {
+        minors = channels;
+        majors = plane;
+    }
+    let width = min(minors, units);
+    let height = units / width;
+    let mut minor = UNIT_POS as usize % width;
+    let major = UNIT_POS as usize / width;
+    // Units beyond the last whole line have none.
+    if major >= height {
+        minor = minors;
+    }
+    Walk {
+        minor,
+        minors,
+        width,
+        major,
+        majors,
+        height,
+    }
+}
+
 /// Where a number of a row lies, of maps whose row begins at `start`.
 #[cube]
 pub(super) fn place(
     start: usize,
-    i: usize,
+    minor: usize,
+    major: usize,
     steps: &Steps,
-    channels: usize,
-    plane: usize,
     #[comptime] of: Rows,
 ) -> usize {
-    let mut channel = i / plane;
-    let mut pixel = i % plane;
+    let mut at = start + minor * steps.pixel + major * steps.channel;
     if comptime!(of.channels_last) {
-        channel = i % channels;
-        pixel = i / channels;
+        at = start + minor * steps.channel + major * steps.pixel;
     }
-    start + channel * steps.channel + pixel * steps.pixel
+    at
 }
 
 /// The channel of a number of a row, within its group.
 #[cube]
-pub(super) fn channel_of(i: usize, channels: usize, plane: usize, #[comptime] of: Rows) -> usize {
-    let mut channel = i / plane;
+pub(super) fn channel_of(minor: usize, major: usize, #[comptime] of: Rows) -> usize {
+    let mut channel = major;
     if comptime!(of.channels_last) {
-        channel = i % channels;
+        channel = minor;
     }
     channel
 }
@@ -253,6 +289,7 @@ fn normalize_kernel(
     let size = channels * plane;
     let units = comptime!(of.units as usize);
     let mut scratch = Shared::<[f32]>::new_slice(units);
+    let walk = walk(channels, plane, of);
     let mut row = CUBE_POS_X as usize;
     while row < rows {
         let sample = row / groups;
@@ -263,27 +300,35 @@ fn normalize_kernel(
         let value_start = sample * of_value.sample + first * of_value.channel;
 
         let mut total = 0.0f32;
-        let mut i = UNIT_POS as usize;
-        while i < size {
-            total += x[place(x_start, i, &of_x, channels, plane, of)];
-            if comptime!(rules.before) {
-                total += before[place(before_start, i, &of_before, channels, plane, of)];
+        let mut minor = walk.minor;
+        while minor < walk.minors {
+            let mut major = walk.major;
+            while major < walk.majors {
+                total += x[place(x_start, minor, major, &of_x, of)];
+                if comptime!(rules.before) {
+                    total += before[place(before_start, minor, major, &of_before, of)];
+                }
+                major += walk.height;
             }
-            i += units;
+            minor += walk.width;
         }
         let mean = sum(total, &mut scratch) / size as f32;
 
         // Around the mean, since a mean may be large beside the deviation.
         let mut squares = 0.0f32;
-        let mut i = UNIT_POS as usize;
-        while i < size {
-            let mut entry = x[place(x_start, i, &of_x, channels, plane, of)];
-            if comptime!(rules.before) {
-                entry += before[place(before_start, i, &of_before, channels, plane, of)];
+        let mut minor = walk.minor;
+        while minor < walk.minors {
+            let mut major = walk.major;
+            while major < walk.majors {
+                let mut entry = x[place(x_start, minor, major, &of_x, of)];
+                if comptime!(rules.before) {
+                    entry += before[place(before_start, minor, major, &of_before, of)];
+                }
+                let centered = entry - mean;
+                squares += centered * centered;
+                major += walk.height;
             }
-            let centered = entry - mean;
-            squares += centered * centered;
-            i += units;
+            minor += walk.width;
         }
         let variance = sum(squares, &mut scratch) / size as f32;
         let inverse = 1.0f32 / (variance + epsilon).sqrt();
@@ -291,32 +336,36 @@ fn normalize_kernel(
             inverse_deviation[row] = inverse;
         }
 
-        let mut i = UNIT_POS as usize;
-        while i < size {
-            let mut entry = x[place(x_start, i, &of_x, channels, plane, of)];
-            if comptime!(rules.before) {
-                entry += before[place(before_start, i, &of_before, channels, plane, of)];
-            }
-            entry = (entry - mean) * inverse;
-            let at = place(value_start, i, &of_value, channels, plane, of);
-            if comptime!(rules.apart) {
-                normed[at] = entry;
-            }
-            if comptime!(rules.affine) {
-                let channel = first + channel_of(i, channels, plane, of);
-                entry = entry * scale[channel] + shift[channel];
-            }
-            if comptime!(rules.after) {
-                entry += after[place(after_start, i, &of_after, channels, plane, of)];
-            }
-            if comptime!(rules.relu) {
-                // Not by a maximum, which may drop a NaN.
-                if entry < 0.0f32 {
-                    entry = 0.0f32;
+        let mut minor = walk.minor;
+        while minor < walk.minors {
+            let mut major = walk.major;
+            while major < walk.majors {
+                let mut entry = x[place(x_start, minor, major, &of_x, of)];
+                if comptime!(rules.before) {
+                    entry += before[place(before_start, minor, major, &of_before, of)];
                 }
+                entry = (entry - mean) * inverse;
+                let at = place(value_start, minor, major, &of_value, of);
+                if comptime!(rules.apart) {
+                    normed[at] = entry;
+                }
+                if comptime!(rules.affine) {
+                    let channel = first + channel_of(minor, major, of);
+                    entry = entry * scale[channel] + shift[channel];
+                }
+                if comptime!(rules.after) {
+                    entry += after[place(after_start, minor, major, &of_after, of)];
+                }
+                if comptime!(rules.relu) {
+                    // Not by a maximum, which may drop a NaN.
+                    if entry < 0.0f32 {
+                        entry = 0.0f32;
+                    }
+                }
+                value[at] = entry;
+                major += walk.height;
             }
-            value[at] = entry;
-            i += units;
+            minor += walk.width;
         }
         row += CUBE_COUNT_X as usize;
     }
@@ -373,6 +422,7 @@ fn carry_kernel(
     let size = channels * plane;
     let units = comptime!(of.units as usize);
     let mut scratch = Shared::<[f32]>::new_slice(units);
+    let walk = walk(channels, plane, of);
     let mut row = CUBE_POS_X as usize;
     while row < rows {
         let sample = row / groups;
@@ -384,37 +434,45 @@ fn carry_kernel(
 
         let mut total = 0.0f32;
         let mut along = 0.0f32;
-        let mut i = UNIT_POS as usize;
-        while i < size {
-            let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
-            let channel = first + channel_of(i, channels, plane, of);
-            let mut entry = d[place(d_start, i, &of_d, channels, plane, of)];
-            if comptime!(rules.transposed) {
-                entry = through(entry, gate, gate_at, scale, channel, rules);
+        let mut minor = walk.minor;
+        while minor < walk.minors {
+            let mut major = walk.major;
+            while major < walk.majors {
+                let gate_at = place(gate_start, minor, major, &of_gate, of);
+                let channel = first + channel_of(minor, major, of);
+                let mut entry = d[place(d_start, minor, major, &of_d, of)];
+                if comptime!(rules.transposed) {
+                    entry = through(entry, gate, gate_at, scale, channel, rules);
+                }
+                total += entry;
+                along += entry * normed[place(normed_start, minor, major, &of_normed, of)];
+                major += walk.height;
             }
-            total += entry;
-            along += entry * normed[place(normed_start, i, &of_normed, channels, plane, of)];
-            i += units;
+            minor += walk.width;
         }
         let mean = sum(total, &mut scratch) / size as f32;
         let along = sum(along, &mut scratch) / size as f32;
 
         let inverse = inverse_deviation[row];
-        let mut i = UNIT_POS as usize;
-        while i < size {
-            let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
-            let channel = first + channel_of(i, channels, plane, of);
-            let mut entry = d[place(d_start, i, &of_d, channels, plane, of)];
-            if comptime!(rules.transposed) {
-                entry = through(entry, gate, gate_at, scale, channel, rules);
+        let mut minor = walk.minor;
+        while minor < walk.minors {
+            let mut major = walk.major;
+            while major < walk.majors {
+                let gate_at = place(gate_start, minor, major, &of_gate, of);
+                let channel = first + channel_of(minor, major, of);
+                let mut entry = d[place(d_start, minor, major, &of_d, of)];
+                if comptime!(rules.transposed) {
+                    entry = through(entry, gate, gate_at, scale, channel, rules);
+                }
+                let at_normed = normed[place(normed_start, minor, major, &of_normed, of)];
+                let mut carried = (entry - mean - at_normed * along) * inverse;
+                if comptime!(!rules.transposed) {
+                    carried = through(carried, gate, gate_at, scale, channel, rules);
+                }
+                out[place(out_start, minor, major, &of_out, of)] = carried;
+                major += walk.height;
             }
-            let at_normed = normed[place(normed_start, i, &of_normed, channels, plane, of)];
-            let mut carried = (entry - mean - at_normed * along) * inverse;
-            if comptime!(!rules.transposed) {
-                carried = through(carried, gate, gate_at, scale, channel, rules);
-            }
-            out[place(out_start, i, &of_out, channels, plane, of)] = carried;
-            i += units;
+            minor += walk.width;
         }
         row += CUBE_COUNT_X as usize;
     }

@@ -1,8 +1,8 @@
 //! What differentiates norms and products with their Jacobians.
 
 use super::maps::{Maps, Steps};
-use super::norm::{CarryRules, Rows, channel_of, gated, place, through};
-use super::{cube_each, like, sum};
+use super::norm::{CarryRules, Rows, channel_of, gated, place, through, walk};
+use super::{MOST_CUBES, UNITS, cube_each, like, sum};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::Shape;
@@ -21,6 +21,12 @@ pub(crate) struct Moved<B: Backend> {
     pub(crate) scale: FloatTensor<B>,
     pub(crate) gate: FloatTensor<B>,
 }
+
+/// The pixels of maps with channels last from which cubes share the sums over them.
+const SIDE_BY_SIDE: usize = 2_048;
+
+/// Channels that units of a cube read side by side.
+const LANES: usize = 32;
 
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait NormGradientsBackend: Backend {
@@ -143,8 +149,47 @@ impl NormGradientsBackend for CubeBackend {
         let [to_scale, to_shift] = [0; 2].map(|_| like(&g.tensor, [1, channels, 1, 1]));
         let plane = height * width;
         let of = Rows::of(&g, batch * plane);
+        let client = g.tensor.client.clone();
+        let rules = CarryRules {
+            transposed: true,
+            affine: false,
+            gated,
+        };
+        if of.channels_last && batch * plane > SIDE_BY_SIDE {
+            let parts = (batch * plane).div_ceil(SIDE_BY_SIDE).min(MOST_CUBES);
+            let [scale_parts, shift_parts] = [0; 2].map(|_| like(&g.tensor, [parts, channels]));
+            affine_parts_kernel::launch(
+                &client,
+                CubeCount::Static(channels.div_ceil(LANES) as u32, parts as u32, 1),
+                CubeDim::new_1d(UNITS),
+                g.tensor.clone().into_buffer_arg(),
+                normed.tensor.clone().into_buffer_arg(),
+                gate.tensor.clone().into_buffer_arg(),
+                scale_parts.clone().into_buffer_arg(),
+                shift_parts.clone().into_buffer_arg(),
+                g.steps(),
+                normed.steps(),
+                gate.steps(),
+                batch,
+                channels,
+                plane,
+                rules,
+            );
+            affine_totals_kernel::launch(
+                &client,
+                cube_each(channels),
+                CubeDim::new_1d(UNITS),
+                scale_parts.into_buffer_arg(),
+                shift_parts.into_buffer_arg(),
+                to_scale.clone().into_buffer_arg(),
+                to_shift.clone().into_buffer_arg(),
+                parts,
+                channels,
+            );
+            return (to_scale, to_shift);
+        }
         affine_gradients_kernel::launch(
-            &g.tensor.client.clone(),
+            &client,
             cube_each(channels),
             CubeDim::new_1d(of.units),
             g.tensor.clone().into_buffer_arg(),
@@ -158,11 +203,7 @@ impl NormGradientsBackend for CubeBackend {
             batch,
             channels,
             plane,
-            CarryRules {
-                transposed: true,
-                affine: false,
-                gated,
-            },
+            rules,
             of.units,
         );
         (to_scale, to_shift)
@@ -249,6 +290,91 @@ fn affine_gradients_kernel(
     }
 }
 
+/// What a part of the pixels adds to the sums. Neighbouring units read neighbouring channels, as
+/// they lie in memory.
+#[cube(launch)]
+fn affine_parts_kernel(
+    g: &[f32],
+    normed: &[f32],
+    gate: &[f32],         // open where above 0
+    to_scale: &mut [f32], // [parts, channels]
+    to_shift: &mut [f32], // [parts, channels]
+    of_g: Steps,
+    of_normed: Steps,
+    of_gate: Steps,
+    batch: usize,
+    channels: usize,
+    plane: usize,
+    #[comptime] rules: CarryRules,
+) {
+    let lanes = comptime!(LANES);
+    let rows = comptime!(UNITS as usize / LANES);
+    let mut of_scale = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let mut of_shift = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let unit = UNIT_POS as usize;
+    let channel = CUBE_POS_X as usize * lanes + unit % lanes;
+    let mut scale = 0.0f32;
+    let mut shift = 0.0f32;
+    if channel < channels {
+        let pixels = batch * plane;
+        let mut i = CUBE_POS_Y as usize * rows + unit / lanes;
+        while i < pixels {
+            let (sample, pixel) = (i / plane, i % plane);
+            let gate_at = sample * of_gate.sample + channel * of_gate.channel;
+            let mut entry = g[sample * of_g.sample + channel * of_g.channel + pixel * of_g.pixel];
+            entry = gated(entry, gate, gate_at + pixel * of_gate.pixel, rules);
+            let normed_at = sample * of_normed.sample + channel * of_normed.channel;
+            scale += entry * normed[normed_at + pixel * of_normed.pixel];
+            shift += entry;
+            i += CUBE_COUNT_Y as usize * rows;
+        }
+    }
+    of_scale[unit] = scale;
+    of_shift[unit] = shift;
+    sync_cube();
+    if unit < lanes && channel < channels {
+        let mut scale = 0.0f32;
+        let mut shift = 0.0f32;
+        for row in 0..rows {
+            scale += of_scale[row * lanes + unit];
+            shift += of_shift[row * lanes + unit];
+        }
+        let at = CUBE_POS_Y as usize * channels + channel;
+        to_scale[at] = scale;
+        to_shift[at] = shift;
+    }
+}
+
+#[cube(launch)]
+fn affine_totals_kernel(
+    scale_parts: &[f32],  // [parts, channels]
+    shift_parts: &[f32],  // [parts, channels]
+    to_scale: &mut [f32], // [channels]
+    to_shift: &mut [f32], // [channels]
+    parts: usize,
+    channels: usize,
+) {
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let mut channel = CUBE_POS_X as usize;
+    while channel < channels {
+        let mut of_scale = 0.0f32;
+        let mut of_shift = 0.0f32;
+        let mut part = UNIT_POS as usize;
+        while part < parts {
+            of_scale += scale_parts[part * channels + channel];
+            of_shift += shift_parts[part * channels + channel];
+            part += CUBE_DIM as usize;
+        }
+        let of_scale = sum(of_scale, &mut scratch);
+        let of_shift = sum(of_shift, &mut scratch);
+        if UNIT_POS == 0 {
+            to_scale[channel] = of_scale;
+            to_shift[channel] = of_shift;
+        }
+        channel += CUBE_COUNT_X as usize;
+    }
+}
+
 /// The product `J(x) d` with the Jacobian of the normalisation, `(d - mean(d) - n mean(n d)) / s`
 /// with the normalised `n` and the deviation `s`, then scaled and gated.
 #[cube(launch)]
@@ -274,6 +400,7 @@ fn tangent_kernel(
     let size = channels * plane;
     let units = comptime!(of.units as usize);
     let mut scratch = Shared::<[f32]>::new_slice(units);
+    let walk = walk(channels, plane, of);
     let mut row = CUBE_POS_X as usize;
     while row < rows {
         let sample = row / groups;
@@ -285,39 +412,51 @@ fn tangent_kernel(
 
         let mut total = 0.0f32;
         let mut of_d_total = 0.0f32;
-        let mut i = UNIT_POS as usize;
-        while i < size {
-            total += x[place(x_start, i, &of_x, channels, plane, of)];
-            of_d_total += d[place(d_start, i, &of_d, channels, plane, of)];
-            i += units;
+        let mut minor = walk.minor;
+        while minor < walk.minors {
+            let mut major = walk.major;
+            while major < walk.majors {
+                total += x[place(x_start, minor, major, &of_x, of)];
+                of_d_total += d[place(d_start, minor, major, &of_d, of)];
+                major += walk.height;
+            }
+            minor += walk.width;
         }
         let mean = sum(total, &mut scratch) / size as f32;
         let mean_d = sum(of_d_total, &mut scratch) / size as f32;
 
         let mut squares = 0.0f32;
         let mut along = 0.0f32;
-        let mut i = UNIT_POS as usize;
-        while i < size {
-            let centered = x[place(x_start, i, &of_x, channels, plane, of)] - mean;
-            squares += centered * centered;
-            along += centered * d[place(d_start, i, &of_d, channels, plane, of)];
-            i += units;
+        let mut minor = walk.minor;
+        while minor < walk.minors {
+            let mut major = walk.major;
+            while major < walk.majors {
+                let centered = x[place(x_start, minor, major, &of_x, of)] - mean;
+                squares += centered * centered;
+                along += centered * d[place(d_start, minor, major, &of_d, of)];
+                major += walk.height;
+            }
+            minor += walk.width;
         }
         let variance = sum(squares, &mut scratch) / size as f32;
         let inverse = 1.0f32 / (variance + epsilon).sqrt();
         let along = sum(along, &mut scratch) * inverse / size as f32;
 
-        let mut i = UNIT_POS as usize;
-        while i < size {
-            let normed = (x[place(x_start, i, &of_x, channels, plane, of)] - mean) * inverse;
-            let entry = d[place(d_start, i, &of_d, channels, plane, of)];
-            let carried = (entry - mean_d - normed * along) * inverse;
-            let at = place(out_start, i, &of_out, channels, plane, of);
-            let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
-            let channel = first + channel_of(i, channels, plane, of);
-            apart[at] = carried;
-            out[at] = through(carried, gate, gate_at, scale, channel, rules);
-            i += units;
+        let mut minor = walk.minor;
+        while minor < walk.minors {
+            let mut major = walk.major;
+            while major < walk.majors {
+                let normed = (x[place(x_start, minor, major, &of_x, of)] - mean) * inverse;
+                let entry = d[place(d_start, minor, major, &of_d, of)];
+                let carried = (entry - mean_d - normed * along) * inverse;
+                let at = place(out_start, minor, major, &of_out, of);
+                let gate_at = place(gate_start, minor, major, &of_gate, of);
+                let channel = first + channel_of(minor, major, of);
+                apart[at] = carried;
+                out[at] = through(carried, gate, gate_at, scale, channel, rules);
+                major += walk.height;
+            }
+            minor += walk.width;
         }
         row += CUBE_COUNT_X as usize;
     }
@@ -354,6 +493,7 @@ fn tangent_back_kernel(
     let size = channels * plane;
     let units = comptime!(of.units as usize);
     let mut scratch = Shared::<[f32]>::new_slice(units);
+    let walk = walk(channels, plane, of);
     let mut row = CUBE_POS_X as usize;
     while row < rows {
         let sample = row / groups;
@@ -367,16 +507,20 @@ fn tangent_back_kernel(
         let mut total = 0.0f32;
         let mut of_d_total = 0.0f32;
         let mut of_g_total = 0.0f32;
-        let mut i = UNIT_POS as usize;
-        while i < size {
-            let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
-            let channel = first + channel_of(i, channels, plane, of);
-            let h_at = place(h_start, i, &of_h, channels, plane, of);
-            let g = through(h[h_at], gate, gate_at, scale, channel, rules);
-            total += x[place(x_start, i, &of_x, channels, plane, of)];
-            of_d_total += d[place(d_start, i, &of_d, channels, plane, of)];
-            of_g_total += g;
-            i += units;
+        let mut minor = walk.minor;
+        while minor < walk.minors {
+            let mut major = walk.major;
+            while major < walk.majors {
+                let gate_at = place(gate_start, minor, major, &of_gate, of);
+                let channel = first + channel_of(minor, major, of);
+                let h_at = place(h_start, minor, major, &of_h, of);
+                let g = through(h[h_at], gate, gate_at, scale, channel, rules);
+                total += x[place(x_start, minor, major, &of_x, of)];
+                of_d_total += d[place(d_start, minor, major, &of_d, of)];
+                of_g_total += g;
+                major += walk.height;
+            }
+            minor += walk.width;
         }
         let mean = sum(total, &mut scratch) / size as f32;
         let mean_d = sum(of_d_total, &mut scratch) / size as f32;
@@ -385,17 +529,21 @@ fn tangent_back_kernel(
         let mut squares = 0.0f32;
         let mut d_along = 0.0f32;
         let mut g_along = 0.0f32;
-        let mut i = UNIT_POS as usize;
-        while i < size {
-            let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
-            let channel = first + channel_of(i, channels, plane, of);
-            let h_at = place(h_start, i, &of_h, channels, plane, of);
-            let g = through(h[h_at], gate, gate_at, scale, channel, rules);
-            let centered = x[place(x_start, i, &of_x, channels, plane, of)] - mean;
-            squares += centered * centered;
-            d_along += centered * d[place(d_start, i, &of_d, channels, plane, of)];
-            g_along += centered * g;
-            i += units;
+        let mut minor = walk.minor;
+        while minor < walk.minors {
+            let mut major = walk.major;
+            while major < walk.majors {
+                let gate_at = place(gate_start, minor, major, &of_gate, of);
+                let channel = first + channel_of(minor, major, of);
+                let h_at = place(h_start, minor, major, &of_h, of);
+                let g = through(h[h_at], gate, gate_at, scale, channel, rules);
+                let centered = x[place(x_start, minor, major, &of_x, of)] - mean;
+                squares += centered * centered;
+                d_along += centered * d[place(d_start, minor, major, &of_d, of)];
+                g_along += centered * g;
+                major += walk.height;
+            }
+            minor += walk.width;
         }
         let variance = sum(squares, &mut scratch) / size as f32;
         let inverse = 1.0f32 / (variance + epsilon).sqrt();
@@ -404,31 +552,39 @@ fn tangent_back_kernel(
 
         // The parts across are written first and read again by the same unit.
         let mut together = 0.0f32;
-        let mut i = UNIT_POS as usize;
-        while i < size {
-            let gate_at = place(gate_start, i, &of_gate, channels, plane, of);
-            let channel = first + channel_of(i, channels, plane, of);
-            let h_at = place(h_start, i, &of_h, channels, plane, of);
-            let g = through(h[h_at], gate, gate_at, scale, channel, rules);
-            let normed = (x[place(x_start, i, &of_x, channels, plane, of)] - mean) * inverse;
-            let entry = d[place(d_start, i, &of_d, channels, plane, of)];
-            let d_across = entry - mean_d - normed * d_along;
-            let g_across = g - mean_g - normed * g_along;
-            let at = place(out_start, i, &of_out, channels, plane, of);
-            to_x[at] = d_along * g_across + g_along * d_across;
-            to_d[at] = g_across * inverse;
-            together += d_across * g_across;
-            i += units;
+        let mut minor = walk.minor;
+        while minor < walk.minors {
+            let mut major = walk.major;
+            while major < walk.majors {
+                let gate_at = place(gate_start, minor, major, &of_gate, of);
+                let channel = first + channel_of(minor, major, of);
+                let h_at = place(h_start, minor, major, &of_h, of);
+                let g = through(h[h_at], gate, gate_at, scale, channel, rules);
+                let normed = (x[place(x_start, minor, major, &of_x, of)] - mean) * inverse;
+                let entry = d[place(d_start, minor, major, &of_d, of)];
+                let d_across = entry - mean_d - normed * d_along;
+                let g_across = g - mean_g - normed * g_along;
+                let at = place(out_start, minor, major, &of_out, of);
+                to_x[at] = d_along * g_across + g_along * d_across;
+                to_d[at] = g_across * inverse;
+                together += d_across * g_across;
+                major += walk.height;
+            }
+            minor += walk.width;
         }
         // What epsilon leaves of `D` along `n`.
         let rest = d_along * g_along * epsilon * inverse * inverse;
         let together = sum(together, &mut scratch) / size as f32 + rest;
-        let mut i = UNIT_POS as usize;
-        while i < size {
-            let normed = (x[place(x_start, i, &of_x, channels, plane, of)] - mean) * inverse;
-            let at = place(out_start, i, &of_out, channels, plane, of);
-            to_x[at] = -(to_x[at] + together * normed) * inverse * inverse;
-            i += units;
+        let mut minor = walk.minor;
+        while minor < walk.minors {
+            let mut major = walk.major;
+            while major < walk.majors {
+                let normed = (x[place(x_start, minor, major, &of_x, of)] - mean) * inverse;
+                let at = place(out_start, minor, major, &of_out, of);
+                to_x[at] = -(to_x[at] + together * normed) * inverse * inverse;
+                major += walk.height;
+            }
+            minor += walk.width;
         }
         row += CUBE_COUNT_X as usize;
     }

@@ -57,6 +57,8 @@ impl PointwiseBackend for CubeBackend {
             height,
             width,
             out.channels_last(),
+            // Both without gaps, as the output.
+            d.lies_as(&out) && gate.lies_as(&out),
         );
         out.tensor
     }
@@ -152,16 +154,26 @@ fn pass_gate_kernel(
     height: usize,
     width: usize,
     #[comptime] channels_last: bool,
+    #[comptime] alike: bool,
 ) {
     let mut i = ABSOLUTE_POS;
     while i < entries {
-        let (sample, channel, line, column) = position(i, channels, height, width, channels_last);
-        let pixel = line * width + column;
-        let mut passed = 0.0f32;
-        if gate[place(sample, channel, pixel, &of_gate)] > 0.0f32 {
-            passed = d[place(sample, channel, pixel, &of_d)];
+        let mut at_gate = i;
+        let mut at_d = i;
+        let mut at_out = i;
+        if comptime!(!alike) {
+            let (sample, channel, line, column) =
+                position(i, channels, height, width, channels_last);
+            let pixel = line * width + column;
+            at_gate = place(sample, channel, pixel, &of_gate);
+            at_d = place(sample, channel, pixel, &of_d);
+            at_out = place(sample, channel, pixel, &of_out);
         }
-        out[place(sample, channel, pixel, &of_out)] = passed;
+        let mut passed = 0.0f32;
+        if gate[at_gate] > 0.0f32 {
+            passed = d[at_d];
+        }
+        out[at_out] = passed;
         i += (CUBE_COUNT_X * CUBE_DIM) as usize;
     }
 }

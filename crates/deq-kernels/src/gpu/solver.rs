@@ -599,12 +599,12 @@ fn anderson_enter_kernel(
 
 #[cube(launch)]
 fn anderson_weights_kernel(
-    largest_of: &[f32],    // [batch, parts]
-    with_new: &[f32],      // [batch, parts, m]
-    products: &mut [f32],  // [batch, m, m]
-    sizes: &mut [f32],     // [batch, m]
-    valid: &mut [f32],     // [batch, m]
-    weights: &mut [f32],   // [batch, m]
+    largest_of: &[f32],   // [batch, parts]
+    with_new: &[f32],     // [batch, parts, m]
+    products: &mut [f32], // [batch, m, m]
+    sizes: &mut [f32],    // [batch, m]
+    valid: &mut [f32],    // [batch, m]
+    weights: &mut [f32],  // [batch, m]
     slot: usize,
     parts: usize,
     regularization: f32,
@@ -947,12 +947,12 @@ fn broyden_products_kernel(
 /// Writes the new term but for its denominator, and what the parts add to that.
 #[cube(launch)]
 fn broyden_term_kernel(
-    g: &[f32],            // [batch, dim]
-    of_parts: &[f32],     // [batch, parts, used, 3]
-    u: &mut [f32],        // [batch, slots, dim]
-    v: &mut [f32],        // [batch, slots, dim]
-    next: &mut [f32],     // [batch, dim]
-    sums: &mut [f32],     // [batch, parts, 4]
+    g: &[f32],        // [batch, dim]
+    of_parts: &[f32], // [batch, parts, used, 3]
+    u: &mut [f32],    // [batch, slots, dim]
+    v: &mut [f32],    // [batch, slots, dim]
+    next: &mut [f32], // [batch, dim]
+    sums: &mut [f32], // [batch, parts, 4]
     used: usize,
     dim: usize,
     length: usize,
@@ -1025,7 +1025,16 @@ fn broyden_point_kernel(
         dg_square: totals[2],
         v_g: totals[3],
     };
-    next_point(z, u, v, next, sums, (own.row * slots + used) * dim, dim, &own);
+    next_point(
+        z,
+        u,
+        v,
+        next,
+        sums,
+        (own.row * slots + used) * dim,
+        dim,
+        &own,
+    );
 }
 
 /// Writes the differences of points and residuals into the new slot, where they stay until both
