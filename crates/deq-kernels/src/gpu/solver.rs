@@ -148,21 +148,22 @@ impl SolverBackend for CubeBackend {
             dim,
             parts.length,
         );
-        let [of_residual, of_fz] = squares.map(|squares| {
-            if parts.count == 1 {
-                return squares;
-            }
-            let total = like(&squares, [batch, 1]);
-            total_kernel::launch(
-                &client,
-                parts.samples(),
-                units,
-                squares.into_buffer_arg(),
-                total.clone().into_buffer_arg(),
-                parts.count,
-            );
-            total
-        });
+        if parts.count == 1 {
+            let [of_residual, of_fz] = squares;
+            return (residual, of_residual, of_fz);
+        }
+        let [of_residual, of_fz] = [0, 1].map(|_| like(&residual, [batch, 1]));
+        let [residual_squares, fz_squares] = squares;
+        totals_kernel::launch(
+            &client,
+            parts.samples(),
+            units,
+            residual_squares.into_buffer_arg(),
+            fz_squares.into_buffer_arg(),
+            of_residual.clone().into_buffer_arg(),
+            of_fz.clone().into_buffer_arg(),
+            parts.count,
+        );
         (residual, of_residual, of_fz)
     }
 
@@ -460,24 +461,30 @@ fn largest_difference(
     largest(most, scratch)
 }
 
-/// The sums of the numbers of the parts of every sample.
+/// The sums of the squares of the parts of every sample.
 #[cube(launch)]
-fn total_kernel(
-    parts: &[f32],     // [batch, count]
-    total: &mut [f32], // [batch]
+fn totals_kernel(
+    residual_squares: &[f32], // [batch, parts]
+    fz_squares: &[f32],       // [batch, parts]
+    of_residual: &mut [f32],  // [batch]
+    of_fz: &mut [f32],        // [batch]
     count: usize,
 ) {
     let row = CUBE_POS_Y as usize;
     let mut scratch = Shared::new_slice(UNITS as usize);
-    let mut value = 0.0f32;
+    let mut residual_square = 0.0f32;
+    let mut fz_square = 0.0f32;
     let mut part = UNIT_POS as usize;
     while part < count {
-        value += parts[row * count + part];
+        residual_square += residual_squares[row * count + part];
+        fz_square += fz_squares[row * count + part];
         part += CUBE_DIM as usize;
     }
-    let value = sum(value, &mut scratch);
+    let residual_square = sum(residual_square, &mut scratch);
+    let fz_square = sum(fz_square, &mut scratch);
     if UNIT_POS == 0 {
-        total[row] = value;
+        of_residual[row] = residual_square;
+        of_fz[row] = fz_square;
     }
 }
 
