@@ -231,7 +231,7 @@ mod on_flex {
 #[cfg(feature = "_gpu")]
 mod on_gpu {
     use super::RelativeAttention;
-    use crate::gpu::attention::{AttentionBackend, ByHead, Merged, ScoreTangents};
+    use crate::gpu::attention::{AttentionBackend, ByHead, Merged, ScoreTangents, SoftmaxBackend};
     use crate::gpu::{MOST_NUMBERS, takes};
     use burn::backend::Dispatch;
     use burn::tensor::Tensor;

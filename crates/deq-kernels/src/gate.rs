@@ -1,8 +1,6 @@
 //! The derivative of a ReLU.
 
 use crate::device::on_host;
-#[cfg(all(feature = "_gpu", feature = "autodiff"))]
-use crate::gpu::tracked::TrackedBackend;
 #[cfg(feature = "_gpu")]
 use crate::gpu::{self, pointwise::PointwiseBackend};
 #[cfg(feature = "_gpu")]
@@ -65,13 +63,9 @@ impl Gate {
         #[cfg(feature = "_gpu")]
         {
             let gate = self.constant();
-            if let Some(way) = gpu::way(&[&d, &gate]) {
+            if gpu::takes_tracked(&[&d, &gate]) {
                 let [d, gate] = [d, gate].map(Tensor::into_dispatch);
-                return Tensor::from_dispatch(match way {
-                    gpu::Way::Plain => Dispatch::pass_gate(d, gate),
-                    #[cfg(feature = "autodiff")]
-                    gpu::Way::Tracked => Dispatch::tracked_gate(d, gate),
-                });
+                return Tensor::from_dispatch(Dispatch::pass_gate(d, gate));
             }
         }
         d * derivative(self.map.clone())

@@ -381,7 +381,12 @@ impl NormJacobian {
     /// # Shapes
     ///
     /// - d, output: `[batch, channels, height, width]`
+    ///
+    /// # Panics
+    ///
+    /// If the shape is not that of the maps.
     pub fn tangent(&self, d: Tensor<4>) -> Tensor<4> {
+        self.assert_shape(&d);
         #[cfg(feature = "_gpu")]
         if let Some(out) = self.on_gpu(&d, self.gate.as_ref(), false) {
             return out;
@@ -398,7 +403,12 @@ impl NormJacobian {
     /// # Shapes
     ///
     /// - g, output: `[batch, channels, height, width]`
+    ///
+    /// # Panics
+    ///
+    /// If the shape is not that of the maps.
     pub fn carry(&self, g: Tensor<4>) -> Tensor<4> {
+        self.assert_shape(&g);
         #[cfg(feature = "_gpu")]
         if let Some(out) = self.on_gpu(&g, self.gate.as_ref(), true) {
             return out;
@@ -407,6 +417,16 @@ impl NormJacobian {
             Some(gate) => gate.pass(g),
             None => g,
         })
+    }
+
+    #[track_caller]
+    fn assert_shape(&self, maps: &Tensor<4>) {
+        let shape = match &self.point {
+            Point::Normed { normed, .. } => normed.dims(),
+            #[cfg(all(feature = "_gpu", feature = "autodiff"))]
+            Point::Maps { x, .. } => x.dims(),
+        };
+        assert_eq!(maps.dims(), shape, "the shape of the maps at a norm");
     }
 
     fn norm_tangent(&self, d: Tensor<4>) -> Tensor<4> {

@@ -1,9 +1,5 @@
 //! The softmax of scores by content and by distance (Transformer-XL, Dai et al. 2019).
 
-#[cfg(feature = "_gpu")]
-use crate::gpu;
-#[cfg(feature = "_gpu")]
-use burn::backend::Dispatch;
 use burn::tensor::{Tensor, activation::softmax};
 
 /// The softmax over keys of scores of which one part is known by key and one by distance.
@@ -36,26 +32,14 @@ pub fn relative_softmax(
     );
     assert_eq!(mask.dims(), [1, 1, time, keys], "the shape of the mask");
     #[cfg(feature = "_gpu")]
-    if let Some(probabilities) = on_gpu(&by_content, &by_distance, mask) {
-        return probabilities;
+    if crate::gpu::takes_tracked(&[&by_content, &by_distance, mask]) {
+        use crate::gpu::attention::SoftmaxBackend;
+        use burn::backend::Dispatch;
+        let [by_content, by_distance] = [by_content, by_distance].map(Tensor::into_dispatch);
+        let mask = mask.clone().into_dispatch();
+        return Tensor::from_dispatch(Dispatch::relative_softmax(by_content, by_distance, mask));
     }
     softmax(by_content + relative_shift(by_distance) + mask.clone(), 3)
-}
-
-#[cfg(feature = "_gpu")]
-fn on_gpu(by_content: &Tensor<4>, by_distance: &Tensor<4>, mask: &Tensor<4>) -> Option<Tensor<4>> {
-    use crate::gpu::attention::AttentionBackend;
-    let all = [by_content, by_distance, mask];
-    let way = gpu::way(&all)?;
-    let [by_content, by_distance, mask] = all.map(|scores| scores.clone().into_dispatch());
-    Some(Tensor::from_dispatch(match way {
-        gpu::Way::Plain => Dispatch::relative_softmax(by_content, by_distance, mask),
-        #[cfg(feature = "autodiff")]
-        gpu::Way::Tracked => {
-            use crate::gpu::tracked::TrackedBackend;
-            Dispatch::tracked_softmax(by_content, by_distance, mask)
-        }
-    }))
 }
 
 /// Turns scores by distance into scores by key position: row `i` moves left by `time - 1 - i`.

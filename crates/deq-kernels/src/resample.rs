@@ -1,8 +1,6 @@
 //! Maps of one resolution for those of another.
 
 use crate::device::on_host;
-#[cfg(all(feature = "_gpu", feature = "autodiff"))]
-use crate::gpu::tracked::TrackedBackend;
 #[cfg(feature = "_gpu")]
 use crate::gpu::{self, pointwise::PointwiseBackend};
 #[cfg(feature = "_gpu")]
@@ -48,13 +46,9 @@ pub fn add_upsampled(to: Tensor<4>, x: Tensor<4>, factor: usize) -> Tensor<4> {
         return to + x;
     }
     #[cfg(feature = "_gpu")]
-    if let Some(way) = gpu::way(&[&to, &x]) {
+    if gpu::takes_tracked(&[&to, &x]) {
         let [to, x] = [to, x].map(Tensor::into_dispatch);
-        return Tensor::from_dispatch(match way {
-            gpu::Way::Plain => Dispatch::add_upsampled(to, x, factor),
-            #[cfg(feature = "autodiff")]
-            gpu::Way::Tracked => Dispatch::tracked_upsampling(to, x, factor),
-        });
+        return Tensor::from_dispatch(Dispatch::add_upsampled(to, x, factor));
     }
     to + upsample(x, factor)
 }
@@ -79,7 +73,7 @@ pub fn sum_squares(x: Tensor<4>, factor: usize) -> Tensor<4> {
         return x;
     }
     #[cfg(feature = "_gpu")]
-    if gpu::takes(&x) {
+    if gpu::takes_tracked(&[&x]) {
         return Tensor::from_dispatch(Dispatch::sum_squares(x.into_dispatch(), factor));
     }
     let (height, width) = (height / factor, width / factor);

@@ -9,7 +9,7 @@ use burn::tensor::module::{conv_transpose2d, conv2d};
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use deq_kernels::{
-    Convolution, GroupNorm, LayerNormJacobian, Linear, NormJacobian, RelativeAttention,
+    Convolution, Gate, GroupNorm, LayerNormJacobian, Linear, NormJacobian, RelativeAttention,
     add_upsampled, combine, convolve, cross_entropy, dots, layer_norm, product, relative_softmax,
     residual, resize_bilinear, row_squares, sum_squares, upsample, weight_norm,
 };
@@ -522,12 +522,40 @@ fn maps_of_other_resolutions_in_automatic_differentiation() {
     let run = |x: &[Tensor<4>]| add_upsampled(x[0].clone(), x[1].clone(), 2);
     let maps = [random([2, 3, 4, 6]), channels_last([2, 3, 2, 3])];
     assert_gradients(&maps, &run, "upsampled");
+    let run = |x: &[Tensor<4>]| sum_squares(x[0].clone(), 2);
+    assert_gradients(&[channels_last([2, 3, 4, 6])], &run, "sums of squares");
     let run = |x: &[Tensor<4>]| resize_bilinear(x[0].clone(), [9, 5]);
     let x = channels_last([2, 3, 4, 2]);
     let resized = run(&[plain(&x)]);
     let value = run(std::slice::from_ref(&x));
     assert_close(&value, &resized, "resized");
     assert_gradients(&[x], &run, "resized");
+}
+
+#[test]
+#[should_panic(expected = "4 queries have only 2 keys")]
+fn a_softmax_of_fewer_keys_than_queries_is_refused() {
+    let scores = || random([1, 1, 4, 2]);
+    let _ = relative_softmax(scores(), scores(), &scores());
+}
+
+#[test]
+#[should_panic(expected = "the shape of the maps at a norm")]
+fn a_direction_of_another_batch_is_refused() {
+    let norm = GroupNorm {
+        groups: 1,
+        epsilon: 1e-5,
+        affine: None,
+    };
+    let (_, jacobian) = norm.linearize(random([2, 3, 2, 2]));
+    let _ = jacobian.tangent(random([1, 3, 2, 2]));
+}
+
+#[test]
+#[should_panic(expected = "the shape of the maps at a ReLU")]
+fn maps_of_another_batch_are_refused_by_a_gate() {
+    let (_, gate) = Gate::at(random([2, 3, 2, 2]));
+    let _ = gate.pass(random([1, 3, 2, 2]));
 }
 
 #[test]

@@ -38,6 +38,17 @@ pub(crate) struct ScoreTangents<B: Backend> {
     pub(crate) by_key: FloatTensor<B>,
 }
 
+#[backend_extension(Autodiff: cfg(feature = "autodiff"), Cube, Fusion)]
+pub(crate) trait SoftmaxBackend: Backend {
+    /// The softmax over keys; the mask is a constant.
+    #[fusion(meta = |by_content, _, _| by_content.clone())]
+    fn relative_softmax(
+        by_content: FloatTensor<Self>,
+        by_distance: FloatTensor<Self>,
+        mask: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+}
+
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait AttentionBackend: Backend {
     #[fusion(meta = |parts, past, _| by_head(&parts.qkv, &parts.content_bias, *past))]
@@ -47,13 +58,6 @@ pub(crate) trait AttentionBackend: Backend {
     /// of the two kinds of queries are added up and scaled.
     #[fusion(meta = |g, _| merged(&g.content))]
     fn merge_heads(#[extension_type] g: ByHead<Self>, scale: f32) -> FloatTensor<Self>;
-
-    #[fusion(meta = |by_content, _, _| by_content.clone())]
-    fn relative_softmax(
-        by_content: FloatTensor<Self>,
-        by_distance: FloatTensor<Self>,
-        mask: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
 
     #[fusion(meta = |probabilities, _| (probabilities.clone(), probabilities.clone()))]
     fn carry_softmax(
@@ -125,6 +129,35 @@ fn line_step(tensor: &CubeTensor) -> Option<usize> {
     Some(step.unwrap_or(shape[last]))
 }
 
+impl SoftmaxBackend for CubeBackend {
+    fn relative_softmax(
+        by_content: CubeTensor,
+        by_distance: CubeTensor,
+        mask: CubeTensor,
+    ) -> CubeTensor {
+        let [batch, heads, time, keys] = by_content.shape().dims();
+        let [by_content, by_distance, mask] = [by_content, by_distance, mask].map(Lines::of);
+        let out = like(&by_content.tensor, [batch, heads, time, keys]);
+        let rows = batch * heads * time;
+        relative_softmax_kernel::launch(
+            &out.client.clone(),
+            cube_each(rows),
+            CubeDim::new_1d(UNITS),
+            by_content.tensor.into_buffer_arg(),
+            by_distance.tensor.into_buffer_arg(),
+            mask.tensor.into_buffer_arg(),
+            out.clone().into_buffer_arg(),
+            by_content.step,
+            by_distance.step,
+            mask.step,
+            rows,
+            time,
+            keys,
+        );
+        out
+    }
+}
+
 impl AttentionBackend for CubeBackend {
     fn split_heads(parts: Merged<Self>, past: usize, scale: f32) -> ByHead<Self> {
         let [batch, time, _] = parts.qkv.shape().dims();
@@ -189,33 +222,6 @@ impl AttentionBackend for CubeBackend {
             heads,
             width,
             scale,
-        );
-        out
-    }
-
-    fn relative_softmax(
-        by_content: CubeTensor,
-        by_distance: CubeTensor,
-        mask: CubeTensor,
-    ) -> CubeTensor {
-        let [batch, heads, time, keys] = by_content.shape().dims();
-        let [by_content, by_distance, mask] = [by_content, by_distance, mask].map(Lines::of);
-        let out = like(&by_content.tensor, [batch, heads, time, keys]);
-        let rows = batch * heads * time;
-        relative_softmax_kernel::launch(
-            &out.client.clone(),
-            cube_each(rows),
-            CubeDim::new_1d(UNITS),
-            by_content.tensor.into_buffer_arg(),
-            by_distance.tensor.into_buffer_arg(),
-            mask.tensor.into_buffer_arg(),
-            out.clone().into_buffer_arg(),
-            by_content.step,
-            by_distance.step,
-            mask.step,
-            rows,
-            time,
-            keys,
         );
         out
     }

@@ -62,7 +62,12 @@ fn is_gpu(device: &DispatchDevice) -> bool {
     }
 }
 
-/// Whether a kernel is called as it is, or recorded for what differentiates it.
+/// Whether kernels that are recorded, where a tensor is tracked, take all of these.
+pub(crate) fn takes_tracked<const D: usize>(tensors: &[&Tensor<D>]) -> bool {
+    way(tensors).is_some()
+}
+
+/// Whether a kernel is called as it is, or one beside it that is recorded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Way {
     Plain,

@@ -10,9 +10,9 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::{self, prelude::*};
 use burn_cubecl::tensor::CubeTensor;
 
-#[backend_extension(Cube, Fusion)]
+#[backend_extension(Autodiff: cfg(feature = "autodiff"), Cube, Fusion)]
 pub(crate) trait PointwiseBackend: Backend {
-    /// `d` where `gate` is above 0, else 0.
+    /// `d` where `gate`, a constant, is above 0, else 0.
     #[fusion(meta = |d, _| d.clone())]
     fn pass_gate(d: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self>;
 

@@ -1,6 +1,6 @@
 //! Kernels between products of tracked tensors, with theirs for the cotangents.
 
-use super::attention::AttentionBackend;
+use super::attention::{AttentionBackend, SoftmaxBackend};
 use super::norm::{Carried, CarryRules, NormBackend, NormRules, Normed};
 use super::norm_gradients::{Moved, NormGradientsBackend};
 use super::pointwise::PointwiseBackend;
@@ -12,7 +12,8 @@ use burn::backend::autodiff::{
     ops::{Backward, Ops, OpsKind},
 };
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Cube, backend_extension};
+use burn::backend::{Backend, Cube, TensorMetadata, backend_extension};
+use burn::tensor::Shape;
 
 #[backend_extension(Autodiff, Cube)]
 pub(crate) trait TrackedBackend: Backend {
@@ -36,23 +37,6 @@ pub(crate) trait TrackedBackend: Backend {
     fn tracked_weight_norm(
         direction: FloatTensor<Self>,
         gain: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
-
-    /// [`PointwiseBackend::pass_gate`]; the gate is a constant.
-    fn tracked_gate(d: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// [`PointwiseBackend::add_upsampled`].
-    fn tracked_upsampling(
-        to: FloatTensor<Self>,
-        x: FloatTensor<Self>,
-        factor: usize,
-    ) -> FloatTensor<Self>;
-
-    /// [`AttentionBackend::relative_softmax`]; the mask is a constant.
-    fn tracked_softmax(
-        by_content: FloatTensor<Self>,
-        by_distance: FloatTensor<Self>,
-        mask: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 }
 
@@ -81,31 +65,11 @@ impl TrackedBackend for Cube {
     ) -> FloatTensor<Self> {
         Self::weight_norm(direction, gain).0
     }
-
-    fn tracked_gate(d: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::pass_gate(d, gate)
-    }
-
-    fn tracked_upsampling(
-        to: FloatTensor<Self>,
-        x: FloatTensor<Self>,
-        factor: usize,
-    ) -> FloatTensor<Self> {
-        Self::add_upsampled(to, x, factor)
-    }
-
-    fn tracked_softmax(
-        by_content: FloatTensor<Self>,
-        by_distance: FloatTensor<Self>,
-        mask: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        Self::relative_softmax(by_content, by_distance, mask)
-    }
 }
 
 impl<B, C> TrackedBackend for Autodiff<B, C>
 where
-    B: NormBackend + NormGradientsBackend + PointwiseBackend + AttentionBackend + WeightNormBackend,
+    B: NormBackend + NormGradientsBackend + PointwiseBackend + WeightNormBackend,
     C: CheckpointStrategy,
 {
     fn tracked_norm(
@@ -343,8 +307,10 @@ where
             OpsKind::UnTracked(prep) => prep.finish(weight),
         }
     }
+}
 
-    fn tracked_gate(d: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
+impl<B: PointwiseBackend, C: CheckpointStrategy> PointwiseBackend for Autodiff<B, C> {
+    fn pass_gate(d: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Gate;
 
@@ -374,7 +340,7 @@ where
         }
     }
 
-    fn tracked_upsampling(
+    fn add_upsampled(
         to: FloatTensor<Self>,
         x: FloatTensor<Self>,
         factor: usize,
@@ -412,7 +378,45 @@ where
         }
     }
 
-    fn tracked_softmax(
+    fn sum_squares(x: FloatTensor<Self>, factor: usize) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Squares;
+
+        impl<B: PointwiseBackend> Backward<B, 1> for Squares {
+            type State = (Shape, usize);
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let [x] = ops.parents;
+                let (shape, factor) = ops.state;
+                let g = grads.consume::<B>(&ops.node);
+                if let Some(node) = x {
+                    let zeros = B::float_zeros(shape, &g.device(), g.dtype().into());
+                    grads.register::<B>(node.id, B::add_upsampled(zeros, g, factor));
+                }
+            }
+        }
+
+        let (x, to_x) = x.into_parts();
+        let shape = x.shape();
+        let out = B::sum_squares(x, factor);
+        match Squares.prepare::<C>([to_x]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((shape, factor), out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+}
+
+impl<B, C> SoftmaxBackend for Autodiff<B, C>
+where
+    B: SoftmaxBackend + AttentionBackend,
+    C: CheckpointStrategy,
+{
+    fn relative_softmax(
         by_content: FloatTensor<Self>,
         by_distance: FloatTensor<Self>,
         mask: FloatTensor<Self>,
