@@ -19,7 +19,7 @@ mod worker;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
-use deq_train::{Stopped, is_out_of_memory};
+use deq_train::{Stopped, device_failure, is_out_of_memory};
 use peak_alloc::PeakAlloc;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
@@ -78,11 +78,16 @@ fn main() -> ExitCode {
     deq_kernels::keep_kernels();
     // Training and evaluation are one parallel operation after the other.
     let work = AssertUnwindSafe(|| deq_kernels::in_pool(|| run(command)));
-    let result = catch_unwind(work).unwrap_or_else(|panic| match is_out_of_memory(&*panic) {
-        true => Err(anyhow!(
-            "the device has too little memory for this model and its batches"
-        )),
-        false => resume_unwind(panic),
+    let result = catch_unwind(work).unwrap_or_else(|panic| {
+        if is_out_of_memory(&*panic) {
+            return Err(anyhow!(
+                "the device has too little memory for this model and its batches"
+            ));
+        }
+        match device_failure(&*panic) {
+            Some(reason) => Err(anyhow!("the device failed: {reason}")),
+            None => resume_unwind(panic),
+        }
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -123,7 +128,11 @@ fn run(command: Command) -> anyhow::Result<()> {
 fn end_when_nobody_reads() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if deq_data::panic_is_caught() || is_out_of_memory(panic.payload()) {
+        let payload = panic.payload();
+        if deq_data::panic_is_caught()
+            || is_out_of_memory(payload)
+            || device_failure(payload).is_some()
+        {
             return;
         }
         let message = panic.payload_as_str().unwrap_or_default();

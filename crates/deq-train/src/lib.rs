@@ -81,7 +81,7 @@ pub use budget_table::{BudgetRow, BudgetTable, Variant, evaluate_budgets};
 #[cfg(feature = "dashboard")]
 pub use dashboard::restore_terminal;
 pub use dashboard::{clock, number, status_text};
-pub use device::{any_device, best_device, device, is_out_of_memory};
+pub use device::{any_device, best_device, device, device_failure, is_out_of_memory};
 pub use devices::{Devices, DevicesError};
 pub use error::{
     BoxError, DeviceError, ExchangeError, RecipeError, RunError, Stopped, TrainError, require,
