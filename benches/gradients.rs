@@ -166,6 +166,11 @@ fn strategies() -> Vec<(&'static str, DeqConfig)> {
 }
 
 fn main() {
+    // As the command does.
+    deq_kernels::in_pool(run);
+}
+
+fn run() {
     let device = Device::flex().autodiff();
     device.seed(1);
     let bench = Bench {

@@ -22,6 +22,11 @@ const SIDE: usize = 224;
 const CLASSES: usize = 1000;
 
 fn main() {
+    // As the command does.
+    deq_kernels::in_pool(run);
+}
+
+fn run() {
     let numbers: Vec<usize> = std::env::args()
         .skip(1)
         .filter_map(|argument| argument.parse().ok())

@@ -16,6 +16,11 @@ const STEPS: usize = 12;
 const ROUNDS: usize = 41;
 
 fn main() {
+    // As the command does.
+    deq_kernels::in_pool(run);
+}
+
+fn run() {
     let device = Device::flex();
     println!(
         "{:6} {:>6} {:>6}  {:24} {:>12} {:>10} {:>6}",

@@ -53,6 +53,11 @@ impl<C: EquilibriumCell + ModuleDisplay> EquilibriumCell for WithoutTangent<C> {
 }
 
 fn main() {
+    // As the command does.
+    deq_kernels::in_pool(run);
+}
+
+fn run() {
     let device = Device::flex().autodiff();
     device.seed(1);
     // The model of the quick start.
