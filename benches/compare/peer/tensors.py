@@ -19,7 +19,7 @@ def load(path):
             begin, end = about["data_offsets"]
             kind = KINDS[about["dtype"]]
             count = (end - begin) // kind.itemsize
-            values = torch.frombuffer(data, dtype=kind, offset=begin, count=count, device="cpu")
+            values = torch.frombuffer(data, dtype=kind, offset=begin, count=count)
             tensors[name] = values.view(about["shape"]).to(torch.get_default_device(), copy=True)
     return tensors
 
