@@ -24,7 +24,7 @@ mod winograd;
 
 use pulp::WithSimd;
 
-/// Runs `op` with the widest vectors that this processor has.
+/// Runs `op` with vectors of AVX2, or the widest that a processor without them has.
 fn dispatch<Op: WithSimd>(op: Op) -> Op::Output {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
