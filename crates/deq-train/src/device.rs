@@ -275,8 +275,8 @@ mod tests {
 
     #[test]
     fn an_error_is_told_by_its_last_cause() {
-        let listed = "It failed\nCaused by:\n  A launch failed\nCaused by:\n  a.bc was not\n  found.\n\
-                      Backtrace:\nNo backtrace available";
+        let listed = "It failed\nCaused by:\n  A launch failed\nCaused by:\n  a.bc was not\n  \
+                      found.\nBacktrace:\nNo backtrace available";
         assert_eq!(innermost(listed), "a.bc was not found");
         assert_eq!(innermost("it failed"), "it failed");
         let panic = format!("Error while reading data: {listed}");

@@ -42,10 +42,10 @@
 //! # Feature flags
 //!
 //! No backend is selected by default. `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` and `cpu`
-//! bring Burn's backend and the kernels for it, and [`device`] knows which are there. `remote` adds devices of other
-//! processes and machines, and hosting them. Defaults: `charts` draws the curves of
-//! reports, `dashboard` shows training in the terminal (plain lines without it), `tokenizers` reads
-//! text by a `tokenizer.json`.
+//! bring Burn's backend and the kernels for it, and [`device`] knows which are there. `remote` adds
+//! devices of other processes and machines, and hosting them. Defaults: `charts` draws the curves
+//! of reports, `dashboard` shows training in the terminal (plain lines without it), `tokenizers`
+//! reads text by a `tokenizer.json`.
 
 mod budget_table;
 mod checkpoint;

@@ -137,7 +137,8 @@ fn sum(value: f32, scratch: &mut Shared<[f32]>) -> f32 {
     scratch[0]
 }
 
-/// The sums of three numbers of every unit, the same for all of them; `scratch` holds three of each.
+/// The sums of three numbers of every unit, the same for all of them; `scratch` holds three for
+/// each.
 #[cube]
 fn sum_three(a: f32, b: f32, c: f32, scratch: &mut Shared<[f32]>) -> (f32, f32, f32) {
     sync_cube();
