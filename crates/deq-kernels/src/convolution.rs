@@ -156,7 +156,20 @@ impl Convolution {
             }
         }
         #[cfg(feature = "_gpu")]
-        if self.stride == 1 && gpu::takes(&g) {
+        if gpu::takes(&g) {
+            return self.carry_on_gpu(g);
+        }
+        let [.., kernel] = self.weight.dims();
+        // (sides - 1) * stride - 2 * padding + kernel, which lacks this to sides * stride.
+        let lacking = self.stride + 2 * (kernel / 2) - kernel;
+        let options =
+            ConvTransposeOptions::new([self.stride; 2], [kernel / 2; 2], [lacking; 2], [1, 1], 1);
+        conv_transpose2d(g, self.weight.clone(), None, options)
+    }
+
+    #[cfg(feature = "_gpu")]
+    fn carry_on_gpu(&self, g: Tensor<4>) -> Tensor<4> {
+        if self.stride == 1 {
             let weight = self.channels_last.transposed.get_or_init(|| {
                 let turned = self.weight.clone().flip([2, 3]).swap_dims(0, 1);
                 gpu::takes(&turned).then(|| gpu::maps::channels_last(&turned))
@@ -165,19 +178,10 @@ impl Convolution {
                 return convolve(g, weight.clone(), 1);
             }
         }
-        #[cfg(feature = "_gpu")]
-        if gpu::takes(&g) {
-            let [_, _, height, width] = g.dims();
-            let sides = [height * self.stride, width * self.stride];
-            let weight = self.weight_for(&g);
-            return gpu::maps::transposed(g, weight, sides, self.stride);
-        }
-        let [.., kernel] = self.weight.dims();
-        // (sides - 1) * stride - 2 * padding + kernel, which lacks this to sides * stride.
-        let lacking = self.stride + 2 * (kernel / 2) - kernel;
-        let options =
-            ConvTransposeOptions::new([self.stride; 2], [kernel / 2; 2], [lacking; 2], [1, 1], 1);
-        conv_transpose2d(g, self.weight.clone(), None, options)
+        let [_, _, height, width] = g.dims();
+        let sides = [height * self.stride, width * self.stride];
+        let weight = self.weight_for(&g);
+        gpu::maps::transposed(g, weight, sides, self.stride)
     }
 
     #[cfg(feature = "flex")]
