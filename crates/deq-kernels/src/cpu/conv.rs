@@ -382,6 +382,15 @@ impl<'a> Padded<'a> {
                 let plane = &mut plane[to[1]..];
                 if stride == 1 {
                     plane[..width].copy_from_slice(line);
+                } else if stride == 2 {
+                    // In pairs, which the compiler makes vectors of.
+                    let (pairs, last) = line.as_chunks::<2>();
+                    for (to, pair) in plane.iter_mut().zip(pairs) {
+                        *to = pair[skip[1]];
+                    }
+                    if let ([last], 0) = (last, skip[1]) {
+                        plane[pairs.len()] = *last;
+                    }
                 } else {
                     let line = line.iter().skip(skip[1]).step_by(stride);
                     for (to, from) in plane.iter_mut().zip(line) {
@@ -418,6 +427,12 @@ impl<'a> Padded<'a> {
 /// Pixels of one work item.
 const PIXELS: usize = 128;
 
+/// Pixels that a work item takes at least, where it needs several images for them.
+const LEAST_PIXELS: usize = 64;
+
+/// Tiles that are packed at once, so that panels of the weight are read once for all of them.
+const PACKED: usize = 2;
+
 /// `out[n, row, pixel] = sum_k a[row, k] source[n, k / taps, pixel + taps[k % taps]]`
 fn gather_product(
     source: &Padded<'_>,
@@ -429,6 +444,7 @@ fn gather_product(
     let plane = height * width;
     let rows = a.rows();
     let map = source.map_length();
+    let image = source.channels * map;
     let offsets: Vec<usize> = (0..source.channels)
         .flat_map(|channel| taps.iter().map(move |tap| channel * map + tap))
         .collect();
@@ -437,44 +453,77 @@ fn gather_product(
         1 => PIXELS.min(plane),
         _ => (PIXELS / width).max(1) * width,
     };
-    let (items, per_image) = divided(out, rows, plane, part);
-    items.into_par_iter().enumerate().for_each(|(item, out)| {
+    let items = divided(out, rows, plane, part, LEAST_PIXELS);
+    items.into_par_iter().for_each(|Item { from, first, out }| {
         dispatch(GatherProduct {
-            maps: &source.values[item / per_image * source.channels * map..],
+            maps: &source.values[from * image..],
+            image,
             pitch: source.width,
             offsets: &offsets,
             a,
             width,
-            first: item % per_image * part,
+            first,
             out,
         });
     });
 }
 
+/// What one task writes: a part of one image, or several whole images.
+pub(crate) struct Item<'a> {
+    /// The first image.
+    pub(crate) from: usize,
+    /// The first pixel of it.
+    pub(crate) first: usize,
+    /// The pixels of every row of the first image, then those of the next.
+    pub(crate) out: Vec<&'a mut [f32]>,
+}
+
 /// Maps `[image][row][plane]`, divided into items that own `part` numbers of every row of an image
-/// each, and how many items an image has.
+/// each, or whole images with `least` numbers a row where that leaves every thread some.
 pub(crate) fn divided(
     out: &mut [f32],
     rows: usize,
     plane: usize,
     part: usize,
-) -> (Vec<Vec<&mut [f32]>>, usize) {
-    let per_image = plane.div_ceil(part);
-    let mut items: Vec<Vec<&mut [f32]>> = Vec::new();
-    for image in out.chunks_mut(rows * plane) {
-        let first = items.len();
-        items.extend((0..per_image).map(|_| Vec::with_capacity(rows)));
+    least: usize,
+) -> Vec<Item<'_>> {
+    let batch = out.len() / (rows * plane);
+    let images = least
+        .div_ceil(plane)
+        .min(batch.div_ceil(rayon::current_num_threads()))
+        .max(1);
+    if images > 1 {
+        let groups = out.chunks_mut(images * rows * plane).enumerate();
+        return groups
+            .map(|(group, out)| Item {
+                from: group * images,
+                first: 0,
+                out: out.chunks_mut(plane).collect(),
+            })
+            .collect();
+    }
+    let mut items: Vec<Item<'_>> = Vec::new();
+    for (from, image) in out.chunks_mut(rows * plane).enumerate() {
+        let start = items.len();
+        items.extend((0..plane).step_by(part).map(|first| Item {
+            from,
+            first,
+            out: Vec::with_capacity(rows),
+        }));
         for row in image.chunks_mut(plane) {
-            for (item, part) in items[first..].iter_mut().zip(row.chunks_mut(part)) {
-                item.push(part);
+            for (item, part) in items[start..].iter_mut().zip(row.chunks_mut(part)) {
+                item.out.push(part);
             }
         }
     }
-    (items, per_image)
+    items
 }
 
 struct GatherProduct<'a> {
+    /// From the first image on.
     maps: &'a [f32],
+    /// Numbers of an image.
+    image: usize,
     pitch: usize,
     offsets: &'a [usize],
     a: &'a PackedRows,
@@ -482,7 +531,7 @@ struct GatherProduct<'a> {
     width: usize,
     /// The first pixel.
     first: usize,
-    /// The pixels of every row.
+    /// The pixels of every row, image by image.
     out: Vec<&'a mut [f32]>,
 }
 
@@ -491,47 +540,64 @@ impl WithSimd for GatherProduct<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if self.width >= S::F32_LANES {
-            self.read_as_it_lies(simd);
-        } else {
-            self.read_packed(simd);
+        match self.vectors(S::F32_LANES) {
+            Some(vectors) => self.read_as_it_lies(simd, &vectors),
+            None => self.read_packed(simd),
         }
     }
 }
 
+/// A pixel of an item: its image, its place in what the item writes of it, and the place in the
+/// maps that the offsets count from.
+#[derive(Clone, Copy)]
+struct Pixel {
+    image: usize,
+    to: usize,
+    from: usize,
+}
+
 impl GatherProduct<'_> {
-    fn source(&self, pixel: usize) -> usize {
-        pixel / self.width * self.pitch + pixel % self.width
+    fn pixel(&self, image: usize, to: usize) -> Pixel {
+        let pixel = self.first + to;
+        let from = image * self.image + pixel / self.width * self.pitch + pixel % self.width;
+        Pixel { image, to, from }
     }
 
-    /// Vectors within a line; the last of a line overlaps the one before it where the width is no
-    /// multiple of a vector's.
-    #[inline(always)]
-    fn read_as_it_lies<S: Simd>(mut self, simd: S) {
-        let lanes = S::F32_LANES;
+    fn images(&self) -> usize {
+        self.out.len() / self.a.rows()
+    }
+
+    /// The first pixels of vectors that lie within lines; the last of a line overlaps the one
+    /// before it where the width is no multiple of a vector's. `None` if a line is shorter.
+    fn vectors(&self, lanes: usize) -> Option<Vec<Pixel>> {
         let pixels = self.out[0].len();
         let mut starts = Vec::with_capacity(pixels / lanes + 2);
-        let mut line = 0;
-        while line < pixels {
+        for line in (0..pixels).step_by(self.width) {
             let width = self.width.min(pixels - line);
             if width < lanes {
-                return self.read_packed(simd);
+                return None;
             }
             starts.extend((0..width / lanes).map(|i| line + i * lanes));
             if !width.is_multiple_of(lanes) {
                 starts.push(line + width - lanes);
             }
-            line += width;
         }
-        for pair in starts.chunks(2) {
-            let to = [pair[0], *pair.last().unwrap_or(&pair[0])];
-            let from = to.map(|pixel| self.source(self.first + pixel));
-            let panels = self.a.panels().zip(self.out.chunks_mut(ROWS));
-            for (a, out) in panels {
+        let of_image = |image| starts.iter().map(move |start| self.pixel(image, *start));
+        Some((0..self.images()).flat_map(of_image).collect())
+    }
+
+    #[inline(always)]
+    fn read_as_it_lies<S: Simd>(mut self, simd: S, vectors: &[Pixel]) {
+        let rows = self.a.rows();
+        for pair in vectors.chunks(2) {
+            let pair = [pair[0], *pair.last().unwrap_or(&pair[0])];
+            let from = pair.map(|pixel| pixel.from);
+            for (a, first) in self.a.panels().zip((0..rows).step_by(ROWS)) {
                 let tile = gathered_tile(simd, a, self.offsets, self.maps, from);
-                for (values, row) in tile.iter().zip(out) {
-                    for (value, to) in values.iter().zip(to) {
-                        S::as_mut_simd_f32s(&mut row[to..to + lanes]).0[0] = *value;
+                for (row, values) in (first..rows).zip(&tile) {
+                    for (value, Pixel { image, to, .. }) in values.iter().zip(pair) {
+                        let out = &mut self.out[image * rows + row][to..to + S::F32_LANES];
+                        S::as_mut_simd_f32s(out).0[0] = *value;
                     }
                 }
             }
@@ -541,28 +607,62 @@ impl GatherProduct<'_> {
     #[inline(always)]
     fn read_packed<S: Simd>(mut self, simd: S) {
         let panel = 2 * S::F32_LANES;
-        let pixels = self.out[0].len();
-        let mut b = vec![0.0; panel * self.a.depth()];
-        for first in (0..pixels).step_by(panel) {
-            let count = panel.min(pixels - first);
-            let sources: Vec<usize> = (first..first + count)
-                .map(|pixel| self.source(self.first + pixel))
-                .collect();
-            for (b, offset) in b.chunks_exact_mut(panel).zip(self.offsets) {
-                let maps = &self.maps[*offset..];
-                for (to, from) in b.iter_mut().zip(&sources) {
-                    *to = maps[*from];
+        let rows = self.a.rows();
+        let each = self.out[0].len();
+        let pixels: Vec<Pixel> = (0..self.images())
+            .flat_map(|image| (0..each).map(move |to| (image, to)))
+            .map(|(image, to)| self.pixel(image, to))
+            .collect();
+        let length = panel * self.a.depth();
+        let mut packed = vec![0.0; length * PACKED.min(pixels.len().div_ceil(panel))];
+        let mut line = vec![0.0; panel];
+        for pixels in pixels.chunks(PACKED * panel) {
+            let tiles = || pixels.chunks(panel);
+            for (b, pixels) in packed.chunks_exact_mut(length).zip(tiles()) {
+                self.pack(pixels, b.chunks_exact_mut(panel));
+            }
+            for (a, start) in self.a.panels().zip((0..rows).step_by(ROWS)) {
+                for (b, pixels) in packed.chunks_exact(length).zip(tiles()) {
+                    let (b, _) = S::as_simd_f32s(b);
+                    let tile = packed_tile(simd, a, b.as_chunks().0);
+                    let (first, last) = (pixels[0], pixels[pixels.len() - 1]);
+                    for (row, values) in (start..rows).zip(&tile) {
+                        for (to, value) in line.chunks_exact_mut(S::F32_LANES).zip(values) {
+                            S::as_mut_simd_f32s(to).0[0] = *value;
+                        }
+                        let mut from = line.as_slice();
+                        for image in first.image..=last.image {
+                            let start = if image == first.image { first.to } else { 0 };
+                            let end = if image == last.image {
+                                last.to + 1
+                            } else {
+                                each
+                            };
+                            let (values, rest) = from.split_at(end - start);
+                            self.out[image * rows + row][start..end].copy_from_slice(values);
+                            from = rest;
+                        }
+                    }
                 }
             }
-            let (b, _) = S::as_simd_f32s(&b);
-            let (b, _) = b.as_chunks();
-            for (a, out) in self.a.panels().zip(self.out.chunks_mut(ROWS)) {
-                let tile = packed_tile(simd, a, b);
-                for (values, row) in tile.iter().zip(out) {
-                    let row = row[first..first + count].chunks_mut(S::F32_LANES);
-                    for (value, to) in values.iter().zip(row) {
-                        simd.partial_store_f32s(to, *value);
-                    }
+        }
+    }
+
+    /// What a tile reads, step by step of the inner dimension.
+    #[inline(always)]
+    fn pack<'b>(&self, pixels: &[Pixel], steps: impl Iterator<Item = &'b mut [f32]>) {
+        // Runs of four pixels are copied as one.
+        let (runs, rest) = pixels.as_chunks::<4>();
+        let in_runs = rest.is_empty() && runs.iter().all(|run| run[3].from == run[0].from + 3);
+        for (to, offset) in steps.zip(self.offsets) {
+            let maps = &self.maps[*offset..];
+            if in_runs {
+                for (to, run) in to.as_chunks_mut::<4>().0.iter_mut().zip(runs) {
+                    to.copy_from_slice(&maps[run[0].from..run[0].from + 4]);
+                }
+            } else {
+                for (to, pixel) in to.iter_mut().zip(pixels) {
+                    *to = maps[pixel.from];
                 }
             }
         }

@@ -9,12 +9,11 @@
 //! All constants are 0, 1 or 1/2, so that rounding errors stay those of a direct sum, a few times
 //! larger.
 
-use super::conv::{ConvShape, Padded, divided};
+use super::conv::{ConvShape, Item, Padded, divided};
 use super::dispatch;
-use super::gemm::{PackedRows, ROWS, lines_tile, padded};
+use super::gemm::{PackedRows, ROWS, packed_tile, padded};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// Numbers of a transformed tile.
 const POINTS: usize = 16;
@@ -81,16 +80,17 @@ pub(crate) fn convolve(x: &[f32], weight: &TransformedWeight, shape: &ConvShape)
     let plane = height * width;
     let mut out = vec![0.0; shape.batch * shape.output * plane];
     let lines = (TILES / across).max(1);
-    let (items, per_image) = divided(&mut out, shape.output, plane, 2 * lines * width);
+    let items = divided(&mut out, shape.output, plane, 2 * lines * width, 4 * TILES);
     let image = shape.input * source.map_length();
-    items.into_par_iter().enumerate().for_each(|(item, out)| {
+    items.into_par_iter().for_each(|Item { from, first, out }| {
         dispatch(Tiles {
-            maps: &source.values[item / per_image * image..],
+            maps: &source.values[from * image..],
+            image,
             plane: source.plane(),
             pitch: source.width,
             input: shape.input,
             weight,
-            first: item % per_image * lines,
+            first: first / (2 * width),
             across,
             width,
             out,
@@ -99,10 +99,12 @@ pub(crate) fn convolve(x: &[f32], weight: &TransformedWeight, shape: &ConvShape)
     out
 }
 
-/// Some lines of tiles of one image.
+/// Some lines of tiles of one image, or all of several.
 struct Tiles<'a> {
-    /// Planes of even and odd rows and columns, channel by channel.
+    /// Planes of even and odd rows and columns, channel by channel, from the first image on.
     maps: &'a [f32],
+    /// Numbers of an image.
+    image: usize,
     plane: usize,
     pitch: usize,
     input: usize,
@@ -112,7 +114,7 @@ struct Tiles<'a> {
     /// Tiles of a line.
     across: usize,
     width: usize,
-    /// The pixels of every output channel.
+    /// The pixels of every output channel, image by image.
     out: Vec<&'a mut [f32]>,
 }
 
@@ -121,22 +123,26 @@ impl WithSimd for Tiles<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        let channels = self.weight.0[0].rows();
+        // Of one image.
         let lines = self.out[0].len().div_ceil(2 * self.width);
-        let count = lines * self.across;
-        let length = padded(simd, count);
-        let transformed = self.transformed(simd, lines, length);
-        let block = self.input * length;
+        let images = self.out.len() / channels;
         let width = 2 * S::F32_LANES;
-        let mut products = vec![0.0; POINTS * ROWS * length];
+        let length = padded(simd, images * lines * self.across);
+        let transformed = self.transformed(simd, [images, lines], length);
+        let block = self.input * width;
+        // The last vector of a line may reach over the end.
+        let mut products = vec![0.0; POINTS * ROWS * length + S::F32_LANES];
         let mut rows = Rows::new(self.across + S::F32_LANES);
         let (across, image_width) = (self.across, self.width);
-        for (panel, out) in { self.out }.chunks_mut(ROWS).enumerate() {
+        let mut out = self.out;
+        for start in (0..channels).step_by(ROWS) {
             for (point, weight) in self.weight.0.iter().enumerate() {
-                let a = weight.panel(panel);
-                let b = &transformed[point * block..][..block];
+                let a = weight.panel(start / ROWS);
+                let b = &transformed[point * self.input * length..][..self.input * length];
                 let to = &mut products[point * ROWS * length..][..ROWS * length];
-                for first in (0..length).step_by(width) {
-                    let tile = lines_tile(simd, a, b, length, first);
+                for (first, b) in (0..length).step_by(width).zip(b.chunks_exact(block)) {
+                    let tile = packed_tile(simd, a, S::as_simd_f32s(b).0.as_chunks().0);
                     for (to, values) in to.chunks_exact_mut(length).zip(&tile) {
                         let (to, _) = S::as_mut_simd_f32s(&mut to[first..first + width]);
                         to[0] = values[0];
@@ -144,12 +150,14 @@ impl WithSimd for Tiles<'_> {
                     }
                 }
             }
-            for (row, out) in out.iter_mut().enumerate() {
-                for (line, out) in out.chunks_mut(2 * image_width).enumerate() {
-                    let from = &products[row * length..];
-                    let tiles = line * across..(line + 1) * across;
-                    rows.read(simd, from, ROWS * length, tiles);
-                    rows.write(out, image_width);
+            for (row, channel) in (start..channels).take(ROWS).enumerate() {
+                for image in 0..images {
+                    let out = out[image * channels + channel].chunks_mut(2 * image_width);
+                    for (line, out) in (image * lines..).zip(out) {
+                        let from = &products[row * length + line * across..];
+                        rows.read(simd, from, ROWS * length, across);
+                        rows.write(out, image_width);
+                    }
                 }
             }
         }
@@ -157,54 +165,76 @@ impl WithSimd for Tiles<'_> {
 }
 
 impl Tiles<'_> {
-    /// `B^T d B` of every tile, `[point][channel][tile]`.
+    /// `B^T d B` of every tile, `[point][block of tiles][channel][tile]`, where a block fills two
+    /// vectors.
     #[inline(always)]
-    fn transformed<S: Simd>(&self, simd: S, lines: usize, length: usize) -> Vec<f32> {
+    fn transformed<S: Simd>(
+        &self,
+        simd: S,
+        [images, lines]: [usize; 2],
+        length: usize,
+    ) -> Vec<f32> {
         let lanes = S::F32_LANES;
-        let block = self.input * length;
-        let mut out = vec![0.0; POINTS * block];
+        let (width, point) = (2 * lanes, self.input * length);
+        let mut out = vec![0.0; POINTS * point];
+        let mut line_end = vec![0.0; lanes];
         for channel in 0..self.input {
-            let planes = &self.maps[channel * 4 * self.plane..];
-            for line in 0..lines {
-                let row = self.first + line;
+            for line in 0..images * lines {
+                let row = self.first + line % lines;
+                let image = line / lines * self.image;
+                let planes = &self.maps[image + channel * 4 * self.plane..];
                 for tile in (0..self.across).step_by(lanes) {
-                    let at = channel * length + line * self.across + tile;
-                    let mut d = [[simd.splat_f32s(0.0); 4]; 4];
-                    for (y, d) in d.iter_mut().enumerate() {
-                        for (x, d) in d.iter_mut().enumerate() {
-                            let plane = (y % 2 * 2 + x % 2) * self.plane;
-                            let from = plane + (row + y / 2) * self.pitch + tile + x / 2;
-                            *d = S::as_simd_f32s(&planes[from..from + lanes]).0[0];
-                        }
-                    }
-                    let mut half = [[simd.splat_f32s(0.0); 4]; 4];
-                    for x in 0..4 {
-                        half[0][x] = simd.sub_f32s(d[0][x], d[2][x]);
-                        half[1][x] = simd.add_f32s(d[1][x], d[2][x]);
-                        half[2][x] = simd.sub_f32s(d[2][x], d[1][x]);
-                        half[3][x] = simd.sub_f32s(d[1][x], d[3][x]);
-                    }
+                    let values = self.tile(simd, &planes[row * self.pitch + tile..]);
+                    let tiles = lanes.min(self.across - tile);
+                    let at = line * self.across + tile;
+                    let place =
+                        |at: usize| at / width * self.input * width + channel * width + at % width;
                     // Behind the last tile of a line lies what the next line writes.
-                    let whole = at % length + lanes <= length;
-                    for (y, h) in half.iter().enumerate() {
-                        let values = [
-                            simd.sub_f32s(h[0], h[2]),
-                            simd.add_f32s(h[1], h[2]),
-                            simd.sub_f32s(h[2], h[1]),
-                            simd.sub_f32s(h[1], h[3]),
-                        ];
-                        for (x, value) in values.into_iter().enumerate() {
-                            let to = (4 * y + x) * block + at;
-                            if whole {
-                                S::as_mut_simd_f32s(&mut out[to..to + lanes]).0[0] = value;
-                            } else {
-                                let end = (channel + 1) * length + (4 * y + x) * block;
-                                simd.partial_store_f32s(&mut out[to..end], value);
+                    if at % width + lanes <= width {
+                        let to = &mut out[place(at)..];
+                        for (index, value) in values.iter().enumerate() {
+                            let to = &mut to[index * point..][..lanes];
+                            S::as_mut_simd_f32s(to).0[0] = *value;
+                        }
+                    } else {
+                        for (index, value) in values.iter().enumerate() {
+                            let to = &mut out[index * point..];
+                            S::as_mut_simd_f32s(&mut line_end).0[0] = *value;
+                            for (at, value) in (at..).zip(&line_end[..tiles]) {
+                                to[place(at)] = *value;
                             }
                         }
                     }
                 }
             }
+        }
+        out
+    }
+
+    /// `B^T d B` of a vector of tiles whose first pixel is the first of `planes`.
+    #[inline(always)]
+    fn tile<S: Simd>(&self, simd: S, planes: &[f32]) -> [S::f32s; POINTS] {
+        let lanes = S::F32_LANES;
+        let mut d = [[simd.splat_f32s(0.0); 4]; 4];
+        for (y, d) in d.iter_mut().enumerate() {
+            for (x, d) in d.iter_mut().enumerate() {
+                let from = (y % 2 * 2 + x % 2) * self.plane + y / 2 * self.pitch + x / 2;
+                *d = S::as_simd_f32s(&planes[from..from + lanes]).0[0];
+            }
+        }
+        let mut half = [[simd.splat_f32s(0.0); 4]; 4];
+        for x in 0..4 {
+            half[0][x] = simd.sub_f32s(d[0][x], d[2][x]);
+            half[1][x] = simd.add_f32s(d[1][x], d[2][x]);
+            half[2][x] = simd.sub_f32s(d[2][x], d[1][x]);
+            half[3][x] = simd.sub_f32s(d[1][x], d[3][x]);
+        }
+        let mut out = [simd.splat_f32s(0.0); POINTS];
+        for (out, h) in out.chunks_exact_mut(4).zip(&half) {
+            out[0] = simd.sub_f32s(h[0], h[2]);
+            out[1] = simd.add_f32s(h[1], h[2]);
+            out[2] = simd.sub_f32s(h[2], h[1]);
+            out[3] = simd.sub_f32s(h[1], h[3]);
         }
         out
     }
@@ -222,20 +252,15 @@ impl Rows {
 
     /// `A^T m A` of some tiles, where point `p` of tile `t` lies at `p * stride + t`.
     #[inline(always)]
-    fn read<S: Simd>(&mut self, simd: S, products: &[f32], stride: usize, tiles: Range<usize>) {
+    fn read<S: Simd>(&mut self, simd: S, products: &[f32], stride: usize, tiles: usize) {
         let lanes = S::F32_LANES;
-        for tile in (0..tiles.len()).step_by(lanes) {
+        for tile in (0..tiles).step_by(lanes) {
             let mut sums = [[simd.splat_f32s(0.0); 2]; 4];
             for (y, sums) in sums.iter_mut().enumerate() {
                 let mut m = [simd.splat_f32s(0.0); 4];
                 for (x, m) in m.iter_mut().enumerate() {
-                    let from = (4 * y + x) * stride + tiles.start + tile;
-                    let end = products.len().min(from + lanes);
-                    *m = if end - from == lanes {
-                        S::as_simd_f32s(&products[from..end]).0[0]
-                    } else {
-                        simd.partial_load_f32s(&products[from..end])
-                    };
+                    let from = (4 * y + x) * stride + tile;
+                    *m = S::as_simd_f32s(&products[from..from + lanes]).0[0];
                 }
                 sums[0] = simd.add_f32s(simd.add_f32s(m[0], m[1]), m[2]);
                 sums[1] = simd.sub_f32s(simd.sub_f32s(m[1], m[2]), m[3]);
