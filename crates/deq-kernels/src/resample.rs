@@ -3,6 +3,11 @@
 use crate::device::on_host;
 #[cfg(feature = "_gpu")]
 use crate::gpu::{self, pointwise::PointwiseBackend};
+#[cfg(feature = "flex")]
+use crate::{
+    cpu,
+    flex::{Host, HostMut},
+};
 #[cfg(feature = "_gpu")]
 use burn::backend::Dispatch;
 use burn::tensor::module::interpolate;
@@ -49,6 +54,12 @@ pub fn add_upsampled(to: Tensor<4>, x: Tensor<4>, factor: usize) -> Tensor<4> {
     if gpu::takes_tracked(&[&to, &x]) {
         let [to, x] = [to, x].map(Tensor::into_dispatch);
         return Tensor::from_dispatch(Dispatch::add_upsampled(to, x, factor));
+    }
+    #[cfg(feature = "flex")]
+    if let (Some(_), Some(x)) = (Host::of(&to), Host::of(&x)) {
+        let mut to = HostMut::of(to);
+        cpu::resample::add_upsampled(to.values(), x.values(), [height, width], factor);
+        return to.tensor();
     }
     to + upsample(x, factor)
 }

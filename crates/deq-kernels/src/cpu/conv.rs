@@ -82,7 +82,6 @@ pub(crate) fn forward(x: &[f32], weight: &ForwardWeight, shape: &ConvShape) -> V
         [shape.batch, shape.input, shape.height, shape.width],
         [padding, padding],
         shape.stride,
-        Order::ByImage,
     );
     gather_product(
         &source,
@@ -196,7 +195,6 @@ pub(crate) fn input_gradient(g: &[f32], weight: &TransposedWeight, shape: &ConvS
         [shape.batch, shape.output, sides[0], sides[1]],
         [before, behind],
         1,
-        Order::ByImage,
     );
     for phase in phases {
         let [ry, rx] = phase.remainders;
@@ -237,55 +235,156 @@ pub(crate) fn input_gradient(g: &[f32], weight: &TransposedWeight, shape: &ConvS
     gradient
 }
 
-/// The cotangent of the weight from that of `y`.
+/// The cotangent of the weight from that of `y`, as the products
+/// `out[tap][output, input] = sum_p g[output, p] x[p + tap, input]` over all pixels `p` of `y`.
 pub(crate) fn weight_gradient(x: &[f32], g: &[f32], shape: &ConvShape) -> Vec<f32> {
-    let sides = shape.output_sides();
-    let padding = shape.padding();
-    let source = Padded::new(
-        x,
-        [shape.batch, shape.input, shape.height, shape.width],
-        [padding, padding],
-        shape.stride,
-        Order::ByChannel,
-    );
-    // Laid out as the planes of the source, with zeros where they have no output, so that a shift
-    // is one offset and a sum over all images one dot product.
-    let plane = source.plane();
-    let lines = Padded::new(
-        g,
-        [shape.batch, shape.output, sides[0], sides[1]],
-        [0, 0],
-        1,
-        Order::Within([source.height, source.width]),
-    );
-    let length = shape.batch * plane;
-    let kernel = shape.kernel;
-    let offsets: Vec<usize> = (0..shape.input)
-        .flat_map(|channel| {
-            let source = &source;
-            (0..kernel * kernel).map(move |tap| {
-                let [ky, kx] = [tap / kernel, tap % kernel];
-                let phase = ky % shape.stride * shape.stride + kx % shape.stride;
-                (phase * shape.input + channel) * length
-                    + ky / shape.stride * source.width
-                    + kx / shape.stride
-            })
+    let (kernel, input, output) = (shape.kernel, shape.input, shape.output);
+    let [height, width] = shape.output_sides();
+    let plane = height * width;
+    let (source, sides) = channels_last(x, shape);
+    let offsets: Vec<usize> = (0..shape.batch * height)
+        .flat_map(|line| {
+            let row = line / height * sides[0] + line % height * shape.stride;
+            (0..width).map(move |column| (row * sides[1] + column * shape.stride) * input)
         })
         .collect();
-    let mut gradient = vec![0.0; shape.output * offsets.len()];
-    gradient
-        .par_chunks_mut(DOTS[0] * offsets.len())
-        .enumerate()
-        .for_each(|(item, out)| {
-            dispatch(DotProducts {
-                x: &source.values,
+    let g = PackedRows::new(output, shape.batch * plane, |row, values| {
+        for (image, values) in values.chunks_exact_mut(plane).enumerate() {
+            values.copy_from_slice(&g[(image * output + row) * plane..][..plane]);
+        }
+    });
+    let panels = output.div_ceil(ROWS);
+    let taps = kernel * kernel;
+    let panel = ROWS * input;
+    // Several panels share what they read of the maps, as long as there is work for all threads.
+    let shares = (4 * rayon::current_num_threads()).div_ceil(taps);
+    let share = panels.div_ceil(shares.min(panels));
+    let mut products = vec![0.0; taps * panels * panel];
+    let of_taps = products.par_chunks_mut(panels * panel).enumerate();
+    of_taps.for_each(|(tap, out)| {
+        let first = (tap / kernel * sides[1] + tap % kernel) * input;
+        let shares = out.par_chunks_mut(share * panel).enumerate();
+        shares.for_each(|(index, out)| {
+            dispatch(WeightProduct {
+                maps: &source[first..],
                 offsets: &offsets,
-                g: &lines.values[item * DOTS[0] * length..],
-                length,
+                g: &g,
+                first: index * share,
+                input,
                 out,
             });
         });
+    });
+    let mut gradient = vec![0.0; output * input * taps];
     gradient
+        .par_chunks_mut(input * taps)
+        .enumerate()
+        .for_each(|(row, gradient)| {
+            for (tap, products) in products.chunks_exact(panels * panel).enumerate() {
+                let row = &products[row * input..][..input];
+                for (to, from) in gradient[tap..].iter_mut().step_by(taps).zip(row) {
+                    *to = *from;
+                }
+            }
+        });
+    gradient
+}
+
+/// Channels that are transposed at once: a cache line of them.
+const TRANSPOSED: usize = 16;
+
+/// Maps `[batch, channels, height, width]` with their border of zeros in the order `[batch, height,
+/// width, channels]`, and height and width with the border.
+fn channels_last(x: &[f32], shape: &ConvShape) -> (Vec<f32>, [usize; 2]) {
+    let (padding, channels) = (shape.padding(), shape.input);
+    let sides = [shape.height, shape.width].map(|side| side + 2 * padding);
+    let plane = shape.height * shape.width;
+    let line = sides[1] * channels;
+    let length = shape.batch * sides[0] * line;
+    let mut values = vec![0.0; length + SLACK];
+    let lines = values[..length].par_chunks_mut(line).enumerate();
+    lines.for_each(|(index, line)| {
+        let (image, row) = (index / sides[0], index % sides[0]);
+        if row < padding || row >= padding + shape.height {
+            return;
+        }
+        let row = (row - padding) * shape.width;
+        let pixels = &mut line[padding * channels..][..shape.width * channels];
+        for first in (0..channels).step_by(TRANSPOSED) {
+            let count = TRANSPOSED.min(channels - first);
+            let mut lines: [&[f32]; TRANSPOSED] = [&[]; TRANSPOSED];
+            for (channel, line) in lines[..count].iter_mut().enumerate() {
+                let map = (image * channels + first + channel) * plane;
+                *line = &x[map + row..][..shape.width];
+            }
+            for (column, pixel) in pixels.chunks_exact_mut(channels).enumerate() {
+                for (to, line) in pixel[first..].iter_mut().zip(&lines[..count]) {
+                    *to = line[column];
+                }
+            }
+        }
+    });
+    (values, sides)
+}
+
+/// Pixels whose products are summed at once, so that what is read of the maps stays in the cache
+/// for all rows of the item.
+const SUMMED: usize = 256;
+
+/// `out[row, channel] = sum_p g[row, p] maps[offsets[p] + channel]` for some panels of rows.
+struct WeightProduct<'a> {
+    maps: &'a [f32],
+    offsets: &'a [usize],
+    g: &'a PackedRows,
+    /// The first panel.
+    first: usize,
+    input: usize,
+    /// Zeros, `[panel][row][channel]`.
+    out: &'a mut [f32],
+}
+
+impl WithSimd for WeightProduct<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let lanes = S::F32_LANES;
+        for (block, offsets) in self.offsets.chunks(SUMMED).enumerate() {
+            let panels = self.out.chunks_exact_mut(ROWS * self.input).enumerate();
+            for (panel, out) in panels {
+                let g = &self.g.panel(self.first + panel)[block * SUMMED..][..offsets.len()];
+                let mut channel = 0;
+                while channel + lanes < self.input {
+                    let starts = [channel, channel + lanes];
+                    let tile = gathered_tile(simd, g, offsets, self.maps, starts);
+                    add_tile(simd, &mut out[channel..], self.input, channel, &tile);
+                    channel += 2 * lanes;
+                }
+                if channel < self.input {
+                    let tile = gathered_tile(simd, g, offsets, self.maps, [channel]);
+                    add_tile(simd, &mut out[channel..], self.input, channel, &tile);
+                }
+            }
+        }
+    }
+}
+
+/// Adds a tile to rows of `length` numbers, of which `first` lie before it.
+#[inline(always)]
+fn add_tile<S: Simd, const N: usize>(
+    simd: S,
+    out: &mut [f32],
+    length: usize,
+    first: usize,
+    tile: &[[S::f32s; N]; ROWS],
+) {
+    for (row, values) in tile.iter().enumerate() {
+        let row = &mut out[row * length..][..(N * S::F32_LANES).min(length - first)];
+        for (to, value) in row.chunks_mut(S::F32_LANES).zip(values) {
+            let sum = simd.add_f32s(simd.partial_load_f32s(to), *value);
+            simd.partial_store_f32s(to, sum);
+        }
+    }
 }
 
 /// Maps with a border of zeros, cut into the planes that a stride separates.
@@ -299,17 +398,6 @@ pub(crate) struct Padded<'a> {
     /// Of a plane.
     height: usize,
     pub(crate) width: usize,
-}
-
-/// How planes follow one another.
-#[derive(Clone, Copy)]
-enum Order {
-    /// `[image][channel][plane]`
-    ByImage,
-    /// `[plane][channel][image]`
-    ByChannel,
-    /// As by channel, in planes of the sides given.
-    Within([usize; 2]),
 }
 
 /// The last shifted plane and the last vector reach over the end.
@@ -329,7 +417,7 @@ impl<'a> Padded<'a> {
 
     /// Planes of even and odd rows and columns for tiles of 2x2 pixels, each with its border.
     pub(crate) fn tiled(x: &[f32], sides: [usize; 4], [down, across]: [usize; 2]) -> Self {
-        Self::planes(x, sides, [1, 2], [down + 1, across + 1], Order::ByImage)
+        Self::planes(x, sides, [1, 2], [down + 1, across + 1])
     }
 
     fn new(
@@ -337,18 +425,13 @@ impl<'a> Padded<'a> {
         [batch, channels, height, width]: [usize; 4],
         [before, behind]: [usize; 2],
         stride: usize,
-        order: Order,
     ) -> Self {
-        let planes = match order {
-            Order::Within(sides) => sides,
-            _ => [height, width].map(|side| (before + side + behind).div_ceil(stride)),
-        };
+        let planes = [height, width].map(|side| (before + side + behind).div_ceil(stride));
         Self::planes(
             x,
             [batch, channels, height, width],
             [before, stride],
             planes,
-            order,
         )
     }
 
@@ -357,7 +440,6 @@ impl<'a> Padded<'a> {
         [batch, channels, height, width]: [usize; 4],
         [before, stride]: [usize; 2],
         [rows, columns]: [usize; 2],
-        order: Order,
     ) -> Self {
         let phases = stride * stride;
         let plane = rows * columns;
@@ -365,13 +447,7 @@ impl<'a> Padded<'a> {
         let mut values = vec![0.0; length + plane + SLACK];
         let planes = values[..length].par_chunks_mut(plane).enumerate();
         planes.for_each(|(index, plane)| {
-            let [map, phase] = match order {
-                Order::ByImage => [index / phases, index % phases],
-                Order::ByChannel | Order::Within(_) => {
-                    let [image, channel] = [index % batch, index / batch % channels];
-                    [image * channels + channel, index / batch / channels]
-                }
-            };
+            let [map, phase] = [index / phases, index % phases];
             let map = &x[map * height * width..][..height * width];
             // The first row and column of the map that belong to this plane.
             let skip = [phase / stride, phase % stride]
@@ -385,8 +461,15 @@ impl<'a> Padded<'a> {
                 } else if stride == 2 {
                     // In pairs, which the compiler makes vectors of.
                     let (pairs, last) = line.as_chunks::<2>();
-                    for (to, pair) in plane.iter_mut().zip(pairs) {
-                        *to = pair[skip[1]];
+                    match skip[1] {
+                        0 => plane
+                            .iter_mut()
+                            .zip(pairs)
+                            .for_each(|(to, pair)| *to = pair[0]),
+                        _ => plane
+                            .iter_mut()
+                            .zip(pairs)
+                            .for_each(|(to, pair)| *to = pair[1]),
                     }
                     if let ([last], 0) = (last, skip[1]) {
                         plane[pairs.len()] = *last;
@@ -663,71 +746,6 @@ impl GatherProduct<'_> {
             } else {
                 for (to, pixel) in to.iter_mut().zip(pixels) {
                     *to = maps[pixel.from];
-                }
-            }
-        }
-    }
-}
-
-/// Dot products that are taken at once: rows of the cotangent, and offsets.
-const DOTS: [usize; 2] = [4, 3];
-
-/// `out[row, k] = g[row] . x[offsets[k]..]`
-struct DotProducts<'a> {
-    x: &'a [f32],
-    offsets: &'a [usize],
-    g: &'a [f32],
-    length: usize,
-    /// At most `DOTS[0]` rows.
-    out: &'a mut [f32],
-}
-
-impl WithSimd for DotProducts<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let depth = self.offsets.len();
-        let rows = self.out.len() / depth;
-        let vectors = self.length.div_ceil(S::F32_LANES);
-        // What follows the last row is not read as one.
-        let tail = self.length % S::F32_LANES;
-        let whole = self.length / S::F32_LANES;
-        let mut g: [&[f32]; DOTS[0]] = [&[]; DOTS[0]];
-        let mut g_whole: [&[S::f32s]; DOTS[0]] = [&[]; DOTS[0]];
-        for row in 0..DOTS[0] {
-            g[row] = &self.g[row.min(rows - 1) * self.length..][..self.length];
-            g_whole[row] = &S::as_simd_f32s(g[row]).0[..whole];
-        }
-        for (group, offsets) in self.offsets.chunks(DOTS[1]).enumerate() {
-            let mut x: [&[S::f32s]; DOTS[1]] = [&[]; DOTS[1]];
-            let mut x_whole: [&[S::f32s]; DOTS[1]] = [&[]; DOTS[1]];
-            for k in 0..DOTS[1] {
-                let offset = offsets[k.min(offsets.len() - 1)];
-                let end = (offset + vectors * S::F32_LANES).min(self.x.len());
-                x[k] = S::as_simd_f32s(&self.x[offset..end]).0;
-                x_whole[k] = &x[k][..whole];
-            }
-            let mut sums = [[simd.splat_f32s(0.0); DOTS[1]]; DOTS[0]];
-            for i in 0..whole {
-                for (sums, g) in sums.iter_mut().zip(&g_whole) {
-                    for (sum, x) in sums.iter_mut().zip(&x_whole) {
-                        *sum = simd.mul_add_e_f32s(g[i], x[i], *sum);
-                    }
-                }
-            }
-            if tail > 0 {
-                for (sums, g) in sums.iter_mut().zip(&g) {
-                    let g = simd.partial_load_f32s(&g[self.length - tail..]);
-                    for (sum, x) in sums.iter_mut().zip(&x) {
-                        *sum = simd.mul_add_e_f32s(g, x[whole], *sum);
-                    }
-                }
-            }
-            for (out, sums) in self.out.chunks_mut(depth).zip(&sums) {
-                let out = &mut out[group * DOTS[1]..];
-                for (out, sum) in out.iter_mut().zip(&sums[..offsets.len()]) {
-                    *out = simd.reduce_sum_f32s(*sum);
                 }
             }
         }

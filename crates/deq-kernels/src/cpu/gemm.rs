@@ -65,28 +65,29 @@ impl PackedRows {
     }
 }
 
-/// A tile whose right side is read as it lies: vector `j` of step `k` starts at
-/// `starts[j] + offsets[k]`.
+/// A tile of `N` vectors of columns whose right side is read as it lies: vector `j` of step `k`
+/// starts at `starts[j] + offsets[k]`.
 #[inline(always)]
-pub(crate) fn gathered_tile<S: Simd>(
+pub(crate) fn gathered_tile<S: Simd, const N: usize>(
     simd: S,
     a: &[[f32; ROWS]],
     offsets: &[usize],
     values: &[f32],
-    starts: [usize; 2],
-) -> [[S::f32s; 2]; ROWS] {
-    let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
-    let (first, second) = (&values[starts[0]..], &values[starts[1]..]);
+    starts: [usize; N],
+) -> [[S::f32s; N]; ROWS] {
+    let mut sums = [[simd.splat_f32s(0.0); N]; ROWS];
+    let mut columns: [&[f32]; N] = [&[]; N];
+    for (columns, start) in columns.iter_mut().zip(starts) {
+        *columns = &values[start..];
+    }
     for (a, offset) in a.iter().zip(offsets) {
-        let b = [vector(simd, first, *offset), vector(simd, second, *offset)];
+        let mut b = [simd.splat_f32s(0.0); N];
+        for (b, columns) in b.iter_mut().zip(columns) {
+            *b = S::as_simd_f32s(&columns[*offset..offset + S::F32_LANES]).0[0];
+        }
         add_product(simd, a, b, &mut sums);
     }
     sums
-}
-
-#[inline(always)]
-fn vector<S: Simd>(_: S, values: &[f32], at: usize) -> S::f32s {
-    S::as_simd_f32s(&values[at..at + S::F32_LANES]).0[0]
 }
 
 /// A tile whose right side lies in lines of `length`, read from column `first` on.
@@ -121,16 +122,17 @@ pub(crate) fn packed_tile<S: Simd>(
 }
 
 #[inline(always)]
-fn add_product<S: Simd>(
+fn add_product<S: Simd, const N: usize>(
     simd: S,
     a: &[f32; ROWS],
-    b: [S::f32s; 2],
-    sums: &mut [[S::f32s; 2]; ROWS],
+    b: [S::f32s; N],
+    sums: &mut [[S::f32s; N]; ROWS],
 ) {
     for (sums, a) in sums.iter_mut().zip(a) {
         let a = simd.splat_f32s(*a);
-        sums[0] = simd.mul_add_e_f32s(a, b[0], sums[0]);
-        sums[1] = simd.mul_add_e_f32s(a, b[1], sums[1]);
+        for (sum, b) in sums.iter_mut().zip(b) {
+            *sum = simd.mul_add_e_f32s(a, b, *sum);
+        }
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) mod linear;
 pub(crate) mod norm;
 pub(crate) mod pointwise;
 mod reduce;
+pub(crate) mod resample;
 pub(crate) mod softmax;
 pub(crate) mod solver;
 mod winograd;

@@ -197,11 +197,14 @@ impl Tiles<'_> {
                             S::as_mut_simd_f32s(to).0[0] = *value;
                         }
                     } else {
+                        let here = tiles.min(width - at % width);
                         for (index, value) in values.iter().enumerate() {
-                            let to = &mut out[index * point..];
                             S::as_mut_simd_f32s(&mut line_end).0[0] = *value;
-                            for (at, value) in (at..).zip(&line_end[..tiles]) {
-                                to[place(at)] = *value;
+                            let (values, rest) = line_end[..tiles].split_at(here);
+                            let to = &mut out[index * point..];
+                            to[place(at)..][..here].copy_from_slice(values);
+                            if !rest.is_empty() {
+                                to[place(at + here)..][..rest.len()].copy_from_slice(rest);
                             }
                         }
                     }

@@ -1,0 +1,53 @@
+//! Maps of one resolution added to those of another.
+
+use super::{dispatch, rows_per_task};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Adds maps of `height` by `width` pixels to such as have squares with sides of `factor` pixels
+/// for each of theirs.
+pub(crate) fn add_upsampled(to: &mut [f32], x: &[f32], [height, width]: [usize; 2], factor: usize) {
+    let (fine, coarse) = (height * width * factor * factor, height * width);
+    if coarse == 0 {
+        return;
+    }
+    let maps = rows_per_task(fine);
+    to.par_chunks_mut(maps * fine)
+        .zip(x.par_chunks(maps * coarse))
+        .for_each(|(to, x)| {
+            dispatch(AddUpsampled {
+                to,
+                x,
+                width,
+                factor,
+            });
+        });
+}
+
+struct AddUpsampled<'a> {
+    to: &'a mut [f32],
+    x: &'a [f32],
+    width: usize,
+    factor: usize,
+}
+
+impl WithSimd for AddUpsampled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let length = self.width * self.factor;
+        let mut line = vec![0.0; length];
+        let lines = self.to.chunks_exact_mut(self.factor * length);
+        for (to, x) in lines.zip(self.x.chunks_exact(self.width)) {
+            for (line, x) in line.chunks_exact_mut(self.factor).zip(x) {
+                line.fill(*x);
+            }
+            for to in to.chunks_exact_mut(length) {
+                for (to, line) in to.iter_mut().zip(&line) {
+                    *to += line;
+                }
+            }
+        }
+    }
+}
