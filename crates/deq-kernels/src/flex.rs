@@ -11,14 +11,12 @@ pub(crate) struct Host(FloatTensor<Flex>);
 impl Host {
     /// `None` if the tensor is of another type, on another backend, or tracked.
     pub(crate) fn of<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
-        if tensor.dtype() != DType::F32 {
-            return None;
-        }
-        let tensor = tensor.clone().into_dispatch();
-        match <DispatchTensor as DispatchKindConversion<Flex>>::try_into_backend(tensor) {
-            Ok(BackendTensor::Float(tensor)) => Some(Self::in_order(tensor)),
-            _ => None,
-        }
+        primitive_of(tensor).map(Self::in_order)
+    }
+
+    /// Whether it is a tensor for [`Self::of`].
+    pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
+        primitive_of(tensor).is_some()
     }
 
     pub(crate) fn in_order(tensor: FloatTensor<Flex>) -> Self {
@@ -33,6 +31,17 @@ impl Host {
     /// Never: only tensors of f32 are taken, and brought into order.
     pub(crate) fn values(&self) -> &[f32] {
         self.0.as_slice().expect("the numbers are f32 and in order")
+    }
+}
+
+fn primitive_of<const D: usize>(tensor: &Tensor<D>) -> Option<FloatTensor<Flex>> {
+    if tensor.dtype() != DType::F32 {
+        return None;
+    }
+    let tensor = tensor.clone().into_dispatch();
+    match <DispatchTensor as DispatchKindConversion<Flex>>::try_into_backend(tensor) {
+        Ok(BackendTensor::Float(tensor)) => Some(tensor),
+        _ => None,
     }
 }
 

@@ -56,7 +56,7 @@ pub fn add_upsampled(to: Tensor<4>, x: Tensor<4>, factor: usize) -> Tensor<4> {
         return Tensor::from_dispatch(Dispatch::add_upsampled(to, x, factor));
     }
     #[cfg(feature = "flex")]
-    if let (Some(_), Some(x)) = (Host::of(&to), Host::of(&x)) {
+    if let (true, Some(x)) = (Host::takes(&to), Host::of(&x)) {
         let mut to = HostMut::of(to);
         cpu::resample::add_upsampled(to.values(), x.values(), [height, width], factor);
         return to.tensor();

@@ -187,21 +187,24 @@ impl Checks {
             // terms. Gradients that vanish by cancellation consist of nothing else: exactly, those
             // of a bias in front of a batch norm; almost, those in front of a batch norm over two
             // values, which makes -1 and 1 of any two. They are measured against the whole
-            // gradient. Of a recorded one that is no larger than that, not even the sign means
-            // anything, so ours must only be as small.
+            // gradient. A recorded one below that rounding has no meaningful sign; ours must only
+            // lie below it too.
             let rounding = 10.0 * self.precision.epsilon;
-            let share = if norm(expected) < rounding * whole {
-                norm(gradient) / whole
+            let vanishes = norm(expected) * tolerance < rounding * whole;
+            if !(error > tolerance && vanishes) {
+                self.list.push(Check::new(quantity, error, tolerance));
+                continue;
+            }
+            let left = if norm(expected) < rounding * whole {
+                norm(gradient)
             } else {
                 let difference = gradient.iter().zip(expected).map(|(a, b)| a - b);
-                norm(&difference.collect::<Vec<f64>>()) / whole
+                norm(&difference.collect::<Vec<f64>>())
             };
-            let vanishes = norm(expected) * tolerance < rounding * whole;
-            self.list.push(match error > tolerance && vanishes {
-                true => Check::new(quantity, share, rounding)
+            self.list.push(
+                Check::new(quantity, left / whole, rounding)
                     .noted("vanishes but for rounding: against the whole gradient"),
-                false => Check::new(quantity, error, tolerance),
-            });
+            );
         }
     }
 }

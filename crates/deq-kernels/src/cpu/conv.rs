@@ -235,10 +235,15 @@ pub(crate) fn input_gradient(g: &[f32], weight: &TransposedWeight, shape: &ConvS
     gradient
 }
 
-/// The cotangent of the weight from that of `y`, as the products
-/// `out[tap][output, input] = sum_p g[output, p] x[p + tap, input]` over all pixels `p` of `y`.
+/// The cotangent of the weight from that of `y`: for every row of the kernel, whose taps lie next
+/// to each other, the product
+/// `out[output, (tap, input)] = sum_p g[output, p] x[p + tap, input]` over all pixels `p` of `y`.
 pub(crate) fn weight_gradient(x: &[f32], g: &[f32], shape: &ConvShape) -> Vec<f32> {
     let (kernel, input, output) = (shape.kernel, shape.input, shape.output);
+    let mut gradient = vec![0.0; output * input * kernel * kernel];
+    if x.is_empty() || g.is_empty() {
+        return gradient;
+    }
     let [height, width] = shape.output_sides();
     let plane = height * width;
     let (source, sides) = channels_last(x, shape);
@@ -254,36 +259,38 @@ pub(crate) fn weight_gradient(x: &[f32], g: &[f32], shape: &ConvShape) -> Vec<f3
         }
     });
     let panels = output.div_ceil(ROWS);
-    let taps = kernel * kernel;
-    let panel = ROWS * input;
-    // Several panels share what they read of the maps, as long as there is work for all threads.
-    let shares = (4 * rayon::current_num_threads()).div_ceil(taps);
+    let columns = kernel * input;
+    let panel = ROWS * columns;
+    // Panels of one item share what they read of the maps, so there are no more items than needed
+    // to keep all threads busy.
+    let shares = (4 * rayon::current_num_threads()).div_ceil(kernel);
     let share = panels.div_ceil(shares.min(panels));
-    let mut products = vec![0.0; taps * panels * panel];
-    let of_taps = products.par_chunks_mut(panels * panel).enumerate();
-    of_taps.for_each(|(tap, out)| {
-        let first = (tap / kernel * sides[1] + tap % kernel) * input;
+    let mut products = vec![0.0; kernel * panels * panel];
+    let of_rows = products.par_chunks_mut(panels * panel).enumerate();
+    of_rows.for_each(|(row, out)| {
         let shares = out.par_chunks_mut(share * panel).enumerate();
         shares.for_each(|(index, out)| {
             dispatch(WeightProduct {
-                maps: &source[first..],
+                maps: &source[row * sides[1] * input..],
                 offsets: &offsets,
                 g: &g,
                 first: index * share,
-                input,
+                columns,
                 out,
             });
         });
     });
-    let mut gradient = vec![0.0; output * input * taps];
     gradient
-        .par_chunks_mut(input * taps)
+        .par_chunks_mut(input * kernel * kernel)
         .enumerate()
-        .for_each(|(row, gradient)| {
-            for (tap, products) in products.chunks_exact(panels * panel).enumerate() {
-                let row = &products[row * input..][..input];
-                for (to, from) in gradient[tap..].iter_mut().step_by(taps).zip(row) {
-                    *to = *from;
+        .for_each(|(output, gradient)| {
+            for (row, products) in products.chunks_exact(panels * panel).enumerate() {
+                let products = products[output * columns..][..columns].chunks_exact(input);
+                for (column, products) in products.enumerate() {
+                    let taps = gradient[row * kernel + column..].iter_mut();
+                    for (to, from) in taps.step_by(kernel * kernel).zip(products) {
+                        *to = *from;
+                    }
                 }
             }
         });
@@ -331,15 +338,15 @@ fn channels_last(x: &[f32], shape: &ConvShape) -> (Vec<f32>, [usize; 2]) {
 /// for all rows of the item.
 const SUMMED: usize = 256;
 
-/// `out[row, channel] = sum_p g[row, p] maps[offsets[p] + channel]` for some panels of rows.
+/// `out[row, column] = sum_p g[row, p] maps[offsets[p] + column]` for some panels of rows.
 struct WeightProduct<'a> {
     maps: &'a [f32],
     offsets: &'a [usize],
     g: &'a PackedRows,
     /// The first panel.
     first: usize,
-    input: usize,
-    /// Zeros, `[panel][row][channel]`.
+    columns: usize,
+    /// Zeros, `[panel][row][column]`.
     out: &'a mut [f32],
 }
 
@@ -348,38 +355,37 @@ impl WithSimd for WeightProduct<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let lanes = S::F32_LANES;
+        let (lanes, columns) = (S::F32_LANES, self.columns);
         for (block, offsets) in self.offsets.chunks(SUMMED).enumerate() {
-            let panels = self.out.chunks_exact_mut(ROWS * self.input).enumerate();
+            let panels = self.out.chunks_exact_mut(ROWS * columns).enumerate();
             for (panel, out) in panels {
                 let g = &self.g.panel(self.first + panel)[block * SUMMED..][..offsets.len()];
-                let mut channel = 0;
-                while channel + lanes < self.input {
-                    let starts = [channel, channel + lanes];
-                    let tile = gathered_tile(simd, g, offsets, self.maps, starts);
-                    add_tile(simd, &mut out[channel..], self.input, channel, &tile);
-                    channel += 2 * lanes;
-                }
-                if channel < self.input {
-                    let tile = gathered_tile(simd, g, offsets, self.maps, [channel]);
-                    add_tile(simd, &mut out[channel..], self.input, channel, &tile);
+                for column in (0..columns).step_by(2 * lanes) {
+                    let (out, left) = (&mut out[column..], columns - column);
+                    if left > lanes {
+                        let starts = [column, column + lanes];
+                        let tile = gathered_tile(simd, g, offsets, self.maps, starts);
+                        add_tile(simd, out, [columns, left], &tile);
+                    } else {
+                        let tile = gathered_tile(simd, g, offsets, self.maps, [column]);
+                        add_tile(simd, out, [columns, left], &tile);
+                    }
                 }
             }
         }
     }
 }
 
-/// Adds a tile to rows of `length` numbers, of which `first` lie before it.
+/// Adds a tile to rows of `length` numbers, of which `left` follow its first.
 #[inline(always)]
 fn add_tile<S: Simd, const N: usize>(
     simd: S,
     out: &mut [f32],
-    length: usize,
-    first: usize,
+    [length, left]: [usize; 2],
     tile: &[[S::f32s; N]; ROWS],
 ) {
     for (row, values) in tile.iter().enumerate() {
-        let row = &mut out[row * length..][..(N * S::F32_LANES).min(length - first)];
+        let row = &mut out[row * length..][..left.min(N * S::F32_LANES)];
         for (to, value) in row.chunks_mut(S::F32_LANES).zip(values) {
             let sum = simd.add_f32s(simd.partial_load_f32s(to), *value);
             simd.partial_store_f32s(to, sum);
@@ -400,8 +406,8 @@ pub(crate) struct Padded<'a> {
     pub(crate) width: usize,
 }
 
-/// The last shifted plane and the last vector reach over the end.
-const SLACK: usize = 64;
+/// Numbers behind the end, since the last vector may reach over it.
+const SLACK: usize = 16;
 
 impl<'a> Padded<'a> {
     /// Maps of one line without a border.
@@ -444,7 +450,7 @@ impl<'a> Padded<'a> {
         let phases = stride * stride;
         let plane = rows * columns;
         let length = batch * channels * phases * plane;
-        let mut values = vec![0.0; length + plane + SLACK];
+        let mut values = vec![0.0; length + SLACK];
         let planes = values[..length].par_chunks_mut(plane).enumerate();
         planes.for_each(|(index, plane)| {
             let [map, phase] = [index / phases, index % phases];
@@ -456,28 +462,23 @@ impl<'a> Padded<'a> {
             let lines = plane.chunks_mut(columns).skip(to[0]);
             for (plane, line) in lines.zip(map.chunks(width).skip(skip[0]).step_by(stride)) {
                 let plane = &mut plane[to[1]..];
-                if stride == 1 {
-                    plane[..width].copy_from_slice(line);
-                } else if stride == 2 {
-                    // In pairs, which the compiler makes vectors of.
-                    let (pairs, last) = line.as_chunks::<2>();
-                    match skip[1] {
-                        0 => plane
-                            .iter_mut()
-                            .zip(pairs)
-                            .for_each(|(to, pair)| *to = pair[0]),
-                        _ => plane
-                            .iter_mut()
-                            .zip(pairs)
-                            .for_each(|(to, pair)| *to = pair[1]),
+                match stride {
+                    1 => plane[..width].copy_from_slice(line),
+                    2 => {
+                        // In pairs, which the compiler makes vectors of.
+                        let (pairs, last) = line[skip[1]..].as_chunks::<2>();
+                        for (to, pair) in plane.iter_mut().zip(pairs) {
+                            *to = pair[0];
+                        }
+                        if let [last] = last {
+                            plane[pairs.len()] = *last;
+                        }
                     }
-                    if let ([last], 0) = (last, skip[1]) {
-                        plane[pairs.len()] = *last;
-                    }
-                } else {
-                    let line = line.iter().skip(skip[1]).step_by(stride);
-                    for (to, from) in plane.iter_mut().zip(line) {
-                        *to = *from;
+                    _ => {
+                        let line = line.iter().skip(skip[1]).step_by(stride);
+                        for (to, from) in plane.iter_mut().zip(line) {
+                            *to = *from;
+                        }
                     }
                 }
             }
@@ -510,7 +511,7 @@ impl<'a> Padded<'a> {
 /// Pixels of one work item.
 const PIXELS: usize = 128;
 
-/// Pixels that a work item takes at least, where it needs several images for them.
+/// Pixels up to which small images share a work item.
 const LEAST_PIXELS: usize = 64;
 
 /// Tiles that are packed at once, so that panels of the weight are read once for all of them.
@@ -524,6 +525,9 @@ fn gather_product(
     [height, width]: [usize; 2],
     out: &mut [f32],
 ) {
+    if out.is_empty() || a.depth() == 0 {
+        return;
+    }
     let plane = height * width;
     let rows = a.rows();
     let map = source.map_length();
@@ -562,7 +566,7 @@ pub(crate) struct Item<'a> {
 }
 
 /// Maps `[image][row][plane]`, divided into items that own `part` numbers of every row of an image
-/// each, or whole images with `least` numbers a row where that leaves every thread some.
+/// each, or whole images with `least` numbers a row, but no more of them than a thread's share.
 pub(crate) fn divided(
     out: &mut [f32],
     rows: usize,
@@ -673,7 +677,7 @@ impl GatherProduct<'_> {
     fn read_as_it_lies<S: Simd>(mut self, simd: S, vectors: &[Pixel]) {
         let rows = self.a.rows();
         for pair in vectors.chunks(2) {
-            let pair = [pair[0], *pair.last().unwrap_or(&pair[0])];
+            let pair = [pair[0], pair[pair.len() - 1]];
             let from = pair.map(|pixel| pixel.from);
             for (a, first) in self.a.panels().zip((0..rows).step_by(ROWS)) {
                 let tile = gathered_tile(simd, a, self.offsets, self.maps, from);
@@ -707,22 +711,16 @@ impl GatherProduct<'_> {
             for (a, start) in self.a.panels().zip((0..rows).step_by(ROWS)) {
                 for (b, pixels) in packed.chunks_exact(length).zip(tiles()) {
                     let (b, _) = S::as_simd_f32s(b);
-                    let tile = packed_tile(simd, a, b.as_chunks().0);
-                    let (first, last) = (pixels[0], pixels[pixels.len() - 1]);
+                    let tile: [[S::f32s; 2]; ROWS] = packed_tile(simd, a, b.as_chunks().0);
                     for (row, values) in (start..rows).zip(&tile) {
                         for (to, value) in line.chunks_exact_mut(S::F32_LANES).zip(values) {
                             S::as_mut_simd_f32s(to).0[0] = *value;
                         }
                         let mut from = line.as_slice();
-                        for image in first.image..=last.image {
-                            let start = if image == first.image { first.to } else { 0 };
-                            let end = if image == last.image {
-                                last.to + 1
-                            } else {
-                                each
-                            };
-                            let (values, rest) = from.split_at(end - start);
-                            self.out[image * rows + row][start..end].copy_from_slice(values);
+                        for run in pixels.chunk_by(|a, b| a.image == b.image) {
+                            let (values, rest) = from.split_at(run.len());
+                            let out = &mut self.out[run[0].image * rows + row];
+                            out[run[0].to..][..run.len()].copy_from_slice(values);
                             from = rest;
                         }
                     }

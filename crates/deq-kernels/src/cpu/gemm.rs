@@ -76,10 +76,7 @@ pub(crate) fn gathered_tile<S: Simd, const N: usize>(
     starts: [usize; N],
 ) -> [[S::f32s; N]; ROWS] {
     let mut sums = [[simd.splat_f32s(0.0); N]; ROWS];
-    let mut columns: [&[f32]; N] = [&[]; N];
-    for (columns, start) in columns.iter_mut().zip(starts) {
-        *columns = &values[start..];
-    }
+    let columns = starts.map(|start| &values[start..]);
     for (a, offset) in a.iter().zip(offsets) {
         let mut b = [simd.splat_f32s(0.0); N];
         for (b, columns) in b.iter_mut().zip(columns) {
@@ -107,14 +104,14 @@ pub(crate) fn lines_tile<S: Simd>(
     sums
 }
 
-/// A tile whose right side is packed, two vectors a step.
+/// A tile whose right side is packed, `N` vectors a step.
 #[inline(always)]
-pub(crate) fn packed_tile<S: Simd>(
+pub(crate) fn packed_tile<S: Simd, const N: usize>(
     simd: S,
     a: &[[f32; ROWS]],
-    b: &[[S::f32s; 2]],
-) -> [[S::f32s; 2]; ROWS] {
-    let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
+    b: &[[S::f32s; N]],
+) -> [[S::f32s; N]; ROWS] {
+    let mut sums = [[simd.splat_f32s(0.0); N]; ROWS];
     for (a, b) in a.iter().zip(b) {
         add_product(simd, a, *b, &mut sums);
     }

@@ -74,16 +74,21 @@ mod tests {
         kinds
     }
 
-    /// Numbers around 0 that look random.
+    /// Numbers between -1 and 1 that look random.
     fn numbers(count: usize) -> Vec<f32> {
-        (0..count)
-            .map(|i| ((i * 7_919 + 13) % 1_009) as f32 / 504.5 - 1.0)
-            .collect()
+        let number = |i: usize| {
+            let mut bits = (i as u32).wrapping_mul(0x9e37_79b9);
+            for factor in [0x7feb_352d, 0x846c_a68b] {
+                bits = (bits ^ bits >> 16).wrapping_mul(factor);
+            }
+            (bits >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(number).collect()
     }
 
     fn convolutions() -> Vec<Vec<f32>> {
         // Whole images and parts of them, tiles of pixels and products, lines shorter and longer
-        // than vectors, and none a multiple of one.
+        // than vectors, most of them no multiple of one.
         let shapes = [
             [5, 20, 24, 3, 1, 9, 8],
             [3, 16, 17, 3, 1, 21, 35],
@@ -94,6 +99,8 @@ mod tests {
             [5, 6, 13, 1, 1, 4, 5],
             [1, 8, 9, 1, 1, 17, 19],
             [4, 8, 9, 1, 2, 7, 6],
+            [2, 3, 7, 5, 3, 10, 11],
+            [2, 1, 7, 7, 2, 15, 9],
         ];
         let mut outcomes = Vec::new();
         for [batch, input, output, kernel, stride, height, width] in shapes {
@@ -120,7 +127,7 @@ mod tests {
     }
 
     fn products() -> Vec<Vec<f32>> {
-        let [rows, depth, columns] = [13, 37, 45];
+        let [rows, depth, columns] = [67, 65, 77];
         let matrix = numbers(depth * columns);
         let (bias, add) = (numbers(columns), numbers(rows * columns));
         let finish = linear::Finish {
@@ -141,7 +148,7 @@ mod tests {
             shift: Some(&shift[3..]),
             cycle: 1,
         };
-        let (x, d) = (numbers(5 * rows.size), numbers(6 * rows.size));
+        let (x, d) = (numbers(800 * rows.size), numbers(801 * rows.size));
         let normed = norm::normalize(&x, rows, 1e-5, true, true);
         let carry = |direction| {
             norm::carry(
@@ -182,46 +189,144 @@ mod tests {
         vec![value, probabilities, cotangent]
     }
 
-    fn sums() -> Vec<Vec<f32>> {
-        let [batch, slots, dim] = [3, 4, 101];
-        let (vectors, x) = (numbers(batch * slots * dim), numbers(batch * dim));
-        let weights = numbers(batch * slots);
+    fn rows() -> Vec<Vec<f32>> {
+        let [rows, size] = [400, 101];
+        let (scores, g) = (numbers(rows * size), numbers(rows));
+        let columns: Vec<usize> = (0..rows).map(|row| row % size).collect();
+        let mut fine = numbers(40 * 36 * 28);
+        resample::add_upsampled(&mut fine, &numbers(40 * 9 * 7), [9, 7], 4);
         vec![
-            solver::dots(&vectors, &x, [slots, dim], 3),
-            solver::combine(&vectors, &weights, [slots, dim], 3),
-            solver::squares(&x, dim),
-            softmax::cross_entropy(&vectors, &vec![5; batch * slots]),
-            softmax::cross_entropy_gradient(&vectors, &vec![5; batch * slots], &weights),
-            pointwise::tanh_all(&x),
+            softmax::cross_entropy(&scores, &columns),
+            softmax::cross_entropy_gradient(&scores, &columns, &g),
+            pointwise::tanh_all(&numbers(100_001)),
+            fine,
         ]
+    }
+
+    fn solver_steps() -> Vec<Vec<f32>> {
+        let [batch, slots, dim] = [2, 4, 3 * 4_096 + 5];
+        let states = numbers(8 * batch * dim);
+        let state = |i: usize| &states[i * batch * dim..][..batch * dim];
+        let (vectors, weights) = (numbers(batch * slots * dim), numbers(batch * slots));
+        let [mut u, mut v] = [vectors.clone(), vectors.clone()];
+        let broyden = solver::BroydenStep {
+            z: [state(0), state(1)],
+            residual: [state(2), state(3)],
+            u: &mut u,
+            v: &mut v,
+            slots,
+            used: 2,
+            dim,
+            good: true,
+        };
+        let mut outcomes = vec![
+            broyden.run(),
+            solver::dots(&vectors, state(0), [slots, dim], 3),
+            solver::combine(&vectors, &weights, [slots, dim], 3),
+            solver::squares(state(0), dim),
+        ];
+        outcomes.extend([u, v]);
+        let [mut residuals, mut points] = [0.0, 0.0].map(|zero| vec![zero; vectors.len()]);
+        let mut products = vec![0.0; batch * slots * slots];
+        let [mut sizes, mut valid] = [0.0, 0.0].map(|zero| vec![zero; batch * slots]);
+        for slot in 0..3 {
+            let anderson = solver::AndersonStep {
+                z: state(slot),
+                fz: state(slot + 3),
+                residual: state(slot + 5),
+                residuals: &mut residuals,
+                points: &mut points,
+                products: &mut products,
+                sizes: &mut sizes,
+                valid: &mut valid,
+                slot,
+                used: slot + 1,
+                slots,
+                m: slots,
+                dim,
+                rules: solver::AndersonRules {
+                    mixing: 0.9,
+                    regularization: 1e-8,
+                    relative: true,
+                    max_weight: 1e4,
+                },
+            };
+            outcomes.push(anderson.run());
+        }
+        outcomes
+    }
+
+    /// What all kernels say on a pool of so many threads.
+    fn outcomes(threads: usize, kind: Arch) -> Vec<Vec<f32>> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let pool = pool.build().unwrap();
+        pool.broadcast(|_| VECTORS.set(Some(kind)));
+        let work = [
+            convolutions,
+            products,
+            norms,
+            attentions,
+            rows,
+            solver_steps,
+        ];
+        pool.install(|| work.into_iter().flat_map(|work| work()).collect())
     }
 
     /// The kernels are compared with plain operations elsewhere, with the widest vectors.
     #[test]
     fn vectors_of_every_width_agree() {
-        let outcomes: Vec<Vec<Vec<f32>>> = kinds()
-            .into_iter()
-            .map(|kind| {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(1);
-                pool.build().unwrap().install(|| {
-                    VECTORS.set(Some(kind));
-                    let work = [convolutions, products, norms, attentions, sums];
-                    work.into_iter().flat_map(|work| work()).collect()
-                })
-            })
-            .collect();
-        for other in &outcomes[1..] {
-            for (k, (expected, got)) in outcomes[0].iter().zip(other).enumerate() {
-                assert_eq!(expected.len(), got.len(), "outcome {k}");
+        let expected = outcomes(1, Arch::Scalar);
+        for kind in kinds() {
+            for (k, (expected, got)) in expected.iter().zip(outcomes(2, kind)).enumerate() {
+                assert_eq!(expected.len(), got.len(), "outcome {k}, {kind:?}");
                 let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
                 for (i, (expected, got)) in expected.iter().zip(got).enumerate() {
-                    let error = (expected - got).abs();
                     assert!(
-                        error <= 1e-5 * largest,
-                        "number {i} of outcome {k} is {expected}, then {got}"
+                        (expected - got).abs() <= 1e-5 * largest,
+                        "number {i} of outcome {k} is {expected}, with {kind:?} {got}"
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn numbers_do_not_depend_on_the_number_of_threads() {
+        let bits =
+            |values: &[f32]| -> Vec<u32> { values.iter().map(|value| value.to_bits()).collect() };
+        for kind in kinds() {
+            let expected = outcomes(1, kind);
+            for threads in [2, 5] {
+                let got = outcomes(threads, kind);
+                for (k, (expected, got)) in expected.iter().zip(got).enumerate() {
+                    assert_eq!(bits(expected), bits(&got), "outcome {k}, {threads} threads");
+                }
+            }
+        }
+    }
+
+    /// Batches without a sample, and maps without a channel.
+    #[test]
+    fn nothing_is_convolved_to_nothing() {
+        for [batch, input] in [[0, 3], [2, 0]] {
+            let shape = conv::ConvShape {
+                batch,
+                input,
+                output: 4,
+                kernel: 3,
+                stride: 1,
+                height: 9,
+                width: 7,
+            };
+            let [x, g, weight] = [batch * input * 63, batch * 4 * 63, 4 * input * 9].map(numbers);
+            let y = conv::forward(&x, &conv::ForwardWeight::new(&weight, &shape), &shape);
+            assert_eq!(y, vec![0.0; g.len()]);
+            let transposed = conv::TransposedWeight::new(&weight, &shape);
+            assert_eq!(conv::input_gradient(&g, &transposed, &shape).len(), x.len());
+            assert_eq!(
+                conv::weight_gradient(&x, &g, &shape),
+                vec![0.0; weight.len()]
+            );
         }
     }
 }

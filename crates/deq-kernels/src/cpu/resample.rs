@@ -4,11 +4,11 @@ use super::{dispatch, rows_per_task};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Adds maps of `height` by `width` pixels to such as have squares with sides of `factor` pixels
-/// for each of theirs.
+/// `to += upsample(x)`: each pixel of `x`, maps of `height` by `width`, is added to a square with
+/// sides of `factor` pixels.
 pub(crate) fn add_upsampled(to: &mut [f32], x: &[f32], [height, width]: [usize; 2], factor: usize) {
     let (fine, coarse) = (height * width * factor * factor, height * width);
-    if coarse == 0 {
+    if fine == 0 {
         return;
     }
     let maps = rows_per_task(fine);

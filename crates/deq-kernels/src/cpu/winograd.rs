@@ -11,7 +11,7 @@
 
 use super::conv::{ConvShape, Item, Padded, divided};
 use super::dispatch;
-use super::gemm::{PackedRows, ROWS, packed_tile, padded};
+use super::gemm::{PackedRows, ROWS, packed_tile};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -80,6 +80,8 @@ pub(crate) fn convolve(x: &[f32], weight: &TransformedWeight, shape: &ConvShape)
     let plane = height * width;
     let mut out = vec![0.0; shape.batch * shape.output * plane];
     let lines = (TILES / across).max(1);
+    // As many in every item.
+    let lines = down.div_ceil(down.div_ceil(lines));
     let items = divided(&mut out, shape.output, plane, 2 * lines * width, 4 * TILES);
     let image = shape.input * source.map_length();
     items.into_par_iter().for_each(|Item { from, first, out }| {
@@ -128,7 +130,7 @@ impl WithSimd for Tiles<'_> {
         let lines = self.out[0].len().div_ceil(2 * self.width);
         let images = self.out.len() / channels;
         let width = 2 * S::F32_LANES;
-        let length = padded(simd, images * lines * self.across);
+        let length = (images * lines * self.across).next_multiple_of(S::F32_LANES);
         let transformed = self.transformed(simd, [images, lines], length);
         let block = self.input * width;
         // The last vector of a line may reach over the end.
@@ -141,12 +143,12 @@ impl WithSimd for Tiles<'_> {
                 let a = weight.panel(start / ROWS);
                 let b = &transformed[point * self.input * length..][..self.input * length];
                 let to = &mut products[point * ROWS * length..][..ROWS * length];
-                for (first, b) in (0..length).step_by(width).zip(b.chunks_exact(block)) {
-                    let tile = packed_tile(simd, a, S::as_simd_f32s(b).0.as_chunks().0);
-                    for (to, values) in to.chunks_exact_mut(length).zip(&tile) {
-                        let (to, _) = S::as_mut_simd_f32s(&mut to[first..first + width]);
-                        to[0] = values[0];
-                        to[1] = values[1];
+                for (first, b) in (0..length).step_by(width).zip(b.chunks(block)) {
+                    let to = &mut to[first..];
+                    if b.len() == block {
+                        multiply::<S, 2>(simd, a, b, to, length);
+                    } else {
+                        multiply::<S, 1>(simd, a, b, to, length);
                     }
                 }
             }
@@ -164,9 +166,27 @@ impl WithSimd for Tiles<'_> {
     }
 }
 
+/// The product of a panel of the weight and a block of `N` vectors of tiles, into rows of `length`.
+#[inline(always)]
+fn multiply<S: Simd, const N: usize>(
+    simd: S,
+    a: &[[f32; ROWS]],
+    b: &[f32],
+    to: &mut [f32],
+    length: usize,
+) {
+    let tile: [[S::f32s; N]; ROWS] = packed_tile(simd, a, S::as_simd_f32s(b).0.as_chunks().0);
+    for (row, values) in tile.iter().enumerate() {
+        let (to, _) = S::as_mut_simd_f32s(&mut to[row * length..][..N * S::F32_LANES]);
+        for (to, value) in to.iter_mut().zip(values) {
+            *to = *value;
+        }
+    }
+}
+
 impl Tiles<'_> {
     /// `B^T d B` of every tile, `[point][block of tiles][channel][tile]`, where a block fills two
-    /// vectors.
+    /// vectors, and the last one if that is enough.
     #[inline(always)]
     fn transformed<S: Simd>(
         &self,
@@ -187,17 +207,20 @@ impl Tiles<'_> {
                     let values = self.tile(simd, &planes[row * self.pitch + tile..]);
                     let tiles = lanes.min(self.across - tile);
                     let at = line * self.across + tile;
-                    let place =
-                        |at: usize| at / width * self.input * width + channel * width + at % width;
+                    // Tiles of the block that one lies in.
+                    let room = |at: usize| width.min(length - at / width * width);
+                    let place = |at: usize| {
+                        at / width * width * self.input + channel * room(at) + at % width
+                    };
                     // Behind the last tile of a line lies what the next line writes.
-                    if at % width + lanes <= width {
+                    if at % width + lanes <= room(at) {
                         let to = &mut out[place(at)..];
                         for (index, value) in values.iter().enumerate() {
                             let to = &mut to[index * point..][..lanes];
                             S::as_mut_simd_f32s(to).0[0] = *value;
                         }
                     } else {
-                        let here = tiles.min(width - at % width);
+                        let here = tiles.min(room(at) - at % width);
                         for (index, value) in values.iter().enumerate() {
                             S::as_mut_simd_f32s(&mut line_end).0[0] = *value;
                             let (values, rest) = line_end[..tiles].split_at(here);
