@@ -7,6 +7,7 @@ use super::winograd::{self, TransformedWeight};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// A convolution without bias, groups or dilation, whose padding is half its kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -541,32 +542,34 @@ fn gather_product(
         _ => (PIXELS / width).max(1) * width,
     };
     let items = divided(out, rows, plane, part, LEAST_PIXELS);
-    items.into_par_iter().for_each(|Item { from, first, out }| {
+    items.into_par_iter().for_each(|item| {
         dispatch(GatherProduct {
-            maps: &source.values[from * image..],
+            maps: &source.values[item.from * image..],
             image,
             pitch: source.width,
             offsets: &offsets,
             a,
             width,
-            first,
-            out,
+            item,
         });
     });
 }
 
-/// What one task writes: a part of one image, or several whole images.
+/// What one task writes: some rows of a part of one image, or of several whole images.
 pub(crate) struct Item<'a> {
     /// The first image.
     pub(crate) from: usize,
     /// The first pixel of it.
     pub(crate) first: usize,
+    /// The first is one of a panel.
+    pub(crate) rows: Range<usize>,
     /// The pixels of every row of the first image, then those of the next.
     pub(crate) out: Vec<&'a mut [f32]>,
 }
 
 /// Maps `[image][row][plane]`, divided into items that own `part` numbers of every row of an image
 /// each, or whole images with `least` numbers a row, but no more of them than a thread's share.
+/// Where that leaves threads without work, rows are divided too.
 pub(crate) fn divided(
     out: &mut [f32],
     rows: usize,
@@ -575,31 +578,31 @@ pub(crate) fn divided(
     least: usize,
 ) -> Vec<Item<'_>> {
     let batch = out.len() / (rows * plane);
-    let images = least
-        .div_ceil(plane)
-        .min(batch.div_ceil(rayon::current_num_threads()))
-        .max(1);
-    if images > 1 {
-        let groups = out.chunks_mut(images * rows * plane).enumerate();
-        return groups
-            .map(|(group, out)| Item {
-                from: group * images,
-                first: 0,
-                out: out.chunks_mut(plane).collect(),
-            })
-            .collect();
-    }
-    let mut items: Vec<Item<'_>> = Vec::new();
-    for (from, image) in out.chunks_mut(rows * plane).enumerate() {
-        let start = items.len();
-        items.extend((0..plane).step_by(part).map(|first| Item {
-            from,
-            first,
-            out: Vec::with_capacity(rows),
-        }));
-        for row in image.chunks_mut(plane) {
-            for (item, part) in items[start..].iter_mut().zip(row.chunks_mut(part)) {
-                item.out.push(part);
+    let threads = rayon::current_num_threads();
+    let images = least.div_ceil(plane).min(batch.div_ceil(threads)).max(1);
+    let part = if images > 1 { plane } else { part };
+    let (groups, parts) = (batch.div_ceil(images), plane.div_ceil(part));
+    let share = rows
+        .div_ceil(ROWS)
+        .div_ceil(threads.div_ceil((groups * parts).max(1)))
+        * ROWS;
+    let shares = rows.div_ceil(share);
+    let mut items: Vec<Item<'_>> = (0..groups * parts * shares)
+        .map(|item| {
+            let row = item % shares * share;
+            Item {
+                from: item / shares / parts * images,
+                first: item / shares % parts * part,
+                rows: row..rows.min(row + share),
+                out: Vec::with_capacity(images * share),
+            }
+        })
+        .collect();
+    for (image, out) in out.chunks_mut(rows * plane).enumerate() {
+        for (row, out) in out.chunks_mut(plane).enumerate() {
+            for (index, out) in out.chunks_mut(part).enumerate() {
+                let item = (image / images * parts + index) * shares + row / share;
+                items[item].out.push(out);
             }
         }
     }
@@ -616,10 +619,7 @@ struct GatherProduct<'a> {
     a: &'a PackedRows,
     /// Of a line of the output.
     width: usize,
-    /// The first pixel.
-    first: usize,
-    /// The pixels of every row, image by image.
-    out: Vec<&'a mut [f32]>,
+    item: Item<'a>,
 }
 
 impl WithSimd for GatherProduct<'_> {
@@ -645,19 +645,19 @@ struct Pixel {
 
 impl GatherProduct<'_> {
     fn pixel(&self, image: usize, to: usize) -> Pixel {
-        let pixel = self.first + to;
+        let pixel = self.item.first + to;
         let from = image * self.image + pixel / self.width * self.pitch + pixel % self.width;
         Pixel { image, to, from }
     }
 
     fn images(&self) -> usize {
-        self.out.len() / self.a.rows()
+        self.item.out.len() / self.item.rows.len()
     }
 
     /// The first pixels of vectors that lie within lines; the last of a line overlaps the one
     /// before it where the width is no multiple of a vector's. `None` if a line is shorter.
     fn vectors(&self, lanes: usize) -> Option<Vec<Pixel>> {
-        let pixels = self.out[0].len();
+        let pixels = self.item.out[0].len();
         let mut starts = Vec::with_capacity(pixels / lanes + 2);
         for line in (0..pixels).step_by(self.width) {
             let width = self.width.min(pixels - line);
@@ -675,15 +675,16 @@ impl GatherProduct<'_> {
 
     #[inline(always)]
     fn read_as_it_lies<S: Simd>(mut self, simd: S, vectors: &[Pixel]) {
-        let rows = self.a.rows();
+        let (a, rows) = (self.a, self.item.rows.clone());
         for pair in vectors.chunks(2) {
             let pair = [pair[0], pair[pair.len() - 1]];
             let from = pair.map(|pixel| pixel.from);
-            for (a, first) in self.a.panels().zip((0..rows).step_by(ROWS)) {
+            for (a, first) in a.panels(rows.clone()) {
                 let tile = gathered_tile(simd, a, self.offsets, self.maps, from);
-                for (row, values) in (first..rows).zip(&tile) {
+                for (row, values) in (first..rows.len()).zip(&tile) {
                     for (value, Pixel { image, to, .. }) in values.iter().zip(pair) {
-                        let out = &mut self.out[image * rows + row][to..to + S::F32_LANES];
+                        let out = &mut self.item.out[image * rows.len() + row];
+                        let out = &mut out[to..to + S::F32_LANES];
                         S::as_mut_simd_f32s(out).0[0] = *value;
                     }
                 }
@@ -694,8 +695,8 @@ impl GatherProduct<'_> {
     #[inline(always)]
     fn read_packed<S: Simd>(mut self, simd: S) {
         let panel = 2 * S::F32_LANES;
-        let rows = self.a.rows();
-        let each = self.out[0].len();
+        let (a, rows) = (self.a, self.item.rows.clone());
+        let each = self.item.out[0].len();
         let pixels: Vec<Pixel> = (0..self.images())
             .flat_map(|image| (0..each).map(move |to| (image, to)))
             .map(|(image, to)| self.pixel(image, to))
@@ -708,18 +709,18 @@ impl GatherProduct<'_> {
             for (b, pixels) in packed.chunks_exact_mut(length).zip(tiles()) {
                 self.pack(pixels, b.chunks_exact_mut(panel));
             }
-            for (a, start) in self.a.panels().zip((0..rows).step_by(ROWS)) {
+            for (a, start) in a.panels(rows.clone()) {
                 for (b, pixels) in packed.chunks_exact(length).zip(tiles()) {
                     let (b, _) = S::as_simd_f32s(b);
                     let tile: [[S::f32s; 2]; ROWS] = packed_tile(simd, a, b.as_chunks().0);
-                    for (row, values) in (start..rows).zip(&tile) {
+                    for (row, values) in (start..rows.len()).zip(&tile) {
                         for (to, value) in line.chunks_exact_mut(S::F32_LANES).zip(values) {
                             S::as_mut_simd_f32s(to).0[0] = *value;
                         }
                         let mut from = line.as_slice();
                         for run in pixels.chunk_by(|a, b| a.image == b.image) {
                             let (values, rest) = from.split_at(run.len());
-                            let out = &mut self.out[run[0].image * rows + row];
+                            let out = &mut self.item.out[run[0].image * rows.len() + row];
                             out[run[0].to..][..run.len()].copy_from_slice(values);
                             from = rest;
                         }

@@ -7,6 +7,7 @@
 
 use pulp::Simd;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Rows of a tile: with two vectors of columns, twelve accumulators of the sixteen registers that
 /// AVX2 has.
@@ -58,10 +59,17 @@ impl PackedRows {
         self.values[panel * length..][..length].as_chunks().0
     }
 
-    /// The panels, each one array of [`ROWS`] entries per step of the inner dimension.
-    pub(crate) fn panels(&self) -> impl Iterator<Item = &[[f32; ROWS]]> {
-        let panels = self.values.chunks_exact((ROWS * self.depth).max(1));
-        panels.map(|panel| panel.as_chunks().0)
+    /// The panels of some rows, the first of which is one of a panel: each one array of [`ROWS`]
+    /// entries per step of the inner dimension, and the place of its first row among them.
+    pub(crate) fn panels(
+        &self,
+        rows: Range<usize>,
+    ) -> impl Iterator<Item = (&[[f32; ROWS]], usize)> {
+        let first = rows.start / ROWS;
+        (0..rows.len())
+            .step_by(ROWS)
+            .enumerate()
+            .map(move |(panel, row)| (self.panel(first + panel), row))
     }
 }
 

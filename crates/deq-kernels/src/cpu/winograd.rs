@@ -84,18 +84,17 @@ pub(crate) fn convolve(x: &[f32], weight: &TransformedWeight, shape: &ConvShape)
     let lines = down.div_ceil(down.div_ceil(lines));
     let items = divided(&mut out, shape.output, plane, 2 * lines * width, 4 * TILES);
     let image = shape.input * source.map_length();
-    items.into_par_iter().for_each(|Item { from, first, out }| {
+    items.into_par_iter().for_each(|item| {
         dispatch(Tiles {
-            maps: &source.values[from * image..],
+            maps: &source.values[item.from * image..],
             image,
             plane: source.plane(),
             pitch: source.width,
             input: shape.input,
             weight,
-            first: first / (2 * width),
             across,
             width,
-            out,
+            item,
         });
     });
     out
@@ -111,13 +110,11 @@ struct Tiles<'a> {
     pitch: usize,
     input: usize,
     weight: &'a TransformedWeight,
-    /// The first line.
-    first: usize,
     /// Tiles of a line.
     across: usize,
     width: usize,
-    /// The pixels of every output channel, image by image.
-    out: Vec<&'a mut [f32]>,
+    /// Its rows are output channels.
+    item: Item<'a>,
 }
 
 impl WithSimd for Tiles<'_> {
@@ -125,10 +122,10 @@ impl WithSimd for Tiles<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let channels = self.weight.0[0].rows();
+        let channels = self.item.rows.clone();
         // Of one image.
-        let lines = self.out[0].len().div_ceil(2 * self.width);
-        let images = self.out.len() / channels;
+        let lines = self.item.out[0].len().div_ceil(2 * self.width);
+        let images = self.item.out.len() / channels.len();
         let width = 2 * S::F32_LANES;
         let length = (images * lines * self.across).next_multiple_of(S::F32_LANES);
         let transformed = self.transformed(simd, [images, lines], length);
@@ -137,10 +134,10 @@ impl WithSimd for Tiles<'_> {
         let mut products = vec![0.0; POINTS * ROWS * length + S::F32_LANES];
         let mut rows = Rows::new(self.across + S::F32_LANES);
         let (across, image_width) = (self.across, self.width);
-        let mut out = self.out;
-        for start in (0..channels).step_by(ROWS) {
+        let mut out = self.item.out;
+        for start in (0..channels.len()).step_by(ROWS) {
             for (point, weight) in self.weight.0.iter().enumerate() {
-                let a = weight.panel(start / ROWS);
+                let a = weight.panel((channels.start + start) / ROWS);
                 let b = &transformed[point * self.input * length..][..self.input * length];
                 let to = &mut products[point * ROWS * length..][..ROWS * length];
                 for (first, b) in (0..length).step_by(width).zip(b.chunks(block)) {
@@ -152,9 +149,9 @@ impl WithSimd for Tiles<'_> {
                     }
                 }
             }
-            for (row, channel) in (start..channels).take(ROWS).enumerate() {
+            for (row, channel) in (start..channels.len()).take(ROWS).enumerate() {
                 for image in 0..images {
-                    let out = out[image * channels + channel].chunks_mut(2 * image_width);
+                    let out = out[image * channels.len() + channel].chunks_mut(2 * image_width);
                     for (line, out) in (image * lines..).zip(out) {
                         let from = &products[row * length + line * across..];
                         rows.read(simd, from, ROWS * length, across);
@@ -196,11 +193,12 @@ impl Tiles<'_> {
     ) -> Vec<f32> {
         let lanes = S::F32_LANES;
         let (width, point) = (2 * lanes, self.input * length);
+        let first = self.item.first / (2 * self.width);
         let mut out = vec![0.0; POINTS * point];
         let mut line_end = vec![0.0; lanes];
         for channel in 0..self.input {
             for line in 0..images * lines {
-                let row = self.first + line % lines;
+                let row = first + line % lines;
                 let image = line / lines * self.image;
                 let planes = &self.maps[image + channel * 4 * self.plane..];
                 for tile in (0..self.across).step_by(lanes) {
