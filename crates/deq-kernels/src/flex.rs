@@ -54,10 +54,10 @@ impl<const D: usize> HostMut<D> {
     ///
     /// If the tensor is not one that [`Host::of`] takes.
     pub(crate) fn of(tensor: Tensor<D>) -> Self {
-        let tensor = tensor.into_dispatch();
-        let tensor = <DispatchTensor as DispatchKindConversion<Flex>>::try_into_backend(tensor)
-            .expect("the tensor is on the CPU backend, and untracked")
-            .float();
+        let primitive = primitive_of(&tensor);
+        // So that nobody else holds the numbers.
+        drop(tensor);
+        let tensor = primitive.expect("the tensor is f32 on the CPU backend, and untracked");
         let whole =
             tensor.as_slice::<f32>().map(<[f32]>::len) == Some(tensor.storage::<f32>().len());
         Self(if whole {

@@ -345,7 +345,7 @@ pub(crate) struct AndersonRules {
 
 fn on_flex(like: &Tensor<2>) -> bool {
     #[cfg(feature = "flex")]
-    return Host::of(like).is_some();
+    return Host::takes(like);
     #[cfg(not(feature = "flex"))]
     {
         let _ = like;

@@ -582,10 +582,9 @@ pub(crate) fn divided(
     let images = least.div_ceil(plane).min(batch.div_ceil(threads)).max(1);
     let part = if images > 1 { plane } else { part };
     let (groups, parts) = (batch.div_ceil(images), plane.div_ceil(part));
-    let share = rows
-        .div_ceil(ROWS)
-        .div_ceil(threads.div_ceil((groups * parts).max(1)))
-        * ROWS;
+    let shares = threads.div_ceil((groups * parts).max(1));
+    // Whole panels of rows.
+    let share = rows.div_ceil(ROWS).div_ceil(shares) * ROWS;
     let shares = rows.div_ceil(share);
     let mut items: Vec<Item<'_>> = (0..groups * parts * shares)
         .map(|item| {

@@ -97,7 +97,7 @@ pub(crate) fn gathered_tile<S: Simd, const N: usize>(
 
 /// A tile whose right side lies in lines of `length`, read from column `first` on.
 #[inline(always)]
-pub(crate) fn lines_tile<S: Simd>(
+fn lines_tile<S: Simd>(
     simd: S,
     a: &[[f32; ROWS]],
     b: &[f32],
@@ -171,7 +171,7 @@ pub(crate) fn row_tile<S: Simd>(
 
 /// The length of a line that tiles may fill to its end.
 #[inline(always)]
-pub(crate) fn padded<S: Simd>(_: S, columns: usize) -> usize {
+fn padded<S: Simd>(_: S, columns: usize) -> usize {
     columns.next_multiple_of(2 * S::F32_LANES)
 }
 
