@@ -313,7 +313,7 @@ impl RecipeArgs {
             .iter()
             .any(|field| field.starts_with("deq.eval_stop"));
         if self.solver_steps.is_some() && recipe.deq.eval_stop.is_none() && !is_set {
-            let stop = recipe.deq.stop.clone().with_max_steps(evaluated);
+            let stop = recipe.deq.stop.limited_to(evaluated);
             recipe.deq.eval_stop = Some(stop);
         }
         Ok(())

@@ -301,7 +301,7 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
     let folder = folder_with_text();
     let path = folder.path();
     std::fs::write(path.join("empty.txt"), "").unwrap();
-    let cases: [(&[&str], &str); 20] = [
+    let cases: [(&[&str], &str); 21] = [
         (&["train", "lm", "--data", "missing"], "there is no missing"),
         (
             &["train", "lm", "--data", "empty.txt"],
@@ -352,6 +352,10 @@ fn bad_input_gives_one_sentence_exit_code_2_and_no_output() {
         (
             &["reproduce", "jacreg-lm", "--budgets", "0"],
             "a budget is 0, but must be at least 1",
+        ),
+        (
+            &["reproduce", "jacreg-lm", "--seed", "18446744073709551615"],
+            "must be below 2^64 for the last run too",
         ),
         (
             &["reproduce", "deq-lm", "--minutes", "0"],

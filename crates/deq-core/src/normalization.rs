@@ -129,20 +129,34 @@ fn as_matrix<const D: usize>(weight: Tensor<D>) -> Tensor<2> {
 
 /// Improves the left singular vector, `[rows, 1]`, and returns both, the right one as `[columns,
 /// 1]`.
+///
+/// Where a product is 0, as of a weight of zeros, the left vector stays, and the right one begins
+/// anew, so that a later weight is bounded.
 fn power_iteration(
     matrix: &Tensor<2>,
     mut left: Tensor<2>,
     rounds: usize,
 ) -> (Tensor<2>, Tensor<2>) {
-    let unit = |x: Tensor<2>| {
-        let norm = x.clone().square().sum().sqrt().clamp_min(1e-30);
-        x / norm.unsqueeze()
+    let unit_or = |x: Tensor<2>, other: Tensor<2>| {
+        let norm = x.clone().square().sum().sqrt().reshape([1, 1]);
+        let is_zero = norm.clone().equal_elem(0.0).expand(x.dims());
+        (x / norm).mask_where(is_zero, other)
     };
     let transposed = matrix.clone().transpose();
-    let mut right = unit(transposed.clone().matmul(left.clone()));
+    let [_, columns] = matrix.dims();
+    let even = Tensor::full(
+        [columns, 1],
+        1.0 / (columns as f64).sqrt(),
+        (&matrix.device(), matrix.dtype()),
+    );
+    let right_of = |left: &Tensor<2>| {
+        let product = transposed.clone().matmul(left.clone());
+        unit_or(product, even.clone())
+    };
+    let mut right = right_of(&left);
     for _ in 0..rounds {
-        left = unit(matrix.clone().matmul(right));
-        right = unit(transposed.clone().matmul(left.clone()));
+        left = unit_or(matrix.clone().matmul(right), left);
+        right = right_of(&left);
     }
     (left, right)
 }

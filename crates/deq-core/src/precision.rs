@@ -22,7 +22,9 @@ pub enum Precision {
     Bf16,
     /// IEEE half precision: 11 significant bits from 6e-5 to 65504; smaller numbers lose bits, and
     /// larger ones are infinite. Cotangents, those of all parts of a state alike, are scaled to
-    /// begin at 1 within the cell, so that small losses need no scale of their own.
+    /// begin at 1 within the cell, so that small losses need no scale of their own: sample by
+    /// sample in backward solves, and by one factor for a batch where gradients of parameters are
+    /// taken.
     F16,
 }
 
@@ -100,7 +102,7 @@ impl<C: EquilibriumCell> Lowered<C> {
     /// it is and would meet a state of another type: a cell that is to be lowered keeps them in its
     /// context, or casts them to the type of its state.
     pub fn new(cell: &C, context: &C::Context, precision: Precision) -> (Self, C::Context) {
-        let scale = (precision == Precision::F16).then(Scale::default);
+        let scale = (precision == Precision::F16).then(Scale::common);
         let mut down = Cast {
             to: precision.dtype(),
             scale: scale.clone(),
@@ -131,7 +133,7 @@ impl<C: EquilibriumCell> Lowered<C> {
         // other; parameters and context have one scale for all that reaches them.
         match Inputs::of(&self.cell, context).tracked().contains(&true) {
             true => Some(of_all),
-            false => Some(Scale::default()),
+            false => Some(Scale::by_row()),
         }
     }
 
@@ -164,8 +166,8 @@ impl<C: EquilibriumCell> EquilibriumCell for Lowered<C> {
             if !scaled {
                 return cast(&product(cast(&u, to)), own);
             }
-            // All parts of a state have one scale.
-            let scale = Scale::default();
+            // All parts of a sample's state have one scale.
+            let scale = Scale::by_row();
             let u = layout.unflatten(scale.divide(layout.flatten(u)));
             let rows = layout.flatten(cast(&product(cast(&u, to)), own));
             layout.unflatten(scale.multiply(rows))
@@ -183,36 +185,60 @@ impl<C: EquilibriumCell> EquilibriumCell for Lowered<C> {
 
 /// A factor between cotangents and what f16 carries of them: the largest number of the first that
 /// are not all 0. Cotangents of a mean over a batch are mostly smaller than f16 can tell apart.
-#[derive(Clone, Debug, Default)]
-struct Scale(Arc<Mutex<Option<Tensor<1>>>>);
+#[derive(Clone, Debug)]
+struct Scale {
+    /// `[batch, 1]`, or `[1, 1]` for all rows alike.
+    known: Arc<Mutex<Option<Tensor<2>>>>,
+    by_row: bool,
+}
 
 impl Scale {
+    /// For parameters, whose cotangents add up over the batch, and what enters beside them.
+    fn common() -> Self {
+        Self {
+            known: Arc::default(),
+            by_row: false,
+        }
+    }
+
+    /// For states, so that no sample depends on the others of its batch.
+    fn by_row() -> Self {
+        Self {
+            by_row: true,
+            ..Self::common()
+        }
+    }
+
     /// On the way into f16.
     ///
     /// # Shapes
     ///
     /// - cotangents: `[batch, dim]`, of all parts of a state
     fn divide(&self, cotangents: Tensor<2>) -> Tensor<2> {
-        let largest = cotangents.clone().abs().max();
-        let mut scale = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = match scale.take() {
+        let sizes = cotangents.clone().abs();
+        let largest = match self.by_row {
+            true => sizes.max_dim(1),
+            false => sizes.max().reshape([1, 1]),
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let scale = match known.take() {
             // The device chooses, so that nothing waits for it.
-            Some(known) => {
-                let zero = known.clone().equal_elem(0.0);
-                let largest = largest.cast(known.dtype());
-                known.mask_where(zero, largest)
+            Some(scale) => {
+                let zero = scale.clone().equal_elem(0.0);
+                let largest = largest.cast(scale.dtype());
+                scale.mask_where(zero, largest)
             }
             None => largest,
         };
-        let factor = factor(&known, &cotangents);
-        *scale = Some(known);
+        let factor = factor(&scale, &cotangents);
+        *known = Some(scale);
         cotangents / factor
     }
 
     /// On the way back.
     fn multiply<const D: usize>(&self, cotangent: Tensor<D>) -> Tensor<D> {
-        let scale = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*scale {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
             Some(scale) => {
                 let factor = factor(scale, &cotangent);
                 cotangent * factor
@@ -224,10 +250,12 @@ impl Scale {
 }
 
 /// The scale as a number that can be divided by.
-fn factor<const D: usize>(scale: &Tensor<1>, like: &Tensor<D>) -> Tensor<D> {
+fn factor<const D: usize>(scale: &Tensor<2>, like: &Tensor<D>) -> Tensor<D> {
     let zero = scale.clone().equal_elem(0.0);
     let factor = scale.clone().mask_fill(zero, 1.0);
-    factor.cast(like.dtype()).reshape([1; D])
+    let mut shape = [1; D];
+    shape[0] = scale.dims()[0];
+    factor.cast(like.dtype()).reshape(shape)
 }
 
 /// Makes float tensors of one type, and gives cotangents that leave f16 their own scale back.

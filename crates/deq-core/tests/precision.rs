@@ -9,7 +9,7 @@ use deq_core::solvers::{
     StopConfig,
 };
 use deq_core::{
-    Deq, DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, Lowered,
+    Deq, DeqConfig, EquilibriumCell, FrozenCell, GradientConfig, ImplicitConfig, Lowered,
     NeumannGradientConfig, PhantomConfig, Precision, Pullback, ReversibleGradientConfig,
     ShineConfig, UnrolledConfig, check,
 };
@@ -345,6 +345,35 @@ fn a_state_of_f64_gets_f64_back() {
     };
     let error = distance(&solve(Some(Precision::F16)), &solve(None));
     assert!(error > 1e-6 && error < 1e-2, "{error:e}");
+}
+
+/// In a backward solve every sample has a scale of its own.
+#[test]
+fn a_product_of_a_sample_does_not_depend_on_others() {
+    let device = device();
+    let mut cell = Cell::new(&device).valid();
+    let x = input(&device).inner();
+    let z = || numbers([BATCH, DIM], 6, 0.5, &device).inner();
+    let sizes = (0..BATCH).map(|sample| 10f64.powi(-4 * sample as i32));
+    let sizes = TensorData::new(sizes.collect(), [BATCH, 1]).convert::<f32>();
+    let sizes = Tensor::<2>::from_data(sizes, &device.clone().inner());
+    let u = || numbers([BATCH, DIM], 7, 1.0, &device).inner();
+    for by_hand in [true, false] {
+        cell.by_hand = by_hand;
+        let (lowered, context) = Lowered::new(&cell, &x, Precision::F16);
+        let product = |u: Tensor<2>| {
+            let z = split(z());
+            let frozen = FrozenCell::new(&lowered, &context, &z);
+            frozen.linearize(join(z))(u)
+        };
+        let (alike, apart) = (product(u()), product(u() * sizes.clone()) / sizes.clone());
+        assert_close(
+            &values(&apart),
+            &values(&alike),
+            8.0 * Precision::F16.rounding(),
+            &format!("by hand: {by_hand}"),
+        );
+    }
 }
 
 #[test]

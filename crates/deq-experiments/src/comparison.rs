@@ -100,6 +100,7 @@ impl<T: Task> Comparison<T> {
         }
         let seeds = (1..=1000).contains(&self.seeds);
         require(seeds, "seeds", self.seeds as f64, "from 1 to 1,000")?;
+        require_seeds(self.recipe.seed, self.seeds)?;
         for weight in &self.weights {
             let valid = weight.is_finite() && *weight >= 0.0;
             require(valid, "a weight", *weight, "a finite number of at least 0")?;
@@ -119,6 +120,17 @@ impl<T: Task> Comparison<T> {
             false => Err(RecipeError::NothingSolved { steps, pretrain }.into()),
         }
     }
+}
+
+/// That there are so many seeds from the first one on.
+pub(crate) fn require_seeds(first: u64, seeds: u64) -> Result<(), RecipeError> {
+    let valid = first.checked_add(seeds).is_some();
+    require(
+        valid,
+        "seed",
+        first as f64,
+        "below 2^64 for the last run too",
+    )
 }
 
 /// That a comparison begins with an equilibrium.
@@ -265,7 +277,7 @@ pub fn compare<T: Task>(
     let mut variants = Vec::new();
     for weight in &weights {
         let mut runs = Vec::new();
-        for seed in (options.recipe.seed..).take(options.seeds as usize) {
+        for seed in options.recipe.seed..options.recipe.seed + options.seeds {
             say(&format!("training with gamma {weight} and seed {seed}"));
             runs.push(run(options, *weight, seed, say)?);
         }

@@ -5,7 +5,7 @@ mod contender;
 pub use contender::{Contender, Equilibrium, Gradient, UnknownContender};
 
 use crate::claim::{Claim, Verdict, claims_table, measured, spread};
-use crate::comparison::require_equilibrium;
+use crate::comparison::{require_equilibrium, require_seeds};
 use burn::module::Module;
 use deq_core::GradientConfig;
 use deq_train::records::{Record, StepRecord, read_records};
@@ -227,6 +227,7 @@ pub fn compare_networks<T: Task>(
     }
     require_count("tied depth", options.tied_depth)?;
     require_count("seeds", options.seeds as usize)?;
+    require_seeds(options.recipe.seed, options.seeds)?;
     let mut contenders = options.contenders.clone();
     let mut seen = HashSet::new();
     contenders.retain(|contender| seen.insert(*contender));
@@ -249,7 +250,7 @@ pub fn compare_networks<T: Task>(
 
     let mut networks = Vec::new();
     for &contender in &contenders {
-        for seed in (options.recipe.seed..).take(options.seeds as usize) {
+        for seed in options.recipe.seed..options.recipe.seed + options.seeds {
             networks.push(network(contender, seed, options, say)?);
         }
     }

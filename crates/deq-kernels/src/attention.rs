@@ -56,7 +56,12 @@ impl RelativeAttention {
     ///
     /// - qkv: queries, keys and values of the segment, `[batch, time, 3 heads d_head]`
     /// - output: `[batch, time, heads d_head]`
+    ///
+    /// # Panics
+    ///
+    /// If the shapes do not fit together.
     pub fn attend(&self, qkv: &Tensor<3>) -> Option<Tensor<3>> {
+        self.assert_shapes(qkv);
         #[cfg(feature = "_gpu")]
         if let Some((mixed, _)) = on_gpu::attend(self, qkv) {
             return Some(mixed);
@@ -75,18 +80,26 @@ impl RelativeAttention {
     ///
     /// - qkv, d: `[batch, time, 3 heads d_head]`
     /// - outputs: `[batch, time, heads d_head]`
+    ///
+    /// # Panics
+    ///
+    /// If the shapes do not fit together.
     pub fn tangent(&self, qkv: &Tensor<3>, d: &Tensor<3>) -> Option<(Tensor<3>, Tensor<3>)> {
+        self.assert_shapes(qkv);
+        assert_eq!(
+            d.dims(),
+            qkv.dims(),
+            "a direction has the shape of its point"
+        );
         #[cfg(feature = "_gpu")]
         return on_gpu::tangent(self, qkv, d);
         #[cfg(not(feature = "_gpu"))]
-        {
-            let _ = (qkv, d);
-            None
-        }
+        None
     }
 
     /// As [`attend`](Self::attend), and what carries cotangents back from there.
     pub fn linearize(&self, qkv: &Tensor<3>) -> Option<(Tensor<3>, AttentionPoint)> {
+        self.assert_shapes(qkv);
         #[cfg(feature = "_gpu")]
         if let Some((mixed, point)) = on_gpu::attend(self, qkv) {
             return Some((mixed, AttentionPoint(Point::Gpu(point))));
@@ -101,6 +114,55 @@ impl RelativeAttention {
             return Some((mixed, AttentionPoint(Point::Flex(point))));
         }
         None
+    }
+
+    #[track_caller]
+    fn assert_shapes(&self, qkv: &Tensor<3>) {
+        let [batch, time, _] = qkv.dims();
+        let [heads, d_head] = self.content_bias.dims();
+        let [_, _, _, keys] = self.mask.dims();
+        let width = heads * d_head;
+        assert_eq!(
+            qkv.dims(),
+            [batch, time, 3 * width],
+            "queries, keys and values of {heads} heads of {d_head}"
+        );
+        assert_eq!(
+            self.position_bias.dims(),
+            [heads, d_head],
+            "the biases are of one shape"
+        );
+        assert_eq!(
+            self.mask.dims(),
+            [1, 1, time, keys],
+            "a mask for {time} positions"
+        );
+        let past = self.memory.as_ref().map_or(0, |memory| {
+            let [_, past, _] = memory.dims();
+            assert_eq!(
+                memory.dims(),
+                [batch, past, 2 * width],
+                "keys and values of the memory, for the batch of the segment"
+            );
+            past
+        });
+        assert_eq!(
+            keys,
+            past + time,
+            "keys that the mask knows, and those of memory and segment"
+        );
+        assert_eq!(
+            self.distances.dims(),
+            [1, keys, width],
+            "an embedded distance for each key"
+        );
+        if let Some(dropout) = &self.dropout {
+            assert_eq!(
+                dropout.dims(),
+                [batch, heads, time, keys],
+                "a factor for each probability"
+            );
+        }
     }
 }
 

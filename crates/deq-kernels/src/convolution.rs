@@ -64,7 +64,12 @@ impl Convolution {
     /// # Shapes
     ///
     /// - weight: `[output, input, kernel, kernel]`, an odd kernel
+    ///
+    /// # Panics
+    ///
+    /// If the kernel is not a square with odd sides, or the stride is 0.
     pub fn new(weight: Tensor<4>, stride: usize) -> Self {
+        assert_kernel(&weight, stride);
         Self {
             weight,
             stride,
@@ -101,7 +106,7 @@ impl Convolution {
         #[cfg(feature = "flex")]
         if let Some(values) = flex::Host::of(&x) {
             let shape = self.shape(x.dims());
-            let arranged = self.arranged.forward.get_or_init(|| {
+            let arranged = kept(&self.arranged.forward, || {
                 let weight = flex::Host::of(&self.weight)?;
                 Some(conv::ForwardWeight::new(weight.values(), &shape))
             });
@@ -119,7 +124,7 @@ impl Convolution {
     fn weight_for(&self, maps: &Tensor<4>) -> Tensor<4> {
         #[cfg(feature = "_gpu")]
         if gpu::takes(maps) {
-            let arranged = self.channels_last.forward.get_or_init(|| {
+            let arranged = kept(&self.channels_last.forward, || {
                 gpu::takes(&self.weight).then(|| gpu::maps::channels_last(&self.weight))
             });
             return arranged.as_ref().unwrap_or(&self.weight).clone();
@@ -141,12 +146,17 @@ impl Convolution {
     pub fn carry(&self, g: Tensor<4>) -> Tensor<4> {
         let [output, ..] = self.weight.dims();
         assert_channels(&g, output);
+        if g.shape().num_elements() == 0 && !g.is_autodiff() {
+            let ([batch, _, height, width], [_, input, ..]) = (g.dims(), self.weight.dims());
+            let sides = [batch, input, height * self.stride, width * self.stride];
+            return Tensor::zeros(sides, (&g.device(), g.dtype()));
+        }
         #[cfg(feature = "flex")]
         if let Some(values) = flex::Host::of(&g) {
             let [batch, _, height, width] = g.dims();
             let sides = [batch, 0, height * self.stride, width * self.stride];
             let shape = self.shape(sides);
-            let arranged = self.arranged.transposed.get_or_init(|| {
+            let arranged = kept(&self.arranged.transposed, || {
                 let weight = flex::Host::of(&self.weight)?;
                 Some(conv::TransposedWeight::new(weight.values(), &shape))
             });
@@ -170,7 +180,7 @@ impl Convolution {
     #[cfg(feature = "_gpu")]
     fn carry_on_gpu(&self, g: Tensor<4>) -> Tensor<4> {
         if self.stride == 1 {
-            let weight = self.channels_last.transposed.get_or_init(|| {
+            let weight = kept(&self.channels_last.transposed, || {
                 let turned = self.weight.clone().flip([2, 3]).swap_dims(0, 1);
                 gpu::takes(&turned).then(|| gpu::maps::channels_last(&turned))
             });
@@ -209,13 +219,38 @@ impl Convolution {
 ///
 /// # Panics
 ///
-/// If the channels of `x` are not those that the weight reads.
+/// If the channels of `x` are not those that the weight reads, the kernel is not a square with odd
+/// sides, or the stride is 0.
 pub fn convolve(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
+    assert_kernel(&weight, stride);
     let [_, input, ..] = weight.dims();
     assert_channels(&x, input);
     let (x, weight) = (beside(x.clone(), &weight), beside(weight, &x));
     let out = Dispatch::convolution(x.into_dispatch(), weight.into_dispatch(), stride);
     Tensor::from_dispatch(out)
+}
+
+/// What a cell keeps, made where it is empty. Nothing waits while it is made: a thread of a pool
+/// that waits takes other work, which may be that of the same cell.
+#[cfg(any(feature = "flex", feature = "_gpu"))]
+fn kept<T>(cell: &OnceLock<T>, make: impl FnOnce() -> T) -> &T {
+    match cell.get() {
+        Some(kept) => kept,
+        None => {
+            let made = make();
+            cell.get_or_init(|| made)
+        }
+    }
+}
+
+#[track_caller]
+fn assert_kernel(weight: &Tensor<4>, stride: usize) {
+    let [_, _, height, width] = weight.dims();
+    assert!(
+        height == width && width % 2 == 1,
+        "a kernel of {height} by {width} is not a square with odd sides"
+    );
+    assert!(stride > 0, "a stride of 0 goes nowhere");
 }
 
 #[track_caller]
@@ -307,6 +342,15 @@ mod on_flex {
         }
     }
 
+    fn is_empty(tensor: &FloatTensor<Flex>) -> bool {
+        tensor.shape().num_elements() == 0
+    }
+
+    fn zeros(shape: impl Into<Shape>) -> FloatTensor<Flex> {
+        let shape = shape.into();
+        primitive(vec![0.0; shape.num_elements()], shape)
+    }
+
     impl ConvolutionBackend for Flex {
         fn convolution(
             x: FloatTensor<Self>,
@@ -318,11 +362,14 @@ mod on_flex {
                 return Self::conv2d(x, weight, None, options);
             }
             let shape = shape(&x.shape(), &weight.shape(), stride);
+            let [height, width] = shape.output_sides();
+            let sides = [shape.batch, shape.output, height, width];
+            if is_empty(&x) || is_empty(&weight) {
+                return zeros(sides);
+            }
             let [x, weight] = [x, weight].map(Host::in_order);
             let weight = conv::ForwardWeight::new(weight.values(), &shape);
-            let [height, width] = shape.output_sides();
-            let out = conv::forward(x.values(), &weight, &shape);
-            primitive(out, [shape.batch, shape.output, height, width])
+            primitive(conv::forward(x.values(), &weight, &shape), sides)
         }
     }
 
@@ -338,6 +385,9 @@ mod on_flex {
                 return Self::conv2d_x_backward(x, weight, g, options);
             }
             let sides = x.shape();
+            if is_empty(&g) || is_empty(&x) {
+                return zeros(sides);
+            }
             let shape = shape(&sides, &weight.shape(), stride);
             let [g, weight] = [g, weight].map(Host::in_order);
             let weight = conv::TransposedWeight::new(weight.values(), &shape);
@@ -355,6 +405,9 @@ mod on_flex {
                 return Self::conv2d_weight_backward(x, weight, g, options);
             }
             let sides = weight.shape();
+            if is_empty(&g) || is_empty(&x) {
+                return zeros(sides);
+            }
             let shape = shape(&x.shape(), &sides, stride);
             let [x, g] = [x, g].map(Host::in_order);
             primitive(conv::weight_gradient(x.values(), g.values(), &shape), sides)

@@ -1,9 +1,8 @@
 //! The derivative of a ReLU.
 
-use crate::device::on_host;
-#[cfg(feature = "_gpu")]
-use crate::gpu::{self, pointwise::PointwiseBackend};
-#[cfg(feature = "_gpu")]
+#[cfg(feature = "_kernels")]
+use crate::backend::{pointwise::PointwiseBackend, takes};
+#[cfg(feature = "_kernels")]
 use burn::backend::Dispatch;
 use burn::tensor::{Tensor, activation::relu};
 
@@ -11,9 +10,8 @@ use burn::tensor::{Tensor, activation::relu};
 /// automatic differentiation.
 #[derive(Clone, Debug)]
 pub struct Gate {
-    /// On the CPU the derivative, since a product with it is some times faster than filling by a
-    /// mask. Elsewhere the value, which exists anyhow, and from which one kernel takes both.
-    map: Tensor<4>,
+    /// The value of the ReLU, which exists anyhow: above 0 where it is on.
+    value: Tensor<4>,
 }
 
 impl Gate {
@@ -23,26 +21,22 @@ impl Gate {
     ///
     /// - x, first output: any
     pub fn at(x: Tensor<4>) -> (Tensor<4>, Self) {
-        if on_host(&x.device()) {
-            let map = derivative(x.clone());
-            return (relu(x), Self { map });
-        }
         let value = relu(x);
-        (value.clone(), Self { map: value })
+        (value.clone(), Self { value })
     }
 
-    /// That of a ReLU on a GPU by its value.
-    #[cfg(feature = "_gpu")]
+    /// That of a ReLU by its value.
+    #[cfg(feature = "_kernels")]
     pub(crate) fn of_value(value: Tensor<4>) -> Self {
-        Self { map: value }
+        Self { value }
     }
 
     /// Numbers that are above 0 where the ReLU is on, and 0 where it is off.
-    #[cfg(feature = "_gpu")]
+    #[cfg(feature = "_kernels")]
     pub(crate) fn constant(&self) -> Tensor<4> {
-        match self.map.is_autodiff() {
-            true => self.map.clone().inner(),
-            false => self.map.clone(),
+        match self.value.is_autodiff() {
+            true => self.value.clone().inner(),
+            false => self.value.clone(),
         }
     }
 
@@ -56,23 +50,17 @@ impl Gate {
     ///
     /// If they are not.
     pub fn pass(&self, d: Tensor<4>) -> Tensor<4> {
-        assert_eq!(d.dims(), self.map.dims(), "the shape of the maps at a ReLU");
-        if on_host(&self.map.device()) {
-            return d * self.map.clone();
-        }
-        #[cfg(feature = "_gpu")]
+        let shape = self.value.dims();
+        assert_eq!(d.dims(), shape, "the shape of the maps at a ReLU");
+        #[cfg(feature = "_kernels")]
         {
             let gate = self.constant();
-            if gpu::takes_tracked(&[&d, &gate]) {
+            if takes(&[&d, &gate]) {
                 let [d, gate] = [d, gate].map(Tensor::into_dispatch);
                 return Tensor::from_dispatch(Dispatch::pass_gate(d, gate));
             }
         }
-        d * derivative(self.map.clone())
+        let own = self.value.dtype();
+        d * self.value.clone().greater_elem(0.0).float().cast(own)
     }
-}
-
-fn derivative(x: Tensor<4>) -> Tensor<4> {
-    let own = x.dtype();
-    x.greater_elem(0.0).float().cast(own)
 }

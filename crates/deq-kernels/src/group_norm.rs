@@ -1,19 +1,16 @@
 //! Group normalisation with its Jacobian in both directions.
 
-#[cfg(feature = "flex")]
-use crate::cpu::norm::{Direction, Rows, carry, normalize};
-#[cfg(feature = "flex")]
-use crate::flex::{Host, tensor};
-use crate::gate::Gate;
-#[cfg(feature = "_gpu")]
-use crate::gpu::{
-    self,
+#[cfg(feature = "_kernels")]
+use crate::backend::{
+    Way,
     norm::{Carried, CarryRules, NormBackend, NormRules, Normed},
+    way,
 };
-#[cfg(all(feature = "_gpu", feature = "autodiff"))]
-use crate::gpu::{norm_gradients::Moved, tracked::TrackedBackend};
+#[cfg(all(feature = "_kernels", feature = "autodiff"))]
+use crate::backend::{norm::Moved, tracked::TrackedBackend};
+use crate::gate::Gate;
 use crate::half::half;
-#[cfg(feature = "_gpu")]
+#[cfg(feature = "_kernels")]
 use burn::backend::Dispatch;
 use burn::tensor::activation::relu;
 use burn::tensor::{DType, Tensor};
@@ -40,7 +37,7 @@ impl GroupNorm {
     ///
     /// # Panics
     ///
-    /// If the groups do not divide the channels.
+    /// If the groups do not divide the channels, or scale and shift are of other channels.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         self.run(x, Around::default(), false).value
     }
@@ -109,6 +106,13 @@ impl GroupNorm {
             groups > 0 && channels.is_multiple_of(groups),
             "{groups} groups do not divide {channels} channels"
         );
+        for column in self.affine.iter().flat_map(|(scale, shift)| [scale, shift]) {
+            assert_eq!(
+                column.dims(),
+                [1, channels, 1, 1],
+                "scale and shift of a norm have a number for each channel"
+            );
+        }
         for added in [&around.before, &around.after].into_iter().flatten() {
             assert_eq!(
                 added.dims(),
@@ -116,9 +120,9 @@ impl GroupNorm {
                 "what is added around a norm has the shape of the maps"
             );
         }
-        #[cfg(feature = "_gpu")]
-        if let Some(applied) = self.on_gpu(&x, &around, keep) {
-            return applied;
+        #[cfg(feature = "_kernels")]
+        if let Some(way) = self.way(&x, &around) {
+            return self.by_kernel(way, x, around, keep);
         }
         let x = match around.before {
             Some(before) => x + before,
@@ -145,8 +149,7 @@ impl GroupNorm {
         }
     }
 
-    /// The norm, and the ReLU if it is asked for, of maps that no kernel for GPUs takes as they
-    /// are.
+    /// The norm, and the ReLU if it is asked for, of maps that no kernel takes as they are.
     fn alone(&self, x: Tensor<4>, is_gated: bool, keep: bool) -> (Tensor<4>, Option<NormJacobian>) {
         if let Some(own) = half(&x) {
             let around = Around {
@@ -155,10 +158,6 @@ impl GroupNorm {
             };
             let applied = self.wide().run(x.cast(DType::F32), around, keep);
             return (applied.value.cast(own), applied.jacobian);
-        }
-        #[cfg(feature = "flex")]
-        if let Some(result) = self.on_flex(&x, is_gated, keep) {
-            return result;
         }
         let (value, jacobian) = self.generic(x);
         let value = if is_gated { relu(value) } else { value };
@@ -197,14 +196,19 @@ impl GroupNorm {
         }
     }
 
-    /// By a kernel, which is recorded if one of the tensors is tracked.
-    #[cfg(feature = "_gpu")]
-    fn on_gpu(&self, x: &Tensor<4>, around: &Around, keep: bool) -> Option<Applied> {
+    /// How a kernel takes these, if one does.
+    #[cfg(feature = "_kernels")]
+    fn way(&self, x: &Tensor<4>, around: &Around) -> Option<Way> {
         let mut all = vec![x];
         all.extend(around.before.iter().chain(&around.after));
         all.extend(self.affine.iter().flat_map(|(scale, shift)| [scale, shift]));
-        let way = gpu::way(&all)?;
-        let is_plain = matches!(way, gpu::Way::Plain);
+        way(&all)
+    }
+
+    /// By a kernel, which is recorded if one of the tensors is tracked.
+    #[cfg(feature = "_kernels")]
+    fn by_kernel(&self, way: Way, x: Tensor<4>, around: Around, keep: bool) -> Applied {
+        let is_plain = matches!(way, Way::Plain);
         let rules = NormRules {
             before: around.before.is_some(),
             after: around.after.is_some(),
@@ -214,96 +218,59 @@ impl GroupNorm {
             apart: (keep || !is_plain)
                 && (self.affine.is_some() || around.after.is_some() || around.relu),
         };
+        #[cfg(feature = "autodiff")]
+        let maps = (keep && !is_plain).then(|| Point::Maps {
+            x: match &around.before {
+                Some(before) => x.clone() + before.clone(),
+                None => x.clone(),
+            },
+            groups: self.groups,
+            epsilon: self.epsilon,
+        });
         // A constant in place of what there is not.
-        let nothing = if x.is_autodiff() {
-            x.clone().inner()
-        } else {
-            x.clone()
+        let nothing = match x.is_autodiff() {
+            true => x.clone().inner(),
+            false => x.clone(),
         };
         let or_nothing =
-            |maps: Option<&Tensor<4>>| maps.unwrap_or(&nothing).clone().into_dispatch();
-        let affine = self.affine.as_ref();
+            |maps: Option<Tensor<4>>| maps.unwrap_or_else(|| nothing.clone()).into_dispatch();
+        let (scale, shift) = self.affine.clone().unzip();
         let parts = Normed {
-            x: x.clone().into_dispatch(),
-            before: or_nothing(around.before.as_ref()),
-            after: or_nothing(around.after.as_ref()),
-            scale: or_nothing(affine.map(|(scale, _)| scale)),
-            shift: or_nothing(affine.map(|(_, shift)| shift)),
+            before: or_nothing(around.before),
+            after: or_nothing(around.after),
+            scale: or_nothing(scale),
+            shift: or_nothing(shift),
+            x: x.into_dispatch(),
         };
+        // So that a kernel may write to the place of the maps.
+        drop(nothing);
         let (groups, epsilon) = (self.groups, self.epsilon as f32);
         let (value, point) = match way {
-            gpu::Way::Plain => {
+            Way::Plain => {
                 let (value, normed, inverse_deviation) =
                     Dispatch::normalize(parts, groups, epsilon, rules);
                 let value = Tensor::<4>::from_dispatch(value);
-                let point = Point::Normed {
+                let point = keep.then(|| Point::Normed {
                     normed: match rules.apart {
                         true => Tensor::from_dispatch(normed),
                         false => value.clone(),
                     },
                     inverse_deviation: Tensor::from_dispatch(inverse_deviation),
-                };
-                (value, keep.then_some(point))
+                });
+                (value, point)
             }
             #[cfg(feature = "autodiff")]
-            gpu::Way::Tracked => {
+            Way::Tracked => {
                 let value = Dispatch::tracked_norm(parts, groups, epsilon, rules);
-                let point = || Point::Maps {
-                    x: match &around.before {
-                        Some(before) => x.clone() + before.clone(),
-                        None => x.clone(),
-                    },
-                    groups,
-                    epsilon: self.epsilon,
-                };
-                (Tensor::from_dispatch(value), keep.then(point))
+                (Tensor::from_dispatch(value), maps)
             }
         };
         let gate = (keep && around.relu).then(|| Gate::of_value(value.clone()));
-        Some(Applied {
+        Applied {
             value,
             jacobian: point.map(|point| self.jacobian(point)),
             gate,
-        })
-    }
-
-    #[cfg(feature = "flex")]
-    fn on_flex(
-        &self,
-        x: &Tensor<4>,
-        relu: bool,
-        keep: bool,
-    ) -> Option<(Tensor<4>, Option<NormJacobian>)> {
-        let shape = x.dims();
-        let [batch, _, height, width] = shape;
-        let values = Host::of(x)?;
-        let affine = match &self.affine {
-            Some((scale, shift)) => Some((Host::of(scale)?, Host::of(shift)?)),
-            None => None,
-        };
-        let affine = affine.as_ref();
-        let [.., size] = by_group(shape, self.groups);
-        let rows = Rows {
-            size,
-            plane: height * width,
-            scale: affine.map(|(scale, _)| scale.values()),
-            shift: affine.map(|(_, shift)| shift.values()),
-            cycle: self.groups,
-        };
-        // Without scale and shift, the value is what is kept.
-        let apart = keep && affine.is_some();
-        let result = normalize(values.values(), rows, self.epsilon as f32, relu, apart);
-        let value = tensor(result.value, shape);
-        let jacobian = keep.then(|| {
-            self.jacobian(Point::Normed {
-                normed: match apart {
-                    true => tensor(result.normed, shape),
-                    false => value.clone(),
-                },
-                inverse_deviation: tensor(result.inverse_deviations, [batch, self.groups, 1]),
-            })
-        });
-        Some((value, jacobian))
+        }
     }
 }
 
@@ -366,8 +333,8 @@ enum Point {
         /// `[batch, groups, 1]`
         inverse_deviation: Tensor<3>,
     },
-    /// Tracked maps on a GPU, from which kernels begin, so that one of them differentiates all.
-    #[cfg(all(feature = "_gpu", feature = "autodiff"))]
+    /// Tracked maps, from which kernels begin, so that one of them differentiates all.
+    #[cfg(all(feature = "_kernels", feature = "autodiff"))]
     Maps {
         x: Tensor<4>,
         groups: usize,
@@ -387,15 +354,15 @@ impl NormJacobian {
     /// If the shape is not that of the maps.
     pub fn tangent(&self, d: Tensor<4>) -> Tensor<4> {
         self.assert_shape(&d);
-        #[cfg(feature = "_gpu")]
-        if let Some(out) = self.on_gpu(&d, self.gate.as_ref(), false) {
-            return out;
+        if let Some(own) = half(&d) {
+            let out = self.ungated().tangent(d.cast(DType::F32));
+            return self.gated(out.cast(own));
         }
-        let out = self.norm_tangent(d);
-        match &self.gate {
-            Some(gate) => gate.pass(out),
-            None => out,
+        #[cfg(feature = "_kernels")]
+        if self.has_kernel(&d) {
+            return self.by_kernel(d, false);
         }
+        self.gated(self.scaled(self.normalization(d)))
     }
 
     /// The transpose: cotangents from the value to the maps.
@@ -409,54 +376,40 @@ impl NormJacobian {
     /// If the shape is not that of the maps.
     pub fn carry(&self, g: Tensor<4>) -> Tensor<4> {
         self.assert_shape(&g);
-        #[cfg(feature = "_gpu")]
-        if let Some(out) = self.on_gpu(&g, self.gate.as_ref(), true) {
-            return out;
+        if let Some(own) = half(&g) {
+            let g = self.gated(g).cast(DType::F32);
+            return self.ungated().carry(g).cast(own);
         }
-        self.norm_carry(match &self.gate {
-            Some(gate) => gate.pass(g),
-            None => g,
-        })
+        #[cfg(feature = "_kernels")]
+        if matches!(self.point, Point::Normed { .. }) && self.has_kernel(&g) {
+            return self.by_kernel(g, true);
+        }
+        let g = self.gated(g);
+        self.normalization(self.scaled(g))
+    }
+
+    fn gated(&self, x: Tensor<4>) -> Tensor<4> {
+        match &self.gate {
+            Some(gate) => gate.pass(x),
+            None => x,
+        }
+    }
+
+    fn ungated(&self) -> Self {
+        Self {
+            gate: None,
+            ..self.clone()
+        }
     }
 
     #[track_caller]
     fn assert_shape(&self, maps: &Tensor<4>) {
         let shape = match &self.point {
             Point::Normed { normed, .. } => normed.dims(),
-            #[cfg(all(feature = "_gpu", feature = "autodiff"))]
+            #[cfg(all(feature = "_kernels", feature = "autodiff"))]
             Point::Maps { x, .. } => x.dims(),
         };
         assert_eq!(maps.dims(), shape, "the shape of the maps at a norm");
-    }
-
-    fn norm_tangent(&self, d: Tensor<4>) -> Tensor<4> {
-        if let Some(own) = half(&d) {
-            return self.norm_tangent(d.cast(DType::F32)).cast(own);
-        }
-        #[cfg(feature = "_gpu")]
-        if let Some(out) = self.on_gpu(&d, None, false) {
-            return out;
-        }
-        #[cfg(feature = "flex")]
-        if let Some(out) = self.on_flex(&d, Direction::Forward) {
-            return out;
-        }
-        self.scaled(self.normalization(d))
-    }
-
-    fn norm_carry(&self, g: Tensor<4>) -> Tensor<4> {
-        if let Some(own) = half(&g) {
-            return self.norm_carry(g.cast(DType::F32)).cast(own);
-        }
-        #[cfg(feature = "_gpu")]
-        if let Some(out) = self.on_gpu(&g, None, true) {
-            return out;
-        }
-        #[cfg(feature = "flex")]
-        if let Some(out) = self.on_flex(&g, Direction::Transposed) {
-            return out;
-        }
-        self.normalization(self.scaled(g))
     }
 
     fn scaled(&self, x: Tensor<4>) -> Tensor<4> {
@@ -473,7 +426,7 @@ impl NormJacobian {
                 normed,
                 inverse_deviation,
             } => (normed.clone(), inverse_deviation.clone()),
-            #[cfg(all(feature = "_gpu", feature = "autodiff"))]
+            #[cfg(all(feature = "_kernels", feature = "autodiff"))]
             Point::Maps { x, groups, epsilon } => normalized(x.clone(), *groups, *epsilon),
         }
     }
@@ -490,97 +443,64 @@ impl NormJacobian {
         carried.reshape(shape)
     }
 
-    #[cfg(feature = "_gpu")]
-    fn on_gpu(&self, d: &Tensor<4>, gate: Option<&Gate>, transposed: bool) -> Option<Tensor<4>> {
-        let gate = gate.map(Gate::constant);
+    /// Whether a kernel takes a product with `d`; of tracked maps, one that is not transposed.
+    #[cfg(feature = "_kernels")]
+    fn has_kernel(&self, d: &Tensor<4>) -> bool {
+        let gate = self.gate.as_ref().map(Gate::constant);
+        let mut all = vec![d];
+        all.extend(self.scale.iter().chain(&gate));
+        match &self.point {
+            Point::Normed { normed, .. } => {
+                all.push(normed);
+                matches!(way(&all), Some(Way::Plain))
+            }
+            #[cfg(feature = "autodiff")]
+            Point::Maps { x, .. } => {
+                all.push(x);
+                way(&all).is_some()
+            }
+        }
+    }
+
+    #[cfg(feature = "_kernels")]
+    fn by_kernel(&self, d: Tensor<4>, transposed: bool) -> Tensor<4> {
+        let gate = self.gate.as_ref().map(Gate::constant);
         let rules = CarryRules {
             transposed,
             affine: self.scale.is_some(),
             gated: gate.is_some(),
         };
-        let mut all = vec![d];
-        all.extend(self.scale.iter().chain(&gate));
+        // Where there is neither, anything.
+        let or_nothing = |maps: Option<&Tensor<4>>, nothing: &Tensor<4>| {
+            maps.unwrap_or(nothing).clone().into_dispatch()
+        };
         match &self.point {
             Point::Normed {
                 normed,
                 inverse_deviation,
             } => {
-                all.push(normed);
-                let Some(gpu::Way::Plain) = gpu::way(&all) else {
-                    return None;
-                };
-                let or_d = |maps: Option<&Tensor<4>>| maps.unwrap_or(d).clone().into_dispatch();
                 let parts = Carried {
-                    d: d.clone().into_dispatch(),
+                    d: d.into_dispatch(),
+                    scale: or_nothing(self.scale.as_ref(), normed),
+                    gate: or_nothing(gate.as_ref(), normed),
                     normed: normed.clone().into_dispatch(),
                     inverse_deviation: inverse_deviation.clone().into_dispatch(),
-                    scale: or_d(self.scale.as_ref()),
-                    gate: or_d(gate.as_ref()),
                 };
-                Some(Tensor::from_dispatch(Dispatch::carry_norm(parts, rules)))
+                Tensor::from_dispatch(Dispatch::carry_norm(parts, rules))
             }
             #[cfg(feature = "autodiff")]
-            Point::Maps { x, groups, epsilon } if !transposed => {
-                all.push(x);
-                gpu::way(&all)?;
-                let nothing = x.clone().inner();
-                let or_nothing =
-                    |maps: Option<&Tensor<4>>| maps.unwrap_or(&nothing).clone().into_dispatch();
+            Point::Maps { x, groups, epsilon } => {
+                let constant = x.clone().inner();
                 let parts = Moved {
                     x: x.clone().into_dispatch(),
-                    d: d.clone().into_dispatch(),
-                    scale: or_nothing(self.scale.as_ref()),
-                    gate: or_nothing(gate.as_ref()),
+                    d: d.into_dispatch(),
+                    scale: or_nothing(self.scale.as_ref(), &constant),
+                    gate: or_nothing(gate.as_ref(), &constant),
                 };
                 let moved = Dispatch::tracked_norm_tangent(parts, *groups, *epsilon as f32, rules);
-                Some(Tensor::from_dispatch(moved))
+                Tensor::from_dispatch(moved)
             }
-            #[cfg(feature = "autodiff")]
-            Point::Maps { .. } => None,
         }
-    }
-
-    #[cfg(feature = "flex")]
-    fn on_flex(&self, d: &Tensor<4>, direction: Direction) -> Option<Tensor<4>> {
-        let shape = d.dims();
-        // Maps on a GPU are none of Flex.
-        #[cfg_attr(
-            not(all(feature = "_gpu", feature = "autodiff")),
-            expect(irrefutable_let_patterns, reason = "there are no others then")
-        )]
-        let Point::Normed {
-            normed,
-            inverse_deviation,
-        } = &self.point
-        else {
-            return None;
-        };
-        let [_, groups, _] = inverse_deviation.dims();
-        let [.., size] = by_group(shape, groups);
-        let [d, normed, inverse] = [
-            Host::of(d)?,
-            Host::of(normed)?,
-            Host::of(inverse_deviation)?,
-        ];
-        let scale = match &self.scale {
-            Some(scale) => Some(Host::of(scale)?),
-            None => None,
-        };
-        let rows = Rows {
-            size,
-            plane: shape[2] * shape[3],
-            scale: scale.as_ref().map(Host::values),
-            shift: None,
-            cycle: groups,
-        };
-        let out = carry(
-            d.values(),
-            normed.values(),
-            inverse.values(),
-            rows,
-            direction,
-        );
-        Some(tensor(out, shape))
     }
 }
 

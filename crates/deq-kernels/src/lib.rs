@@ -2,11 +2,11 @@
 //!
 //! Every operation is written once in Burn's own, which run on every device and are differentiated
 //! as they are. Where a backend's are slow it has a kernel beside them, which is taken for tensors
-//! of f32 that nothing differentiates, as those of a solve are; `convolve` and `cross_entropy` have
-//! them for their derivatives too. The kernels for the CPU
-//! ([`Flex`](https://docs.rs/burn-flex)) come with the feature `flex`. Those for GPUs, of the steps
-//! of solvers and of what stands between convolutions and products of matrices, come with the
-//! features of GPUs, and with `autodiff` for tracked tensors too.
+//! of f32 that nothing differentiates, as those of a solve are; `convolve`, `cross_entropy`, norms
+//! and what else stands between convolutions have them for their derivatives too. The kernels for
+//! the CPU ([`Flex`](https://docs.rs/burn-flex)) come with the feature `flex`. Those for GPUs, of
+//! the steps of solvers and of what stands between convolutions and products of matrices, come with
+//! the features of GPUs; all of those for tracked tensors with `autodiff`.
 //!
 //! ```
 //! use burn::tensor::{Device, Distribution, Tensor};
@@ -25,12 +25,14 @@
 //! # Features
 //!
 //! - `autodiff`: the operations with derivatives of their own, `convolve`, `Convolution` and
-//!   `cross_entropy`, and on GPUs the kernels for tracked tensors.
+//!   `cross_entropy`, and the kernels for tracked tensors.
 //! - `flex`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm`, `cpu`, `remote` pass through to Burn and
 //!   say which backends are known here; none by default. `flex` brings SIMD and threads, those of
 //!   GPUs and `cpu` fusion, tuning and a place on disk for compiled kernels, see [`keep_kernels`].
 
 mod attention;
+#[cfg(feature = "_kernels")]
+mod backend;
 #[cfg(feature = "autodiff")]
 mod convolution;
 #[cfg(feature = "flex")]

@@ -27,7 +27,15 @@ impl Linear {
     ///
     /// - weight: `[input, output]`
     /// - bias: `[1, output]`
+    ///
+    /// # Panics
+    ///
+    /// If the bias has another shape.
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<2>>) -> Self {
+        let [_, output] = weight.dims();
+        if let Some(bias) = &bias {
+            assert_eq!(bias.dims(), [1, output], "the shape of the bias");
+        }
         Self {
             weight,
             bias,
@@ -52,7 +60,12 @@ impl Linear {
     ///
     /// - x: `[batch, time, input]`
     /// - output: `[batch, time, output]`
+    ///
+    /// # Panics
+    ///
+    /// If the channels of `x` are not those that the weight reads.
     pub fn apply(&self, x: Tensor<3>) -> Tensor<3> {
+        self.assert_channels(&x);
         #[cfg(feature = "flex")]
         if let Some(y) = self.on_flex(&x, None, false) {
             return y;
@@ -62,10 +75,9 @@ impl Linear {
 
     /// `relu(x W + b)`
     ///
-    /// # Shapes
-    ///
-    /// As [`apply`](Self::apply).
+    /// Shapes and panics as of [`apply`](Self::apply).
     pub fn apply_relu(&self, x: Tensor<3>) -> Tensor<3> {
+        self.assert_channels(&x);
         #[cfg(feature = "flex")]
         if let Some(y) = self.on_flex(&x, None, true) {
             return y;
@@ -75,15 +87,29 @@ impl Linear {
 
     /// `to + x W + b`
     ///
-    /// # Shapes
-    ///
-    /// As [`apply`](Self::apply); `to` is that of the output.
+    /// Shapes and panics as of [`apply`](Self::apply); `to` has the shape of the output.
     pub fn add_to(&self, to: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
+        self.assert_channels(&x);
+        let ([batch, time, _], [_, output]) = (x.dims(), self.weight.dims());
+        assert_eq!(
+            to.dims(),
+            [batch, time, output],
+            "what a product is added to has its shape"
+        );
         #[cfg(feature = "flex")]
         if let Some(y) = Host::of(&to).and_then(|to| self.on_flex(&x, Some(to), false)) {
             return y;
         }
         to + self.generic(x)
+    }
+
+    #[track_caller]
+    fn assert_channels(&self, x: &Tensor<3>) {
+        let ([_, _, channels], [input, _]) = (x.dims(), self.weight.dims());
+        assert_eq!(
+            channels, input,
+            "the positions have {channels} channels, but the weight reads {input}"
+        );
     }
 
     fn generic(&self, x: Tensor<3>) -> Tensor<3> {

@@ -1,14 +1,9 @@
 //! Maps of one resolution for those of another.
 
+#[cfg(feature = "_kernels")]
+use crate::backend::{pointwise::PointwiseBackend, takes};
 use crate::device::on_host;
-#[cfg(feature = "_gpu")]
-use crate::gpu::{self, pointwise::PointwiseBackend};
-#[cfg(feature = "flex")]
-use crate::{
-    cpu,
-    flex::{Host, HostMut},
-};
-#[cfg(feature = "_gpu")]
+#[cfg(feature = "_kernels")]
 use burn::backend::Dispatch;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
@@ -50,16 +45,10 @@ pub fn add_upsampled(to: Tensor<4>, x: Tensor<4>, factor: usize) -> Tensor<4> {
     if factor == 1 {
         return to + x;
     }
-    #[cfg(feature = "_gpu")]
-    if gpu::takes_tracked(&[&to, &x]) {
+    #[cfg(feature = "_kernels")]
+    if takes(&[&to, &x]) {
         let [to, x] = [to, x].map(Tensor::into_dispatch);
         return Tensor::from_dispatch(Dispatch::add_upsampled(to, x, factor));
-    }
-    #[cfg(feature = "flex")]
-    if let (true, Some(x)) = (Host::takes(&to), Host::of(&x)) {
-        let mut to = HostMut::of(to);
-        cpu::resample::add_upsampled(to.values(), x.values(), [height, width], factor);
-        return to.tensor();
     }
     to + upsample(x, factor)
 }
@@ -83,8 +72,8 @@ pub fn sum_squares(x: Tensor<4>, factor: usize) -> Tensor<4> {
     if factor == 1 {
         return x;
     }
-    #[cfg(feature = "_gpu")]
-    if gpu::takes_tracked(&[&x]) {
+    #[cfg(feature = "_kernels")]
+    if takes(&[&x]) {
         return Tensor::from_dispatch(Dispatch::sum_squares(x.into_dispatch(), factor));
     }
     let (height, width) = (height / factor, width / factor);

@@ -20,8 +20,8 @@ pub fn weight_norm<const D: usize>(
     gain: Tensor<D>,
     axis: usize,
 ) -> Tensor<D> {
-    #[cfg(feature = "_gpu")]
-    if let Some(weight) = on_gpu(&direction, &gain, axis) {
+    #[cfg(feature = "_kernels")]
+    if let Some(weight) = by_kernel(&direction, &gain, axis) {
         return weight;
     }
     direction.clone() * (gain / norm_except(direction, axis))
@@ -42,19 +42,22 @@ pub fn norm_except<const D: usize>(weight: Tensor<D>, axis: usize) -> Tensor<D> 
         .sqrt()
 }
 
-#[cfg(feature = "_gpu")]
-fn on_gpu<const D: usize>(
+#[cfg(feature = "_kernels")]
+fn by_kernel<const D: usize>(
     direction: &Tensor<D>,
     gain: &Tensor<D>,
     axis: usize,
 ) -> Option<Tensor<D>> {
-    use crate::gpu::{Way, way, weight_norm::WeightNormBackend};
+    use crate::backend::{Way, way, weight_norm::WeightNormBackend};
     use burn::backend::Dispatch;
     let way = way(&[direction, gain])?;
     let shape = direction.dims();
     let slices = *shape.get(axis)?;
-    let inner = shape[axis + 1..].iter().product();
-    let outer = shape[..axis].iter().product();
+    let inner: usize = shape[axis + 1..].iter().product();
+    let outer: usize = shape[..axis].iter().product();
+    if outer > 1 && crate::on_host(&direction.device()) {
+        return None;
+    }
     let direction = direction
         .clone()
         .reshape([outer, slices, inner])
@@ -64,7 +67,7 @@ fn on_gpu<const D: usize>(
         Way::Plain => Dispatch::weight_norm(direction, gain).0,
         #[cfg(feature = "autodiff")]
         Way::Tracked => {
-            use crate::gpu::tracked::TrackedBackend;
+            use crate::backend::tracked::TrackedBackend;
             Dispatch::tracked_weight_norm(direction, gain)
         }
     };

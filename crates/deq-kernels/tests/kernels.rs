@@ -1,6 +1,6 @@
-//! Every kernel against Burn's own operations, which tensors of an autodiff device take.
+//! Every kernel against Burn's own operations, which tensors of f64 take.
 //!
-//! Both round differently. A sum of `n` products of numbers of order 1 is of order `sqrt(n)`, the
+//! They round differently. A sum of `n` products of numbers of order 1 is of order `sqrt(n)`, the
 //! largest of many some times that, and rounding moves it by about `n` units of 6e-8: 2e-6 of the
 //! largest for the longest sums here, of 18,000 products. The tolerance is five times that.
 
@@ -52,9 +52,10 @@ fn channels_last([batch, channels, height, width]: [usize; 4]) -> Tensor<4> {
     random([batch, height, width, channels]).permute([0, 3, 1, 2])
 }
 
-/// The same numbers where only Burn's operations are taken: tracked, on the CPU.
+/// The same numbers where only Burn's operations are taken: in f64, on the CPU, and tracked.
 fn plain<const D: usize>(x: &Tensor<D>) -> Tensor<D> {
-    x.clone().to_device(&Device::flex()).autodiff()
+    let x = x.clone().to_device(&Device::flex());
+    x.cast(DType::F64).autodiff()
 }
 
 #[track_caller]
@@ -293,6 +294,45 @@ fn group_norm(
     }
 }
 
+/// Results may be written over arguments that nobody else holds, and over no others.
+#[test]
+fn results_in_the_place_of_arguments() {
+    let shape = [2, 6, 3, 5];
+    let column = [1, 6, 1, 1];
+    for affine in [None, Some((random(column), random(column)))] {
+        let norm = GroupNorm {
+            groups: 2,
+            epsilon: 1e-5,
+            affine,
+        };
+        let [x, after, d] = [0; 3].map(|_| random(shape));
+        let fine = random([2, 6, 6, 10]);
+        let (_, jacobian, gate) = norm.linearize_residual(x.clone(), None, after.clone());
+        let (_, at_relu) = norm.linearize_relu(x.clone());
+        let all = |hold: &dyn Fn(&Tensor<4>) -> Tensor<4>| {
+            let (linearized, at) = norm.linearize(hold(&x));
+            [
+                norm.apply(hold(&x)),
+                norm.apply_relu(hold(&x)),
+                norm.add_to(hold(&after), hold(&x)),
+                norm.apply_residual(hold(&x), Some(hold(&d)), hold(&after)),
+                linearized,
+                at.tangent(hold(&d)),
+                jacobian.carry(hold(&d)),
+                at_relu.carry(hold(&d)),
+                gate.pass(hold(&d)),
+                add_upsampled(hold(&fine), x.clone(), 2),
+            ]
+            .map(Tensor::into_data)
+        };
+        let before = [&x, &after, &d, &fine].map(Tensor::to_data);
+        let shared = all(&Tensor::clone);
+        let own = all(&|x| Tensor::from_data(x.to_data(), &x.device()));
+        assert_eq!(shared, own);
+        assert_eq!(before, [&x, &after, &d, &fine].map(Tensor::to_data));
+    }
+}
+
 #[test]
 #[should_panic(expected = "what is added around a norm has the shape of the maps")]
 fn a_norm_refuses_to_add_maps_of_another_shape() {
@@ -384,7 +424,7 @@ fn gradients(
     leaves.iter().map(gradient).collect()
 }
 
-/// On a GPU tracked tensors have kernels as well.
+/// Tracked tensors have kernels as well.
 #[track_caller]
 fn assert_gradients(maps: &[Tensor<4>], run: &dyn Fn(&[Tensor<4>]) -> Tensor<4>, what: &str) {
     let factor = random(run(maps).dims());
@@ -564,6 +604,7 @@ fn softmaxes_by_distance_in_automatic_differentiation() {
         let shape = [2, 3, time, past + time];
         let run = |x: &[Tensor<4>]| {
             let mask = causal(time, past).to_device(&x[0].device().inner());
+            let mask = mask.cast(x[0].dtype());
             let mask = if x[0].is_autodiff() {
                 mask.autodiff()
             } else {
@@ -594,13 +635,22 @@ fn norms_of_16_bit_floats_are_those_of_f32_rounded() {
         let d = random([2, 4, 3, 3]).cast(own);
         let f32 = |x: &Tensor<4>| x.clone().cast(DType::F32);
         let same = |narrow: Tensor<4>, wide: Tensor<4>| {
-            assert_eq!(narrow.into_data(), wide.cast(own).into_data());
+            // As numbers, since a closed gate may leave the sign of a zero.
+            let numbers = |x: Tensor<4>| x.into_data().iter::<f32>().collect::<Vec<f32>>();
+            assert_eq!(narrow.dtype(), own);
+            assert_eq!(numbers(narrow), numbers(wide.cast(own)));
         };
         same(narrow.apply(x.clone()), wide.apply(f32(&x)));
         same(narrow.apply_relu(x.clone()), wide.apply_relu(f32(&x)));
         let [(value, narrow_at), (_, wide_at)] =
             [narrow.linearize(x.clone()), wide.linearize(f32(&x))];
         same(value, wide.apply(f32(&x)));
+        same(narrow_at.tangent(d.clone()), wide_at.tangent(f32(&d)));
+        same(narrow_at.carry(d.clone()), wide_at.carry(f32(&d)));
+        let [(_, narrow_at), (_, wide_at)] = [
+            narrow.linearize_relu(x.clone()),
+            wide.linearize_relu(f32(&x)),
+        ];
         same(narrow_at.tangent(d.clone()), wide_at.tangent(f32(&d)));
         same(narrow_at.carry(d.clone()), wide_at.carry(f32(&d)));
 
@@ -908,4 +958,94 @@ fn products_of_solvers_are_f32_on_every_device() {
     // What they would be if the device rounded to TF32 first, to 11 bits.
     let rounded = distance_of_products(|x| f32::from_bits((x.to_bits() + 0x0fff) & !0x1fff));
     assert!(rounded > 1e-5, "{rounded:e}");
+}
+
+#[test]
+#[should_panic(expected = "the positions have 5 channels, but the weight reads 4")]
+fn a_linear_map_of_other_channels_is_refused() {
+    Linear::new(random([4, 3]), None).apply(random([1, 3, 5]));
+}
+
+#[test]
+#[should_panic(expected = "what a product is added to has its shape")]
+fn a_linear_map_adds_to_positions_of_its_batch() {
+    Linear::new(random([4, 3]), None).add_to(random([2, 1, 3]), random([1, 1, 4]));
+}
+
+#[test]
+#[should_panic(expected = "scale and shift of a norm have a number for each channel")]
+fn a_norm_refuses_scales_of_other_channels() {
+    let norm = GroupNorm {
+        groups: 2,
+        epsilon: 1e-5,
+        affine: Some((random([1, 6, 1, 1]), random([1, 6, 1, 1]))),
+    };
+    norm.apply(random([1, 4, 2, 2]));
+}
+
+#[test]
+#[should_panic(expected = "a kernel of 3 by 1 is not a square with odd sides")]
+fn a_kernel_that_is_no_square_is_refused() {
+    Convolution::new(random([8, 4, 3, 1]), 1);
+}
+
+#[test]
+#[should_panic(expected = "a kernel of 2 by 2 is not a square with odd sides")]
+fn a_kernel_without_a_middle_is_refused() {
+    convolve(random([1, 4, 3, 3]), random([8, 4, 2, 2]), 1);
+}
+
+#[test]
+#[should_panic(expected = "a stride of 0 goes nowhere")]
+fn a_stride_of_nothing_is_refused() {
+    Convolution::new(random([8, 4, 3, 3]), 0);
+}
+
+#[test]
+#[should_panic(expected = "a mask for 6 positions")]
+fn attention_refuses_a_mask_for_other_positions() {
+    let attention = RelativeAttention {
+        content_bias: random([2, 4]),
+        position_bias: random([2, 4]),
+        memory: None,
+        distances: random([1, 3, 8]),
+        mask: causal(3, 0),
+        dropout: None,
+    };
+    let _ = attention.attend(&random([2, 6, 24]));
+}
+
+#[test]
+#[should_panic(expected = "keys and values of the memory, for the batch of the segment")]
+fn attention_refuses_a_memory_of_another_batch() {
+    let attention = RelativeAttention {
+        content_bias: random([2, 4]),
+        position_bias: random([2, 4]),
+        memory: Some(random([3, 2, 16])),
+        distances: random([1, 5, 8]),
+        mask: causal(3, 2),
+        dropout: None,
+    };
+    let _ = attention.attend(&random([2, 3, 24]));
+}
+
+/// Batches without a sample, maps without a pixel, states without a number.
+#[test]
+fn of_nothing_comes_nothing() {
+    let device = device();
+    let empty = |shape: [usize; 4]| Tensor::<4>::zeros(shape, &device);
+    let conv = Convolution::new(random([4, 3, 3, 3]), 2);
+    for sides in [[0, 3, 6, 4], [2, 3, 0, 0]] {
+        let [batch, _, height, width] = sides;
+        let coarse = [batch, 4, height / 2, width / 2];
+        assert_eq!(conv.apply(empty(sides)).dims(), coarse);
+        assert_eq!(conv.carry(empty(coarse)).dims(), sides);
+    }
+    let linear = Linear::new(random([4, 3]), Some(random([1, 3])));
+    let none = Tensor::<3>::zeros([0, 5, 4], &device);
+    assert_eq!(linear.apply(none).dims(), [0, 5, 3]);
+    let state = Tensor::<2>::zeros([2, 0], &device);
+    assert_eq!(row_squares(&state).dims(), [2, 1]);
+    let (of_nothing, _) = residual(&state, &state);
+    assert_eq!(of_nothing.dims(), [2, 0]);
 }

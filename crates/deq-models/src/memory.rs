@@ -37,6 +37,8 @@ pub struct StepNumbers {
     pub weights: usize,
     /// What the penalty records for one probe.
     pub probe: usize,
+    /// What is left of that when the backward solve runs.
+    pub probe_left: usize,
     /// What stands beside that in the backward pass of the penalty: what is left of other tapes,
     /// and cotangents.
     pub penalty: usize,

@@ -140,6 +140,13 @@ impl StopConfig {
             config: self.clone(),
         })
     }
+
+    /// The same with another budget. Steps to keep beyond it are left out.
+    pub fn limited_to(&self, max_steps: usize) -> Self {
+        let mut limited = self.clone().with_max_steps(max_steps);
+        limited.keep.retain(|step| *step < max_steps);
+        limited
+    }
 }
 
 /// A checked [`StopConfig`].

@@ -105,7 +105,8 @@ pub enum DevicesError {
         /// Why.
         reason: String,
     },
-    /// A worker was there, and is no more.
+    /// A worker was there, and is no more. The folder of a run stays locked until the program ends
+    /// or the worker answers, after which nothing more is written to it.
     #[error(
         "the worker at {name} was lost ({reason}): resume the run, with or without it, to go on \
          from the last checkpoint"

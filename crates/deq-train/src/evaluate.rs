@@ -116,7 +116,10 @@ struct Totals {
 
 impl Totals {
     fn add(&mut self, record: &StepRecord) {
-        self.loss += record.loss * record.targets as f64;
+        // Of a batch without targets it need not be a number.
+        if record.targets > 0 {
+            self.loss += record.loss * record.targets as f64;
+        }
         self.targets += record.targets;
         self.batches += 1;
         self.nfe += record.forward_nfe;

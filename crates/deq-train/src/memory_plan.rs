@@ -10,6 +10,7 @@
 //! backward   constants + tape of one application + cotangents
 //! probes     constants + tapes of one application and of the output layers + linearisation
 //! penalty    constants + what is left of that tape + a tape for each probe
+//! both       the adjoint + what is left of the tapes of probes
 //! weights    constants + gradients
 //! unrolled   constants + tapes of all applications + tape of the output layers
 //! ```
@@ -109,6 +110,10 @@ impl MemoryPlan {
             phases.push(phase("probes", recorded + products + 2 * probes * state));
             let tapes = numbers.constants + numbers.kept + penalised(&numbers, probes);
             phases.push(phase("penalty", tapes));
+            if numbers.probe_left > 0 {
+                let both = backward_solve(&numbers, &backward) + probes * numbers.probe_left;
+                phases.push(phase("both", both));
+            }
         }
         phases.push(phase(
             "weights",
@@ -199,16 +204,22 @@ fn solved(numbers: &StepNumbers, forward: &Solve, backward: &Solve) -> Vec<Phase
     let recorded = numbers.constants + numbers.reached + numbers.tape;
     let output = numbers.arranged + numbers.output + numbers.output_peak;
     let behind = numbers.kept + numbers.head;
-    let adjoint = behind + numbers.point + 2 * numbers.arranged + backward.most();
     vec![
         phase(
             "solve",
             numbers.constants + numbers.arranged + numbers.state + forward.most(),
         ),
         phase("output", recorded + output),
-        phase("adjoint", recorded + adjoint),
+        phase("adjoint", backward_solve(numbers, backward)),
         phase("backward", recorded + behind + numbers.backward),
     ]
+}
+
+fn backward_solve(numbers: &StepNumbers, backward: &Solve) -> usize {
+    let recorded = numbers.constants + numbers.reached + numbers.tape;
+    let behind = numbers.kept + numbers.head;
+    let products = numbers.point + 2 * numbers.arranged;
+    recorded + behind + products + backward.most()
 }
 
 fn penalised(numbers: &StepNumbers, probes: usize) -> usize {

@@ -20,12 +20,13 @@ use buffers::{Buffers, move_buffers};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Device;
-use burn::train::{InferenceStep, TrainOutput, TrainStep};
+use burn::train::{InferenceStep, TrainOutput};
 use collective::{Row, Sum, from_row, sum_among};
 use deq_core::random::DividedDraws;
 use deq_data::catch_panic;
+use deq_jacreg::InvalidPenalty;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Instant;
@@ -48,6 +49,8 @@ pub(crate) struct Team {
     sum: Option<Sum>,
     /// Batches read so far.
     done: AtomicUsize,
+    /// Whether nobody waits for the work any more.
+    is_abandoned: AtomicBool,
 }
 
 /// The parts on one device.
@@ -91,6 +94,7 @@ impl Team {
             lanes,
             sum: sum_among(&devices),
             done: AtomicUsize::new(0),
+            is_abandoned: AtomicBool::new(false),
         }
     }
 
@@ -171,9 +175,9 @@ impl Team {
     ) -> Result<TrainOutput<StepOutput<M>>, TrainError> {
         let Some(parts) = self.parts(&learner.model, &input.batch) else {
             input.memory = joined(std::mem::take(memory), self.main());
-            let mut out = TrainStep::step(learner, input);
+            let mut out = learner.whole_step(input)?;
             *memory = vec![std::mem::take(&mut out.item.memory)];
-            self.count();
+            self.count()?;
             return Ok(out);
         };
         let started = Instant::now();
@@ -212,8 +216,8 @@ impl Team {
                     penalty: input.penalty,
                 };
                 let before = Buffers::of(&replica);
-                let out = draws.within(rows, || replica.part_of_step(input, Some(share)));
-                PartOutput {
+                let out = draws.within(rows, || replica.part_of_step(input, Some(share)))?;
+                Ok(PartOutput {
                     moved: before
                         .moved(&replica, by_samples)
                         .to_device(&main, &replica),
@@ -223,11 +227,13 @@ impl Team {
                     },
                     item: out.item,
                     share,
-                }
+                })
             }
         };
-        let outputs = self.run(parts.len(), work)?;
-        self.count();
+        let outputs: Result<Vec<_>, InvalidPenalty> =
+            self.run(parts.len(), work)?.into_iter().collect();
+        let outputs = outputs?;
+        self.count()?;
         let (mut grads, mut moved) = (GradientsAccumulator::new(), GradientsAccumulator::new());
         let (mut rows, mut items) = (Vec::new(), Vec::with_capacity(outputs.len()));
         for part in outputs {
@@ -308,7 +314,7 @@ impl Team {
             input.memory = joined(std::mem::take(memory), self.main());
             let mut out = InferenceStep::step(&replicas[0], input);
             *memory = vec![std::mem::take(&mut out.memory)];
-            self.count();
+            self.count()?;
             return Ok(out);
         };
         let started = Instant::now();
@@ -335,7 +341,7 @@ impl Team {
             }
         };
         let items = self.run(parts.len(), work)?;
-        self.count();
+        self.count()?;
         let (mut item, memories) = whole(items);
         *memory = memories;
         item.record.seconds = started.elapsed().as_secs_f64();
@@ -364,13 +370,34 @@ impl Team {
             false => {
                 let progress = team.clone();
                 let done = move || progress.done.load(Ordering::Relaxed);
-                watch(&watched, [PAUSE, PATIENCE], done, move || work(&team))
+                let abandoned = team.clone();
+                let result = watch(&watched, [PAUSE, PATIENCE], done, move || work(&team));
+                abandoned
+                    .is_abandoned
+                    .store(result.is_err(), Ordering::Relaxed);
+                result
             }
         }
     }
 
-    fn count(&self) {
+    /// A batch was read.
+    fn count(&self) -> Result<(), TrainError> {
         self.done.fetch_add(1, Ordering::Relaxed);
+        self.require_awaited()
+    }
+
+    /// Requires that somebody waits for the work. Once a worker was lost nobody does, and the run
+    /// may be another's: a worker that answers after all must not move it.
+    ///
+    /// # Errors
+    ///
+    /// [`DevicesError::Lost`], which nobody sees.
+    pub(crate) fn require_awaited(&self) -> Result<(), TrainError> {
+        if !self.is_abandoned.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let names: Vec<&str> = self.members.iter().map(|m| m.name.as_str()).collect();
+        Err(DevicesError::lost(names.join(" and "), "the work was given up").into())
     }
 
     /// Does the work for every part on its device, and returns the results in order.

@@ -309,7 +309,7 @@ impl<T: Task> Recipe<T> {
     pub fn limit_eval_steps(&mut self, max_steps: Option<usize>) {
         if let Some(max_steps) = max_steps {
             let stop = self.deq.eval_stop.as_ref().unwrap_or(&self.deq.stop);
-            self.deq.eval_stop = Some(stop.clone().with_max_steps(max_steps));
+            self.deq.eval_stop = Some(stop.limited_to(max_steps));
         }
     }
 

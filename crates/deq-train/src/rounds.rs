@@ -125,6 +125,7 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
         let started = Instant::now();
         let save = |session: &Session<T>, evaluated: bool| {
             let known = std::slice::from_ref(&self.recipe_sum);
+            self.team.require_awaited()?;
             self.folder.check_recipe(known)?;
             let position = Position {
                 step: session.step,

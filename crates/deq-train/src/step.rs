@@ -11,7 +11,7 @@ use burn::tensor::{Device, Tensor};
 use burn::train::metric::Adaptor;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use deq_core::{Depth, Deq, Precision};
-use deq_jacreg::{JacobianPenalty, Penalty};
+use deq_jacreg::{InvalidPenalty, JacobianPenalty, Penalty};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -125,13 +125,19 @@ impl<M: TaskModel> Learner<M> {
     }
 
     /// The weighted penalty of a step at the end of its solve.
-    fn penalty(&self, weight: Option<f64>, reading: &Reading<M>) -> Option<(f64, Penalty)> {
-        let (weight, penalty) = (weight?, self.plan.penalty.as_ref()?);
-        let (cell, solved) = (self.model.cell()?, reading.solved.as_ref()?);
-        let estimate = penalty
-            .at(cell, &solved.context, &solved.equilibrium.z)
-            .expect("the settings were checked and the state is f32 or f64");
-        Some((weight, estimate))
+    fn penalty(
+        &self,
+        weight: Option<f64>,
+        reading: &Reading<M>,
+    ) -> Result<Option<(f64, Penalty)>, InvalidPenalty> {
+        let (Some(weight), Some(penalty)) = (weight, self.plan.penalty.as_ref()) else {
+            return Ok(None);
+        };
+        let (Some(cell), Some(solved)) = (self.model.cell(), reading.solved.as_ref()) else {
+            return Ok(None);
+        };
+        let estimate = penalty.at(cell, &solved.context, &solved.equilibrium.z)?;
+        Ok(Some((weight, estimate)))
     }
 }
 
@@ -183,48 +189,66 @@ impl<M: TaskModel> TrainStep for Learner<M> {
     type Input = StepInput<M>;
     type Output = StepOutput<M>;
 
+    /// # Panics
+    ///
+    /// As [`Learner::whole_step`] fails.
     fn step(&self, input: StepInput<M>) -> TrainOutput<StepOutput<M>> {
+        self.whole_step(input)
+            .expect("the state is of a type that the penalty takes")
+    }
+}
+
+impl<M: TaskModel> Learner<M> {
+    /// One step on the whole batch, with clipped gradients.
+    ///
+    /// # Errors
+    ///
+    /// As [`part_of_step`](Self::part_of_step).
+    pub(crate) fn whole_step(&self, input: StepInput<M>) -> StepResult<M> {
         let plan = &self.plan;
         // Masks and probes depend on seed and step alone, so that a resumed run draws what the
         // first one would have.
         for device in self.model.devices() {
             device.seed(step_seed(plan.seed, input.step));
         }
-        let out = self.part_of_step(input, None);
-        TrainOutput {
+        let out = self.part_of_step(input, None)?;
+        Ok(TrainOutput {
             grads: match plan.clip {
                 Some(limit) => clip_global_norm(self, out.grads, limit),
                 None => out.grads,
             },
             item: out.item,
-        }
+        })
     }
-}
 
-impl<M: TaskModel> Learner<M> {
     /// One step on the whole batch, or on a part of it with that share, whose gradients then add
     /// up to those of the whole. Gradients are not clipped.
-    pub(crate) fn part_of_step(
-        &self,
-        input: StepInput<M>,
-        share: Option<Share>,
-    ) -> TrainOutput<StepOutput<M>> {
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidPenalty`] if the state is of a type in which its penalty cannot be taken.
+    pub(crate) fn part_of_step(&self, input: StepInput<M>, share: Option<Share>) -> StepResult<M> {
         let started = Instant::now();
         let plan = &self.plan;
         let deq = plan.deq.at_step(plan.seed, input.step as u64);
         let (phase, depth) = plan.depth(Some(input.step), &deq);
         let reading = self.model.read(&input.batch, &input.memory, depth);
         let loss = self.model.loss(&reading.output, &input.batch);
-        let penalty = self.penalty(input.penalty, &reading);
+        let penalty = self.penalty(input.penalty, &reading)?;
         let (own, samples) = match share {
-            Some(share) => (loss.clone() * share.of_loss, share.of_samples),
-            None => (loss.clone(), 1.0),
+            // A mean over no target need not be a number.
+            Some(share) if share.of_loss <= 0.0 => (None, share.of_samples),
+            Some(share) => (Some(loss.clone() * share.of_loss), share.of_samples),
+            None => (Some(loss.clone()), 1.0),
         };
-        let total = match &penalty {
-            Some((weight, estimate)) => own + estimate.value.clone() * (*weight * samples),
-            None => own,
+        let weighted = penalty
+            .as_ref()
+            .map(|(weight, estimate)| estimate.value.clone() * (*weight * samples));
+        let total = own.into_iter().chain(weighted).reduce(|a, b| a + b);
+        let grads = match total {
+            Some(total) => GradientsParams::from_grads(total.backward(), self),
+            None => GradientsParams::new(),
         };
-        let grads = GradientsParams::from_grads(total.backward(), self);
 
         let number = |tensor: Tensor<1>| tensor.inner().into_scalar::<f64>();
         let solved = reading.solved.as_ref();
@@ -247,9 +271,12 @@ impl<M: TaskModel> Learner<M> {
             tally: self.model.tally(&reading.output, &input.batch),
             memory: reading.memory,
         };
-        TrainOutput { grads, item }
+        Ok(TrainOutput { grads, item })
     }
 }
+
+/// The outcome of a step of training.
+pub(crate) type StepResult<M> = Result<TrainOutput<StepOutput<M>>, InvalidPenalty>;
 
 impl<M: TaskModel> InferenceStep for Learner<M> {
     type Input = StepInput<M>;

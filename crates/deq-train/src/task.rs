@@ -181,7 +181,9 @@ pub trait TaskModel: Module + ModuleDisplay + Debug + Send + Sync + 'static {
     /// The cell; `None` for an explicit network with layers of its own.
     fn cell(&self) -> Option<&Self::Cell>;
 
-    /// The mean loss of a training batch, `[1]`.
+    /// The mean loss of a training batch over its targets, `[1]`. Of a part without targets it is
+    /// not read where others have some; make it 0 where a whole batch may lack them, since training
+    /// ends with a loss that is not a number.
     fn loss(&self, output: &Self::Output, batch: &Self::Batch) -> Tensor<1>;
 
     /// The mean loss of a held-out batch, `[1]`. Default: [`loss`](Self::loss).

@@ -2,6 +2,7 @@
 //! equilibrium.
 
 use super::config::{ImplicitConfig, NeumannGradientConfig, ShineConfig};
+use super::row_lengths;
 use crate::cell::{EquilibriumCell, FrozenCell};
 use crate::error::{DeqError, require, require_count};
 use crate::hook::rewrite_cotangent;
@@ -178,11 +179,10 @@ struct Shared<'a> {
 impl<'a> Shared<'a> {
     /// Judges the inverse by what it makes of `g`, and returns that too.
     fn new(inverse: &'a InverseJacobian, g: Tensor<2>, max_growth: f64) -> (Self, Tensor<2>) {
-        let length = |x: Tensor<2>| x.square().sum_dim(1).sqrt();
         let estimate = estimate(inverse, g.clone());
         // Asked this way round, a NaN is refused.
-        let accepted =
-            length(estimate.clone()).lower_equal(length(g.clone()).mul_scalar(max_growth));
+        let accepted = row_lengths(estimate.clone())
+            .lower_equal(row_lengths(g.clone()).mul_scalar(max_growth));
         let shared = Self {
             inverse,
             refused: accepted.bool_not(),

@@ -3,6 +3,7 @@
 use crate::cell::{EquilibriumCell, FrozenCell};
 use crate::error::{DeqError, require_count};
 use crate::gradient::config::ReversibleGradientConfig;
+use crate::gradient::row_lengths;
 use crate::report::{BackwardPass, BackwardReport};
 use crate::state::StateLayout;
 use crate::tape::{Inputs, Pulled, TapedCell, attach};
@@ -133,7 +134,7 @@ impl ReversiblePairs {
                 y: cotangent.zeros_like(),
                 z: cotangent,
             };
-            let norm = length(end.z.clone()).clamp_min(f64::from(f32::MIN_POSITIVE));
+            let norm = row_lengths(end.z.clone()).clamp_min(f64::from(f32::MIN_POSITIVE));
             let mut missed = norm.zeros_like();
             let longest = pairs.iter().copied().max().unwrap_or(0);
             for step in (0..longest).rev() {
@@ -145,7 +146,7 @@ impl ReversiblePairs {
                     undo.half_step(pair.y, &pair.z, adjoint.y, adjoint.z);
                 if let Some(true_pair) = landmarks.at(step) {
                     let there = undo.unless_idle(true_pair.clone(), join(pair.clone()));
-                    let distance = length(join(pair) - there.clone()) / norm.clone();
+                    let distance = row_lengths(join(pair) - there.clone()) / norm.clone();
                     missed = missed.max_pair(distance);
                     pair = parted(there);
                 }
@@ -251,11 +252,6 @@ impl Landmarks {
         let found = self.pairs.iter().find(|(at, _)| *at == step);
         found.map(|(_, pair)| pair)
     }
-}
-
-/// `[batch, 1]`
-fn length(x: Tensor<2>) -> Tensor<2> {
-    x.square().sum_dim(1).sqrt()
 }
 
 fn idle_rows(active: Vec<bool>, like: &Tensor<2>) -> Option<Tensor<2, Bool>> {

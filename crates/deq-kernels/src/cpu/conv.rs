@@ -30,8 +30,7 @@ impl ConvShape {
 
     /// Height and width of the output.
     pub(crate) fn output_sides(&self) -> [usize; 2] {
-        [self.height, self.width]
-            .map(|side| (side + 2 * self.padding() - self.kernel) / self.stride + 1)
+        [self.height, self.width].map(|side| side.div_ceil(self.stride))
     }
 
     /// Whether it maps pixels one by one.

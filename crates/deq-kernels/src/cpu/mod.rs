@@ -21,6 +21,7 @@ mod reduce;
 pub(crate) mod resample;
 pub(crate) mod softmax;
 pub(crate) mod solver;
+pub(crate) mod weight_norm;
 mod winograd;
 
 use pulp::WithSimd;
@@ -148,21 +149,60 @@ mod tests {
             shift: Some(&shift[3..]),
             cycle: 1,
         };
-        let (x, d) = (numbers(800 * rows.size), numbers(801 * rows.size));
-        let normed = norm::normalize(&x, rows, 1e-5, true, true);
+        let count = 800 * rows.size;
+        let all = numbers(5 * count);
+        let [x, before, after, d, gate] = [0, 1, 2, 3, 4].map(|i| &all[i * count..][..count]);
+        let nothing = || vec![0.0; count];
+        let [mut value, mut normed, mut plain] = [(); 3].map(|()| nothing());
+        let norm = norm::Normalization {
+            x: Some(x),
+            before: Some(before),
+            after: Some(after),
+            rows,
+            epsilon: 1e-5,
+            relu: true,
+        };
+        let inverse_deviations = norm.run(&mut normed, Some(&mut value));
+        norm.run(&mut plain, None);
         let carry = |direction| {
-            norm::carry(
-                &d[rows.size - 1..][..x.len()],
-                &normed.normed,
-                &normed.inverse_deviations,
+            let mut result = d.to_vec();
+            let carry = norm::Carry {
+                d: None,
+                normed: &normed,
+                inverse_deviations: &inverse_deviations,
+                gate: Some(gate),
                 rows,
                 direction,
-            )
+            };
+            carry.run(&mut result);
+            result
         };
-        let carried = [norm::Direction::Forward, norm::Direction::Transposed].map(carry);
-        let mut outcomes = vec![normed.value];
-        outcomes.extend(carried);
-        outcomes
+        let [forward, transposed] =
+            [norm::Direction::Forward, norm::Direction::Transposed].map(carry);
+        let tangent = norm::Tangent {
+            x,
+            d,
+            gate: Some(gate),
+            rows,
+            epsilon: 1e-5,
+        };
+        let [mut moved, mut apart, mut to_x, mut to_d] = [(); 4].map(|()| nothing());
+        tangent.run(&mut moved, Some(&mut apart));
+        tangent.carry(Some(after), &mut to_x, &mut to_d);
+        let sides = [800, 6, 7];
+        let (to_scale, to_shift) = norm::affine_gradients(d, &normed, Some(gate), sides);
+        vec![
+            value, plain, forward, transposed, moved, apart, to_x, to_d, to_scale, to_shift,
+        ]
+    }
+
+    fn weights() -> Vec<Vec<f32>> {
+        let size = 301;
+        let (direction, gain) = (numbers(90 * size), numbers(90));
+        let [weight, lengths] = weight_norm::weight_norm(&direction, &gain, size);
+        let mut to_direction = numbers(91 * size).split_off(size);
+        let to_gain = weight_norm::carry(&mut to_direction, &direction, &gain, &lengths, size);
+        vec![weight, lengths, to_direction, to_gain]
     }
 
     fn attentions() -> Vec<Vec<f32>> {
@@ -195,7 +235,11 @@ mod tests {
         let columns: Vec<usize> = (0..rows).map(|row| row % size).collect();
         let mut fine = numbers(40 * 36 * 28);
         resample::add_upsampled(&mut fine, &numbers(40 * 9 * 7), [9, 7], 4);
+        let mut open = numbers(100_002).split_off(1);
+        pointwise::pass_gate(&mut open, &numbers(100_001));
         vec![
+            resample::sum_squares(&fine, [9, 7], 4),
+            open,
             softmax::cross_entropy(&scores, &columns),
             softmax::cross_entropy_gradient(&scores, &columns, &g),
             pointwise::tanh_all(&numbers(100_001)),
@@ -267,6 +311,7 @@ mod tests {
             convolutions,
             products,
             norms,
+            weights,
             attentions,
             rows,
             solver_steps,

@@ -59,11 +59,24 @@ pub(crate) fn tanh(x: f32) -> f32 {
 /// `tanh` of every number.
 pub(crate) fn tanh_all(x: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
-    let share = x.len().div_ceil(rayon::current_num_threads()).max(PARALLEL);
+    let share = share(x.len());
     out.par_chunks_mut(share)
         .zip(x.par_chunks(share))
         .for_each(|(out, x)| dispatch(Tanh { x, out }));
     out
+}
+
+/// 0 where the gate is not above 0.
+pub(crate) fn pass_gate(x: &mut [f32], gate: &[f32]) {
+    let share = share(x.len());
+    x.par_chunks_mut(share)
+        .zip(gate.par_chunks(share))
+        .for_each(|(x, gate)| dispatch(PassGate { x, gate }));
+}
+
+/// The numbers that one task takes.
+fn share(count: usize) -> usize {
+    count.div_ceil(rayon::current_num_threads()).max(PARALLEL)
 }
 
 struct Tanh<'a> {
@@ -78,6 +91,22 @@ impl WithSimd for Tanh<'_> {
     fn with_simd<S: Simd>(self, _: S) {
         for (out, x) in self.out.iter_mut().zip(self.x) {
             *out = tanh(*x);
+        }
+    }
+}
+
+struct PassGate<'a> {
+    x: &'a mut [f32],
+    gate: &'a [f32],
+}
+
+impl WithSimd for PassGate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (x, gate) in self.x.iter_mut().zip(self.gate) {
+            *x = if *gate > 0.0 { *x } else { 0.0 };
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Maps of one resolution added to those of another.
+//! Maps of one resolution for those of another.
 
 use super::{dispatch, rows_per_task};
 use pulp::{Simd, WithSimd};
@@ -47,6 +47,57 @@ impl WithSimd for AddUpsampled<'_> {
                 for (to, line) in to.iter_mut().zip(&line) {
                     *to += line;
                 }
+            }
+        }
+    }
+}
+
+/// The sums over squares of `x`, with sides of `factor` pixels, of maps of `height` by `width`
+/// squares.
+pub(crate) fn sum_squares(x: &[f32], [height, width]: [usize; 2], factor: usize) -> Vec<f32> {
+    let (fine, coarse) = (height * width * factor * factor, height * width);
+    let mut sums = vec![0.0; x.len() / (factor * factor)];
+    if fine == 0 {
+        return sums;
+    }
+    let maps = rows_per_task(fine);
+    sums.par_chunks_mut(maps * coarse)
+        .zip(x.par_chunks(maps * fine))
+        .for_each(|(sums, x)| {
+            dispatch(SumSquares {
+                sums,
+                x,
+                width,
+                factor,
+            });
+        });
+    sums
+}
+
+struct SumSquares<'a> {
+    sums: &'a mut [f32],
+    x: &'a [f32],
+    width: usize,
+    factor: usize,
+}
+
+impl WithSimd for SumSquares<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let length = self.width * self.factor;
+        let mut line = vec![0.0; length];
+        let lines = self.x.chunks_exact(self.factor * length);
+        for (sums, x) in self.sums.chunks_exact_mut(self.width).zip(lines) {
+            line.fill(0.0);
+            for x in x.chunks_exact(length) {
+                for (to, x) in line.iter_mut().zip(x) {
+                    *to += x;
+                }
+            }
+            for (sum, line) in sums.iter_mut().zip(line.chunks_exact(self.factor)) {
+                *sum = line.iter().sum();
             }
         }
     }

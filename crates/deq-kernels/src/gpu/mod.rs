@@ -40,7 +40,15 @@ pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     !tensor.is_autodiff() && is_ours(tensor)
 }
 
-fn is_ours<const D: usize>(tensor: &Tensor<D>) -> bool {
+/// Whether kernels take all of these, with one beside it that is recorded where a tensor is
+/// tracked.
+pub(crate) fn takes_tracked<const D: usize>(tensors: &[&Tensor<D>]) -> bool {
+    let is_tracked = tensors.iter().any(|tensor| tensor.is_autodiff());
+    tensors.iter().all(|tensor| is_ours(tensor)) && (cfg!(feature = "autodiff") || !is_tracked)
+}
+
+/// The same as for [`takes`], whether or not something differentiates the tensor.
+pub(crate) fn is_ours<const D: usize>(tensor: &Tensor<D>) -> bool {
     let numbers = tensor.shape().num_elements();
     tensor.dtype() == DType::F32
         && numbers > 0
@@ -60,33 +68,6 @@ fn is_gpu(device: &DispatchDevice) -> bool {
         )]
         _ => false,
     }
-}
-
-/// Whether kernels that are recorded, where a tensor is tracked, take all of these.
-pub(crate) fn takes_tracked<const D: usize>(tensors: &[&Tensor<D>]) -> bool {
-    way(tensors).is_some()
-}
-
-/// Whether a kernel is called as it is, or one beside it that is recorded.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Way {
-    Plain,
-    #[cfg(feature = "autodiff")]
-    Tracked,
-}
-
-/// How kernels take all of these tensors, if they do.
-pub(crate) fn way<const D: usize>(tensors: &[&Tensor<D>]) -> Option<Way> {
-    if !tensors.iter().all(|tensor| is_ours(tensor)) {
-        return None;
-    }
-    if tensors.iter().all(|tensor| !tensor.is_autodiff()) {
-        return Some(Way::Plain);
-    }
-    #[cfg(feature = "autodiff")]
-    return Some(Way::Tracked);
-    #[cfg(not(feature = "autodiff"))]
-    None
 }
 
 /// The tensor with its numbers in order, in memory that nobody else holds.

@@ -2,9 +2,8 @@
 
 use super::maps::{Maps, Steps};
 use super::{UNITS, cube_each, like, sum};
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, ExtensionType, TensorMetadata, backend_extension};
-use burn::tensor::Shape;
+use crate::backend::norm::{Carried, CarryRules, NormBackend, NormRules, Normed};
+use burn::backend::TensorMetadata;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::{self, prelude::*};
 use burn_cubecl::kernel::into_contiguous;
@@ -15,75 +14,6 @@ const MANY_UNITS: u32 = 1024;
 
 /// The numbers of a row from which `MANY_UNITS` share it.
 const LONG_ROW: usize = 8 * MANY_UNITS as usize;
-
-/// Maps, and what is added before and after the norm; where nothing is, any of the others.
-#[derive(Debug, ExtensionType)]
-#[extension_type(fusion)]
-pub(crate) struct Normed<B: Backend> {
-    pub(crate) x: FloatTensor<B>,
-    pub(crate) before: FloatTensor<B>,
-    pub(crate) after: FloatTensor<B>,
-    pub(crate) scale: FloatTensor<B>,
-    pub(crate) shift: FloatTensor<B>,
-}
-
-/// What an application of a norm reads and writes.
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
-pub(crate) struct NormRules {
-    pub(crate) before: bool,
-    pub(crate) after: bool,
-    pub(crate) affine: bool,
-    pub(crate) relu: bool,
-    /// Whether the normalised maps are written beside the value.
-    pub(crate) apart: bool,
-}
-
-/// Maps, the normalised ones of the point, and what they are scaled and gated by; where they are
-/// not, any of the others.
-#[derive(Debug, ExtensionType)]
-#[extension_type(fusion)]
-pub(crate) struct Carried<B: Backend> {
-    pub(crate) d: FloatTensor<B>,
-    pub(crate) normed: FloatTensor<B>,
-    pub(crate) inverse_deviation: FloatTensor<B>,
-    pub(crate) scale: FloatTensor<B>,
-    pub(crate) gate: FloatTensor<B>,
-}
-
-/// What a product with the Jacobian reads.
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
-pub(crate) struct CarryRules {
-    pub(crate) transposed: bool,
-    pub(crate) affine: bool,
-    pub(crate) gated: bool,
-}
-
-#[backend_extension(Cube, Fusion)]
-pub(crate) trait NormBackend: Backend {
-    /// The value, the normalised maps (one number if they are not apart), and the inverse
-    /// deviations `[batch, groups, 1]`.
-    #[fusion(meta = |parts, groups, _, rules| normed_specs(&parts.x, *groups, *rules))]
-    fn normalize(
-        #[extension_type] parts: Normed<Self>,
-        groups: usize,
-        epsilon: f32,
-        rules: NormRules,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-
-    #[fusion(meta = |parts, _| parts.d.clone())]
-    fn carry_norm(#[extension_type] parts: Carried<Self>, rules: CarryRules) -> FloatTensor<Self>;
-}
-
-type Spec = burn::backend::fusion::custom::TensorSpec;
-
-fn normed_specs(x: &Spec, groups: usize, rules: NormRules) -> (Spec, Spec, Spec) {
-    let normed = match rules.apart {
-        true => x.clone(),
-        false => Spec::new(Shape::new([1, 1, 1, 1]), x.dtype),
-    };
-    let deviations = Spec::new(Shape::new([x.shape[0], groups, 1]), x.dtype);
-    (x.clone(), normed, deviations)
-}
 
 /// How the rows of maps lie and how many units share one.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]

@@ -1,71 +1,19 @@
 //! What differentiates norms and products with their Jacobians.
 
 use super::maps::{Maps, Steps};
-use super::norm::{CarryRules, Rows, channel_of, gated, place, through, walk};
+use super::norm::{Rows, channel_of, gated, place, through, walk};
 use super::{MOST_CUBES, UNITS, cube_each, like, sum};
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, ExtensionType, backend_extension};
-use burn::tensor::Shape;
+use crate::backend::norm::{CarryRules, Moved, NormGradientsBackend};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::{self, prelude::*};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-
-/// A point, a direction, and what the product is scaled and gated by; where it is not, any of the
-/// others.
-#[derive(Debug, ExtensionType)]
-#[extension_type(fusion)]
-pub(crate) struct Moved<B: Backend> {
-    pub(crate) x: FloatTensor<B>,
-    pub(crate) d: FloatTensor<B>,
-    pub(crate) scale: FloatTensor<B>,
-    pub(crate) gate: FloatTensor<B>,
-}
 
 /// The pixels of maps with channels last from which cubes share the sums over them.
 const SIDE_BY_SIDE: usize = 2_048;
 
 /// Channels that units of a cube read side by side.
 const LANES: usize = 32;
-
-#[backend_extension(Cube, Fusion)]
-pub(crate) trait NormGradientsBackend: Backend {
-    /// The product of the Jacobian at `x` with `d`, and the same before it is scaled and gated.
-    #[fusion(meta = |parts, _, _, _| (parts.x.clone(), parts.x.clone()))]
-    fn norm_tangent(
-        #[extension_type] parts: Moved<Self>,
-        groups: usize,
-        epsilon: f32,
-        rules: CarryRules,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// The cotangents of `x` and `d` for that of the first output of
-    /// [`norm_tangent`](Self::norm_tangent).
-    #[fusion(meta = |parts, _, _, _, _| (parts.x.clone(), parts.x.clone()))]
-    fn carry_norm_tangent(
-        #[extension_type] parts: Moved<Self>,
-        h: FloatTensor<Self>,
-        groups: usize,
-        epsilon: f32,
-        rules: CarryRules,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// The sums over samples and pixels of `g * normed` and of `g`, `[1, channels, 1, 1]`, where
-    /// the gate is open if there is one.
-    #[fusion(meta = |g, _, _, _| (per_channel(g), per_channel(g)))]
-    fn affine_gradients(
-        g: FloatTensor<Self>,
-        normed: FloatTensor<Self>,
-        gate: FloatTensor<Self>,
-        gated: bool,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-}
-
-type Spec = burn::backend::fusion::custom::TensorSpec;
-
-fn per_channel(maps: &Spec) -> Spec {
-    Spec::new(Shape::new([1, maps.shape[1], 1, 1]), maps.dtype)
-}
 
 impl NormGradientsBackend for CubeBackend {
     fn norm_tangent(
@@ -375,8 +323,7 @@ fn affine_totals_kernel(
     }
 }
 
-/// The product `J(x) d` with the Jacobian of the normalisation, `(d - mean(d) - n mean(n d)) / s`
-/// with the normalised `n` and the deviation `s`, then scaled and gated.
+/// [`NormGradientsBackend::norm_tangent`]
 #[cube(launch)]
 fn tangent_kernel(
     x: &[f32],
@@ -462,12 +409,7 @@ fn tangent_kernel(
     }
 }
 
-/// The cotangents of `x` and of `d` for the cotangent `h` of [`tangent_kernel`].
-///
-/// With `g` behind gate and scale, `G = g - mean(g) - n mean(n g)`, `D` likewise of `d`,
-/// `c = mean(n d)`, `e = mean(n g)` and `q = mean(g D)`: that of `d` is `G / s`, since the Jacobian
-/// is symmetric, and that of `x` is `-(c G + e D + q n) / s^2`. Since the mean of `n^2` lacks
-/// `epsilon / s^2` to 1, `q = mean(G D) + c e epsilon / s^2`.
+/// [`NormGradientsBackend::carry_norm_tangent`]
 #[cube(launch)]
 fn tangent_back_kernel(
     x: &[f32],

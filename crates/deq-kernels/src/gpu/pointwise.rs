@@ -2,38 +2,10 @@
 
 use super::maps::{Maps, Steps};
 use super::{UNITS, cubes};
-use burn::backend::Backend;
-use burn::backend::backend_extension;
-use burn::backend::tensor::FloatTensor;
-use burn::tensor::Shape;
+use crate::backend::pointwise::PointwiseBackend;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::{self, prelude::*};
 use burn_cubecl::tensor::CubeTensor;
-
-#[backend_extension(Autodiff: cfg(feature = "autodiff"), Cube, Fusion)]
-pub(crate) trait PointwiseBackend: Backend {
-    /// `d` where `gate`, a constant, is above 0, else 0.
-    #[fusion(meta = |d, _| d.clone())]
-    fn pass_gate(d: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    #[fusion(meta = |to, _, _| to.clone())]
-    fn add_upsampled(
-        to: FloatTensor<Self>,
-        x: FloatTensor<Self>,
-        factor: usize,
-    ) -> FloatTensor<Self>;
-
-    #[fusion(meta = |x, factor| coarser(x, *factor))]
-    fn sum_squares(x: FloatTensor<Self>, factor: usize) -> FloatTensor<Self>;
-}
-
-type Spec = burn::backend::fusion::custom::TensorSpec;
-
-fn coarser(x: &Spec, factor: usize) -> Spec {
-    let [batch, channels, height, width] = x.shape.dims();
-    let shape = [batch, channels, height / factor, width / factor];
-    Spec::new(Shape::new(shape), x.dtype)
-}
 
 impl PointwiseBackend for CubeBackend {
     fn pass_gate(d: CubeTensor, gate: CubeTensor) -> CubeTensor {

@@ -1,33 +1,12 @@
 //! Weight normalisation, one cube of units for every slice.
 
 use super::{UNITS, cube_each, like, sum};
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, TensorMetadata, backend_extension};
+use crate::backend::weight_norm::WeightNormBackend;
+use burn::backend::TensorMetadata;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::{self, prelude::*};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-
-#[backend_extension(Cube, Fusion)]
-pub(crate) trait WeightNormBackend: Backend {
-    /// `direction * gain / |direction|` and the lengths `[1, slices, 1]`, of slices along the
-    /// middle axis of `[outer, slices, inner]`.
-    #[fusion(meta = |direction, gain| (direction.clone(), gain.clone()))]
-    fn weight_norm(
-        direction: FloatTensor<Self>,
-        gain: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// The cotangents of direction and gain.
-    #[cfg(feature = "autodiff")]
-    #[fusion(meta = |direction, gain, _, _| (direction.clone(), gain.clone()))]
-    fn carry_weight_norm(
-        direction: FloatTensor<Self>,
-        gain: FloatTensor<Self>,
-        lengths: FloatTensor<Self>,
-        g: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-}
 
 impl WeightNormBackend for CubeBackend {
     fn weight_norm(direction: CubeTensor, gain: CubeTensor) -> (CubeTensor, CubeTensor) {

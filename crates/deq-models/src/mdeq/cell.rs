@@ -109,9 +109,9 @@ impl MdeqCell {
         let [batch, _, height, width] = injection.dims();
         let factor = 1 << (self.channels.len() - 1);
         assert!(
-            height.is_multiple_of(factor) && width.is_multiple_of(factor),
+            height * width > 0 && height.is_multiple_of(factor) && width.is_multiple_of(factor),
             "the finest branch is {height} by {width}, but its sides must be multiples of \
-                 {factor} for {} branches",
+                 {factor}, above 0, for {} branches",
             self.channels.len()
         );
         let branches = self.channels.iter().enumerate();

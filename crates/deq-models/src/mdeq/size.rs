@@ -68,8 +68,8 @@ impl MdeqConfig {
 /// What a step on normalised maps leaves: how often the numbers of an output are kept by a recorded
 /// application, by its linearisation, and by the penalty. The first is that of a step that ends a
 /// way, the second that of one with a ReLU behind it.
-const LAST: [usize; 3] = [2, 1, 5];
-const INNER: [usize; 3] = [4, 2, 9];
+const LAST: [usize; 3] = [1, 1, 4];
+const INNER: [usize; 3] = [2, 2, 6];
 
 impl MdeqConfig {
     /// The numbers that a training step holds on images of `sides`, height and width, but for those
@@ -92,8 +92,11 @@ impl MdeqConfig {
             1 => 3,
             _ => 4 + 2,
         };
-        let block = 4 * wide + 6 * state;
-        let tape = self.blocks * block + (4 + post) * state + way_tape;
+        let block = 2 * wide + 4 * state;
+        let tape = self.blocks * block + (3 + post) * state + way_tape;
+        // The wide maps three times forward and three times in the tangent.
+        let block = 6 * wide + 10 * state;
+        let probe = self.blocks * block + (13 + post) * state + way_penalty;
         let constants = 3 * stem * map(0) + weights;
         let (arranged, arranging) = match on_host {
             true => self.arranged(sides),
@@ -113,9 +116,15 @@ impl MdeqConfig {
             point: self.blocks * (2 * wide + 3 * state) + 2 * state + way_point,
             backward: 2 * self.expansion * map(0) + 3 * state,
             weights: self.parameters() + weights,
-            // The wide maps five times forward and four times in the tangent.
-            probe: self.blocks * (9 * wide + 14 * state) + (14 + post) * state + way_penalty,
-            // The recorded application has not been differentiated yet; gradients of weights.
+            probe,
+            // Backward passes run by the depth of the graph, and the penalty is as deep as the cell
+            // has branches: it is gone by then with two, and with three its forward half is not.
+            probe_left: match self.channels.len() {
+                0..=2 => 0,
+                _ => 2 * probe / 3,
+            },
+            // The recorded application and the head have not been differentiated yet; gradients of
+            // weights.
             penalty: tape + state + arranged + weights,
             ..StepNumbers::default()
         }
@@ -134,13 +143,6 @@ impl MdeqConfig {
         let more = 14 * self.blocks * pairs.iter().sum::<usize>();
         let largest = 16 * pairs.into_iter().max().unwrap_or(0);
         (self.blocks() + self.fusion() + more, largest)
-    }
-
-    /// What is left of the tape of the head in the backward pass of the penalty. Backward passes
-    /// run by the depth of the graph, and the penalty is as deep as the cell has tensors: more than
-    /// head and cell are from three branches on.
-    fn head_beside_penalty(&self, output: usize) -> usize {
-        if self.channels.len() > 2 { output } else { 0 }
     }
 
     /// Samples times pixels of a branch.
@@ -197,7 +199,7 @@ impl MdeqClassifierConfig {
             output,
             output_peak: 3 * last,
             weights: own.weights + head,
-            penalty: own.penalty + self.backbone.head_beside_penalty(output),
+            penalty: own.penalty + output,
             ..own
         }
     }
@@ -248,7 +250,7 @@ impl MdeqSegmenterConfig {
             output_peak: (2 * scores + 3 * targets).max(2 * mixed),
             kept: scores,
             weights: own.weights + head,
-            penalty: own.penalty + self.backbone.head_beside_penalty(output),
+            penalty: own.penalty + output,
             ..own
         }
     }

@@ -338,6 +338,11 @@ impl DeqTransformerLm {
         let context = self.cell.context(all_injections, past_z, dropout);
 
         let z0 = start.unwrap_or_else(|| Tensor::zeros([batch, time, d_model], &device));
+        assert_eq!(
+            z0.dims(),
+            [batch, time, d_model],
+            "the start of the solve has a state for each token"
+        );
         let equilibrium = depth.reach(&self.cell, &context, z0);
         let z = equilibrium.output.clone();
         LmOutput {

@@ -92,6 +92,7 @@ impl DeqTransformerLmConfig {
             // Forward: once before the ReLU, once behind; the scores three times. The tangent: the
             // inner one, scores three times.
             probe: 3 * wide + wide / 4 + 6 * scores + 2 * read + 17 * narrow,
+            probe_left: 0,
             // Attention of the recorded application is not differentiated yet.
             penalty: 3 * scores + 2 * read + 5 * narrow + 2 * wide + 4 * matrix,
         }

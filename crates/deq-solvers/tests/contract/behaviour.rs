@@ -99,6 +99,9 @@ fn kept_states_are_those_of_the_trace_and_the_answer_beyond_the_end() {
         message.unwrap_err().to_string(),
         "stop.keep is 5, but must be below stop.max_steps, since steps are counted from 0"
     );
+    let limited = tight().with_keep(vec![5, 2]).limited_to(5);
+    assert_eq!((limited.max_steps, &*limited.keep), (5, &[2][..]));
+    limited.build().unwrap();
 }
 
 #[test]

@@ -33,6 +33,8 @@ fn whole_record(parts: &[(StepRecord, Share)]) -> StepRecord {
     StepRecord {
         loss: parts
             .iter()
+            // Of a part without targets it need not be a number.
+            .filter(|(_, share)| share.of_loss > 0.0)
             .map(|(record, share)| record.loss * share.of_loss)
             .sum(),
         targets: records().map(|record| record.targets).sum(),

@@ -63,10 +63,9 @@ fn assert_same_weights<T: Task>(found: &Path, expected: &Path) {
     assert!(largest < ROUNDING, "weights differ by {largest}");
 }
 
-/// The text without what amplifies rounding: Adam makes steps of the rounding of gradients that are
+/// A recipe without what amplifies rounding: Adam makes steps of the rounding of gradients that are
 /// zero, and Anderson extrapolates from nearly equal states. Some solves converge and some do not.
-fn steady() -> Recipe<TextTask> {
-    let mut recipe = text();
+fn steady<T: Task>(mut recipe: Recipe<T>) -> Recipe<T> {
     recipe.set("optimizer", "nesterov").unwrap();
     recipe.learning_rate = 0.05;
     recipe.deq.solver = PicardConfig::new().into();
@@ -82,7 +81,7 @@ fn steady() -> Recipe<TextTask> {
 #[test]
 fn text_on_several_devices_is_text_on_one_and_resumes_on_any() {
     let _turn = turn();
-    let recipe = steady();
+    let recipe = steady(text());
     let folder = tempfile::tempdir().unwrap();
     let [one, two, mixed] = ["one", "two", "mixed"].map(|name| folder.path().join(name));
     train_only(recipe.clone(), &on("flex", &one, Start::New, None)).unwrap();
@@ -116,6 +115,31 @@ fn text_on_several_devices_is_text_on_one_and_resumes_on_any() {
         record
     };
     assert_close(&table("flex,flex"), &table("flex"), "table");
+}
+
+/// The mean of a part over no target is not a number, and counts nothing.
+#[test]
+fn a_part_without_targets_is_left_out_of_the_loss() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
+    let mut recipe = steady(own());
+    recipe.batch = 2;
+    Sine::LACKING.set(1);
+    Sine::POISONED_FROM.set(0);
+    let trained = [("flex", &one), ("flex,flex", &two)]
+        .map(|(devices, run)| train_only(recipe.clone(), &on(devices, run, Start::New, None)));
+    Sine::LACKING.set(0);
+    Sine::POISONED_FROM.set(usize::MAX);
+    for trained in trained {
+        trained.unwrap();
+    }
+    let losses = |run: &Path| -> Value {
+        let steps = records(run).into_iter();
+        steps.map(|record| record["loss"].clone()).collect()
+    };
+    assert_close(&losses(&two), &losses(&one), "losses");
+    assert_same_weights::<SineTask>(&two, &one);
 }
 
 /// Batch statistics are those of a part, as in the original, so that losses differ a little.
