@@ -44,10 +44,6 @@ enum Point {
     Gpu(on_gpu::Point),
 }
 
-#[cfg_attr(
-    not(any(feature = "flex", feature = "_gpu")),
-    expect(unused_variables, reason = "read by kernels alone")
-)]
 impl RelativeAttention {
     /// The output, where there are kernels for it: for f32 that nothing differentiates, on the CPU
     /// backend in one pass, and on a GPU between the products of matrices.
