@@ -92,3 +92,36 @@ fn a_step_takes_what_is_predicted_within_a_tenth() {
     images("mini-shapes-segmentation", &[("batch", "4"), PLAIN]);
     images("mini-shapes-segmentation", &[("batch", "2"), PLAIN, TIED]);
 }
+
+/// Steps of the presets of the original at the smallest batches, which take minutes: `DEQ_DATA` is
+/// a folder with `imagenette-subset` and `camvid`.
+#[test]
+#[ignore = "takes minutes, 2 GB and photographs"]
+fn a_step_of_a_large_model_takes_what_is_predicted_within_a_tenth() {
+    let steps = |forward, backward| {
+        [
+            ("deq.stop.max_steps", forward),
+            ("deq.gradient.Implicit.stop.max_steps", backward),
+        ]
+    };
+    let text = |preset: &str, steps: [(&str, &str); 2], changes: &[(&str, &str)]| {
+        compare::<TextTask>(preset, &[&[("batch", "1")], &steps[..], changes].concat());
+    };
+    text("wt103", steps("4", "4"), &[]);
+    text(
+        "wt103-jr",
+        steps("3", "3"),
+        &[("task.model.mem_len", "150")],
+    );
+    let data = std::env::var("DEQ_DATA").unwrap();
+    let photographs = format!("\"imagefolder:{data}/imagenette-subset\"");
+    let streets = format!("\"segmentation:{data}/camvid\"");
+    let images = |preset: &str, data: &str, batch: &str, steps: [(&str, &str); 2]| {
+        let data = [("task.data", data), ("batch", batch)];
+        compare::<ImagesTask>(preset, &[data, steps].concat());
+    };
+    images("imagenet-small", &photographs, "2", steps("12", "8"));
+    images("imagenet-small-jr", &photographs, "1", steps("4", "4"));
+    images("imagenet-large", &photographs, "1", steps("4", "4"));
+    images("cityscapes-small", &streets, "1", steps("6", "6"));
+}
