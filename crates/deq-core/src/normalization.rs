@@ -130,8 +130,8 @@ fn as_matrix<const D: usize>(weight: Tensor<D>) -> Tensor<2> {
 /// Improves the left singular vector, `[rows, 1]`, and returns both, the right one as `[columns,
 /// 1]`.
 ///
-/// Where a product is 0, as of a weight of zeros, the left vector stays, and the right one begins
-/// anew, so that a later weight is bounded.
+/// Where a product is 0, as of a weight of zeros or of one that the left vector is orthogonal to,
+/// that vector stays, and the right one begins anew with the longest row, of which no product is 0.
 fn power_iteration(
     matrix: &Tensor<2>,
     mut left: Tensor<2>,
@@ -143,15 +143,13 @@ fn power_iteration(
         (x / norm).mask_where(is_zero, other)
     };
     let transposed = matrix.clone().transpose();
-    let [_, columns] = matrix.dims();
-    let even = Tensor::full(
-        [columns, 1],
-        1.0 / (columns as f64).sqrt(),
-        (&matrix.device(), matrix.dtype()),
-    );
+    let lengths = matrix.clone().square().sum_dim(1); // [rows, 1]
+    let longest = matrix.clone().select(0, lengths.argmax(0).reshape([1]));
+    let longest = longest.transpose(); // [columns, 1]
+    let longest = unit_or(longest.clone(), longest);
     let right_of = |left: &Tensor<2>| {
         let product = transposed.clone().matmul(left.clone());
-        unit_or(product, even.clone())
+        unit_or(product, longest.clone())
     };
     let mut right = right_of(&left);
     for _ in 0..rounds {

@@ -124,13 +124,18 @@ impl<T: Task> Comparison<T> {
 
 /// That there are so many seeds from the first one on.
 pub(crate) fn require_seeds(first: u64, seeds: u64) -> Result<(), RecipeError> {
-    let valid = first.checked_add(seeds).is_some();
+    let valid = first.checked_add(seeds.saturating_sub(1)).is_some();
     require(
         valid,
         "seed",
         first as f64,
         "below 2^64 for the last run too",
     )
+}
+
+/// So many from the first one on; [`require_seeds`] has seen to it that they exist.
+pub(crate) fn seeds(first: u64, count: u64) -> impl Iterator<Item = u64> {
+    (0..count).map(move |i| first + i)
 }
 
 /// That a comparison begins with an equilibrium.
@@ -277,7 +282,7 @@ pub fn compare<T: Task>(
     let mut variants = Vec::new();
     for weight in &weights {
         let mut runs = Vec::new();
-        for seed in options.recipe.seed..options.recipe.seed + options.seeds {
+        for seed in seeds(options.recipe.seed, options.seeds) {
             say(&format!("training with gamma {weight} and seed {seed}"));
             runs.push(run(options, *weight, seed, say)?);
         }
@@ -326,9 +331,9 @@ fn run<T: Task>(
     if let (None, Some(steps)) = (&recipe.penalty, options.plain_steps) {
         let stop = &mut recipe.deq.stop;
         recipe.deq.eval_stop.get_or_insert_with(|| stop.clone());
-        stop.max_steps = steps;
+        *stop = stop.limited_to(steps);
         if let GradientConfig::Implicit(adjoint) = &mut recipe.deq.gradient {
-            adjoint.stop.max_steps = steps;
+            adjoint.stop = adjoint.stop.limited_to(steps);
         }
     }
     let path = options.folder.join(format!("gamma-{weight}"));

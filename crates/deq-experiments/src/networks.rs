@@ -5,7 +5,7 @@ mod contender;
 pub use contender::{Contender, Equilibrium, Gradient, UnknownContender};
 
 use crate::claim::{Claim, Verdict, claims_table, measured, spread};
-use crate::comparison::{require_equilibrium, require_seeds};
+use crate::comparison::{require_equilibrium, require_seeds, seeds};
 use burn::module::Module;
 use deq_core::GradientConfig;
 use deq_train::records::{Record, StepRecord, read_records};
@@ -250,7 +250,7 @@ pub fn compare_networks<T: Task>(
 
     let mut networks = Vec::new();
     for &contender in &contenders {
-        for seed in options.recipe.seed..options.recipe.seed + options.seeds {
+        for seed in seeds(options.recipe.seed, options.seeds) {
             networks.push(network(contender, seed, options, say)?);
         }
     }
@@ -436,9 +436,9 @@ fn memory_by_depth<T: Task>(
             // The whole budget is used.
             solved.deq = without_tolerance(solved.deq);
             solved.deq.budget_jitter = 0;
-            solved.deq.stop.max_steps = depth;
+            solved.deq.stop = solved.deq.stop.limited_to(depth);
             if let GradientConfig::Implicit(adjoint) = &mut solved.deq.gradient {
-                adjoint.stop.max_steps = depth;
+                adjoint.stop = adjoint.stop.limited_to(depth);
             }
             let tied = explicit(&solved, Network::WeightTied { depth });
             Ok(MemoryByDepth {

@@ -103,7 +103,7 @@ impl Convolution {
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let [_, input, ..] = self.weight.dims();
         assert_channels(&x, input);
-        if is_nothing(&x) {
+        if self.is_nothing(&x) {
             let ([batch, _, height, width], [output, ..]) = (x.dims(), self.weight.dims());
             let [height, width] = [height, width].map(|side| side.div_ceil(self.stride));
             return Tensor::zeros([batch, output, height, width], (&x.device(), x.dtype()));
@@ -123,6 +123,12 @@ impl Convolution {
         }
         let weight = self.weight_for(&x);
         convolve(x, weight, self.stride)
+    }
+
+    /// Whether there is nothing to sum over or to write, and nothing to record.
+    fn is_nothing(&self, maps: &Tensor<4>) -> bool {
+        let is_tracked = maps.is_autodiff() || self.weight.is_autodiff();
+        maps.shape().num_elements() == 0 && !is_tracked
     }
 
     /// The weight as the device reads it beside such maps.
@@ -151,7 +157,7 @@ impl Convolution {
     pub fn carry(&self, g: Tensor<4>) -> Tensor<4> {
         let [output, ..] = self.weight.dims();
         assert_channels(&g, output);
-        if is_nothing(&g) {
+        if self.is_nothing(&g) {
             let ([batch, _, height, width], [_, input, ..]) = (g.dims(), self.weight.dims());
             let sides = [batch, input, height * self.stride, width * self.stride];
             return Tensor::zeros(sides, (&g.device(), g.dtype()));
@@ -246,11 +252,6 @@ fn kept<T>(cell: &OnceLock<T>, make: impl FnOnce() -> T) -> &T {
             cell.get_or_init(|| made)
         }
     }
-}
-
-/// Whether there is nothing to sum over or to write, and nothing to record.
-fn is_nothing(maps: &Tensor<4>) -> bool {
-    maps.shape().num_elements() == 0 && !maps.is_autodiff()
 }
 
 #[track_caller]

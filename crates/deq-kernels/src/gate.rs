@@ -1,8 +1,8 @@
 //! The derivative of a ReLU.
 
-#[cfg(feature = "_kernels")]
+#[cfg(feature = "_kernel")]
 use crate::backend::{pointwise::PointwiseBackend, takes};
-#[cfg(feature = "_kernels")]
+#[cfg(feature = "_kernel")]
 use burn::backend::Dispatch;
 use burn::tensor::{Tensor, activation::relu};
 
@@ -26,13 +26,13 @@ impl Gate {
     }
 
     /// That of a ReLU by its value.
-    #[cfg(feature = "_kernels")]
+    #[cfg(feature = "_kernel")]
     pub(crate) fn of_value(value: Tensor<4>) -> Self {
         Self { value }
     }
 
     /// Numbers that are above 0 where the ReLU is on, and 0 where it is off.
-    #[cfg(feature = "_kernels")]
+    #[cfg(feature = "_kernel")]
     pub(crate) fn constant(&self) -> Tensor<4> {
         match self.value.is_autodiff() {
             true => self.value.clone().inner(),
@@ -52,7 +52,7 @@ impl Gate {
     pub fn pass(&self, d: Tensor<4>) -> Tensor<4> {
         let shape = self.value.dims();
         assert_eq!(d.dims(), shape, "the shape of the maps at a ReLU");
-        #[cfg(feature = "_kernels")]
+        #[cfg(feature = "_kernel")]
         {
             let gate = self.constant();
             if takes(&[&d, &gate]) {
@@ -60,7 +60,7 @@ impl Gate {
                 return Tensor::from_dispatch(Dispatch::pass_gate(d, gate));
             }
         }
-        let own = self.value.dtype();
-        d * self.value.clone().greater_elem(0.0).float().cast(own)
+        // Not by a product, which would make NaN of infinity.
+        d.mask_fill(self.value.clone().greater_elem(0.0).bool_not(), 0.0)
     }
 }

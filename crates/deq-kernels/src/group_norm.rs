@@ -1,16 +1,16 @@
 //! Group normalisation with its Jacobian in both directions.
 
-#[cfg(feature = "_kernels")]
+#[cfg(feature = "_kernel")]
 use crate::backend::{
     Way,
     norm::{Carried, CarryRules, NormBackend, NormRules, Normed},
     way,
 };
-#[cfg(all(feature = "_kernels", feature = "autodiff"))]
+#[cfg(all(feature = "_kernel", feature = "autodiff"))]
 use crate::backend::{norm::Moved, tracked::TrackedBackend};
 use crate::gate::Gate;
 use crate::half::half;
-#[cfg(feature = "_kernels")]
+#[cfg(feature = "_kernel")]
 use burn::backend::Dispatch;
 use burn::tensor::activation::relu;
 use burn::tensor::{DType, Tensor};
@@ -120,7 +120,7 @@ impl GroupNorm {
                 "what is added around a norm has the shape of the maps"
             );
         }
-        #[cfg(feature = "_kernels")]
+        #[cfg(feature = "_kernel")]
         if let Some(way) = self.way(&x, &around) {
             return self.by_kernel(way, x, around, keep);
         }
@@ -197,7 +197,7 @@ impl GroupNorm {
     }
 
     /// How a kernel takes these, if one does.
-    #[cfg(feature = "_kernels")]
+    #[cfg(feature = "_kernel")]
     fn way(&self, x: &Tensor<4>, around: &Around) -> Option<Way> {
         let mut all = vec![x];
         all.extend(around.before.iter().chain(&around.after));
@@ -206,24 +206,30 @@ impl GroupNorm {
     }
 
     /// By a kernel, which is recorded if one of the tensors is tracked.
-    #[cfg(feature = "_kernels")]
+    #[cfg(feature = "_kernel")]
     fn by_kernel(&self, way: Way, x: Tensor<4>, around: Around, keep: bool) -> Applied {
         let is_plain = matches!(way, Way::Plain);
+        let Around {
+            before,
+            after,
+            relu,
+        } = around;
+        let (x, before) = match before {
+            // A recorded Jacobian begins with the sum.
+            Some(before) if keep && !is_plain => (x + before, None),
+            before => (x, before),
+        };
         let rules = NormRules {
-            before: around.before.is_some(),
-            after: around.after.is_some(),
+            before: before.is_some(),
+            after: after.is_some(),
             affine: self.affine.is_some(),
-            relu: around.relu,
+            relu,
             // Else the value is what is kept, here or for the backward pass.
-            apart: (keep || !is_plain)
-                && (self.affine.is_some() || around.after.is_some() || around.relu),
+            apart: (keep || !is_plain) && (self.affine.is_some() || after.is_some() || relu),
         };
         #[cfg(feature = "autodiff")]
         let maps = (keep && !is_plain).then(|| Point::Maps {
-            x: match &around.before {
-                Some(before) => x.clone() + before.clone(),
-                None => x.clone(),
-            },
+            x: x.clone(),
             groups: self.groups,
             epsilon: self.epsilon,
         });
@@ -236,8 +242,8 @@ impl GroupNorm {
             |maps: Option<Tensor<4>>| maps.unwrap_or_else(|| nothing.clone()).into_dispatch();
         let (scale, shift) = self.affine.clone().unzip();
         let parts = Normed {
-            before: or_nothing(around.before),
-            after: or_nothing(around.after),
+            before: or_nothing(before),
+            after: or_nothing(after),
             scale: or_nothing(scale),
             shift: or_nothing(shift),
             x: x.into_dispatch(),
@@ -265,7 +271,7 @@ impl GroupNorm {
                 (Tensor::from_dispatch(value), maps)
             }
         };
-        let gate = (keep && around.relu).then(|| Gate::of_value(value.clone()));
+        let gate = (keep && relu).then(|| Gate::of_value(value.clone()));
         Applied {
             value,
             jacobian: point.map(|point| self.jacobian(point)),
@@ -334,7 +340,7 @@ enum Point {
         inverse_deviation: Tensor<3>,
     },
     /// Tracked maps, from which kernels begin, so that one of them differentiates all.
-    #[cfg(all(feature = "_kernels", feature = "autodiff"))]
+    #[cfg(all(feature = "_kernel", feature = "autodiff"))]
     Maps {
         x: Tensor<4>,
         groups: usize,
@@ -358,7 +364,7 @@ impl NormJacobian {
             let out = self.ungated().tangent(d.cast(DType::F32));
             return self.gated(out.cast(own));
         }
-        #[cfg(feature = "_kernels")]
+        #[cfg(feature = "_kernel")]
         if self.has_kernel(&d) {
             return self.by_kernel(d, false);
         }
@@ -380,7 +386,7 @@ impl NormJacobian {
             let g = self.gated(g).cast(DType::F32);
             return self.ungated().carry(g).cast(own);
         }
-        #[cfg(feature = "_kernels")]
+        #[cfg(feature = "_kernel")]
         if matches!(self.point, Point::Normed { .. }) && self.has_kernel(&g) {
             return self.by_kernel(g, true);
         }
@@ -406,7 +412,7 @@ impl NormJacobian {
     fn assert_shape(&self, maps: &Tensor<4>) {
         let shape = match &self.point {
             Point::Normed { normed, .. } => normed.dims(),
-            #[cfg(all(feature = "_kernels", feature = "autodiff"))]
+            #[cfg(all(feature = "_kernel", feature = "autodiff"))]
             Point::Maps { x, .. } => x.dims(),
         };
         assert_eq!(maps.dims(), shape, "the shape of the maps at a norm");
@@ -426,7 +432,7 @@ impl NormJacobian {
                 normed,
                 inverse_deviation,
             } => (normed.clone(), inverse_deviation.clone()),
-            #[cfg(all(feature = "_kernels", feature = "autodiff"))]
+            #[cfg(all(feature = "_kernel", feature = "autodiff"))]
             Point::Maps { x, groups, epsilon } => normalized(x.clone(), *groups, *epsilon),
         }
     }
@@ -444,7 +450,7 @@ impl NormJacobian {
     }
 
     /// Whether a kernel takes a product with `d`; of tracked maps, one that is not transposed.
-    #[cfg(feature = "_kernels")]
+    #[cfg(feature = "_kernel")]
     fn has_kernel(&self, d: &Tensor<4>) -> bool {
         let gate = self.gate.as_ref().map(Gate::constant);
         let mut all = vec![d];
@@ -462,7 +468,7 @@ impl NormJacobian {
         }
     }
 
-    #[cfg(feature = "_kernels")]
+    #[cfg(feature = "_kernel")]
     fn by_kernel(&self, d: Tensor<4>, transposed: bool) -> Tensor<4> {
         let gate = self.gate.as_ref().map(Gate::constant);
         let rules = CarryRules {

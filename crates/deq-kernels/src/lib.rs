@@ -31,7 +31,7 @@
 //!   GPUs and `cpu` fusion, tuning and a place on disk for compiled kernels, see [`keep_kernels`].
 
 mod attention;
-#[cfg(feature = "_kernels")]
+#[cfg(feature = "_kernel")]
 mod backend;
 #[cfg(feature = "autodiff")]
 mod convolution;

@@ -1,9 +1,9 @@
 //! Maps of one resolution for those of another.
 
-#[cfg(feature = "_kernels")]
+#[cfg(feature = "_kernel")]
 use crate::backend::{pointwise::PointwiseBackend, takes};
 use crate::device::on_host;
-#[cfg(feature = "_kernels")]
+#[cfg(feature = "_kernel")]
 use burn::backend::Dispatch;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
@@ -45,7 +45,7 @@ pub fn add_upsampled(to: Tensor<4>, x: Tensor<4>, factor: usize) -> Tensor<4> {
     if factor == 1 {
         return to + x;
     }
-    #[cfg(feature = "_kernels")]
+    #[cfg(feature = "_kernel")]
     if takes(&[&to, &x]) {
         let [to, x] = [to, x].map(Tensor::into_dispatch);
         return Tensor::from_dispatch(Dispatch::add_upsampled(to, x, factor));
@@ -72,7 +72,7 @@ pub fn sum_squares(x: Tensor<4>, factor: usize) -> Tensor<4> {
     if factor == 1 {
         return x;
     }
-    #[cfg(feature = "_kernels")]
+    #[cfg(feature = "_kernel")]
     if takes(&[&x]) {
         return Tensor::from_dispatch(Dispatch::sum_squares(x.into_dispatch(), factor));
     }

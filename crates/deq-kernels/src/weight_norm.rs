@@ -14,13 +14,21 @@ use burn::tensor::Tensor;
 ///
 /// # Panics
 ///
-/// If there is no such axis.
+/// If there is no such axis, or the gain has another shape.
 pub fn weight_norm<const D: usize>(
     direction: Tensor<D>,
     gain: Tensor<D>,
     axis: usize,
 ) -> Tensor<D> {
-    #[cfg(feature = "_kernels")]
+    assert!(axis < D, "a tensor of rank {D} has no axis {axis}");
+    let mut lengths = [1; D];
+    lengths[axis] = direction.dims()[axis];
+    assert_eq!(
+        gain.dims(),
+        lengths,
+        "a length for each slice of the direction"
+    );
+    #[cfg(feature = "_kernel")]
     if let Some(weight) = by_kernel(&direction, &gain, axis) {
         return weight;
     }
@@ -42,7 +50,7 @@ pub fn norm_except<const D: usize>(weight: Tensor<D>, axis: usize) -> Tensor<D> 
         .sqrt()
 }
 
-#[cfg(feature = "_kernels")]
+#[cfg(feature = "_kernel")]
 fn by_kernel<const D: usize>(
     direction: &Tensor<D>,
     gain: &Tensor<D>,

@@ -515,6 +515,47 @@ fn norms_and_their_jacobians_in_automatic_differentiation() {
     assert_gradients(&two, &moved, "the Jacobian of a layer norm");
 }
 
+/// Cotangents that are all the same number in memory, or shared, and maps that are everything at
+/// once.
+#[test]
+fn recorded_norms_write_over_nothing_that_is_read_again() {
+    let norm = |x: &[Tensor<4>]| GroupNorm {
+        groups: 2,
+        epsilon: 1e-5,
+        affine: x.get(1).map(|scale| (scale.clone(), scale.clone())),
+    };
+    let everything = |x: &[Tensor<4>]| {
+        let norm = norm(x);
+        let same = || x[0].clone();
+        let (value, at) = norm.linearize_relu(same());
+        let (residual, moved, gate) = norm.linearize_residual(same(), Some(same()), same());
+        let sum = norm.apply_residual(same(), Some(same()), same()) + norm.apply(same() * 2.0);
+        let d = at.tangent(same()) + moved.tangent(same());
+        sum.clone() + gate.pass(value.clone()) + residual * value + d.clone() + gate.pass(sum + d)
+    };
+    for affine in [None, Some(random([1, 6, 1, 1]))] {
+        let maps: Vec<Tensor<4>> = [random([2, 6, 3, 5])].into_iter().chain(affine).collect();
+        assert_gradients(&maps, &everything, "everything at once");
+        let totals = |tracked: Vec<Tensor<4>>| -> Vec<Tensor<4>> {
+            let leaves: Vec<Tensor<4>> = tracked.iter().map(|x| x.clone().require_grad()).collect();
+            let grads = everything(&leaves).sum().backward();
+            let gradient = |leaf: &Tensor<4>| leaf.grad(&grads).expect("a gradient");
+            leaves.iter().map(gradient).collect()
+        };
+        let ours = totals(maps.iter().map(|x| x.clone().autodiff()).collect());
+        let theirs = totals(maps.iter().map(plain).collect());
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            assert_close(ours, theirs, "the gradient of a sum");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "a length for each slice of the direction")]
+fn lengths_along_another_axis_are_refused() {
+    weight_norm(random([4, 4, 1, 1]), random([1, 4, 1, 1]), 0);
+}
+
 #[test]
 fn normalised_weights_and_their_gradients() {
     for (shape, axis) in [
@@ -635,7 +676,7 @@ fn norms_of_16_bit_floats_are_those_of_f32_rounded() {
         let d = random([2, 4, 3, 3]).cast(own);
         let f32 = |x: &Tensor<4>| x.clone().cast(DType::F32);
         let same = |narrow: Tensor<4>, wide: Tensor<4>| {
-            // As numbers, since a closed gate may leave the sign of a zero.
+            // As numbers, since a scale below 0 gives a zero behind a closed gate its sign.
             let numbers = |x: Tensor<4>| x.into_data().iter::<f32>().collect::<Vec<f32>>();
             assert_eq!(narrow.dtype(), own);
             assert_eq!(numbers(narrow), numbers(wide.cast(own)));

@@ -10,7 +10,7 @@
 //! backward   constants + tape of one application + cotangents
 //! probes     constants + tapes of one application and of the output layers + linearisation
 //! penalty    constants + what is left of that tape + a tape for each probe
-//! both       the adjoint + what is left of the tapes of probes
+//! adjoint beside probes    the adjoint + what is left of the tapes of probes
 //! weights    constants + gradients
 //! unrolled   constants + tapes of all applications + tape of the output layers
 //! ```
@@ -112,7 +112,7 @@ impl MemoryPlan {
             phases.push(phase("penalty", tapes));
             if numbers.probe_left > 0 {
                 let both = backward_solve(&numbers, &backward) + probes * numbers.probe_left;
-                phases.push(phase("both", both));
+                phases.push(phase("adjoint beside probes", both));
             }
         }
         phases.push(phase(

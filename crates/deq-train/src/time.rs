@@ -115,7 +115,7 @@ pub fn without_tolerance(deq: DeqConfig) -> DeqConfig {
 fn held(deq: DeqConfig, target: f64) -> DeqConfig {
     with_each_stop(deq, |stop| {
         let middle = 0.5 * (target + stop.max_steps as f64);
-        stop.max_steps = stop.max_steps.min(middle.ceil() as usize);
+        *stop = stop.limited_to(stop.max_steps.min(middle.ceil() as usize));
     })
 }
 

@@ -132,14 +132,17 @@ fn the_singular_vector_follows_the_weight_in_training_and_rests_in_evaluation() 
 #[test]
 fn a_weight_that_was_zero_or_lay_elsewhere_is_bounded() {
     let device = device();
-    let diagonal = |entries: [f64; 2]| {
-        let entries = vec![entries[0], 0.0, 0.0, entries[1]];
-        Tensor::<2>::from_data(TensorData::new(entries, [2, 2]), &device)
+    let matrix = |entries: [f64; 4]| {
+        Tensor::<2>::from_data(TensorData::new(entries.to_vec(), [2, 2]), &device)
     };
-    for (before, after) in [([0.0, 0.0], [10.0, 10.0]), ([3.0, 0.0], [0.0, 5.0])] {
-        let mut norm = SpectralNorm::new(diagonal(before), 0.5);
+    for (before, after) in [
+        ([0.0, 0.0, 0.0, 0.0], [10.0, 0.0, 0.0, 10.0]),
+        ([3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 5.0]),
+        ([3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 5.0, 0.0]),
+    ] {
+        let mut norm = SpectralNorm::new(matrix(before), 0.5);
         assert!(values(&norm.weight()).iter().all(|entry| entry.is_finite()));
-        norm.weight = norm.weight.map(|_| diagonal(after).detach().require_grad());
+        norm.weight = norm.weight.map(|_| matrix(after).detach().require_grad());
         let weight = values(&norm.weight());
         let largest = weight.iter().fold(0.0f64, |most, entry| most.max(*entry));
         assert_close(

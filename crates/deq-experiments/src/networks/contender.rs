@@ -127,7 +127,7 @@ impl Equilibrium {
 fn shorten_solves<T: Task>(recipe: &mut Recipe<T>) {
     let stop = &mut recipe.deq.stop;
     recipe.deq.eval_stop.get_or_insert_with(|| stop.clone());
-    stop.max_steps = stop.max_steps.div_ceil(2);
+    *stop = stop.limited_to(stop.max_steps.div_ceil(2));
     stop.rel_tol *= 10.0;
     stop.abs_tol *= 10.0;
     if let Some(penalty) = &mut recipe.penalty

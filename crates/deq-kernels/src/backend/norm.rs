@@ -90,7 +90,7 @@ pub(crate) struct Moved<B: Backend> {
 pub(crate) trait NormGradientsBackend: Backend {
     /// The product `J(x) d` with the Jacobian of the normalisation, `(d - mean(d) - n mean(n d)) /
     /// s` with the normalised `n` and the deviation `s`, then scaled and gated, and the same before
-    /// it is.
+    /// it is; of that one number may do where nothing is scaled, since nobody reads it.
     #[fusion(meta = |parts, _, _, _| (parts.x.clone(), parts.x.clone()))]
     fn norm_tangent(
         #[extension_type] parts: Moved<Self>,

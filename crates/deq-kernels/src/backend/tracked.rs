@@ -158,11 +158,13 @@ where
         let (after, to_after) = parts.after.into_parts();
         let (scale, to_scale) = parts.scale.into_parts();
         let (shift, to_shift) = parts.shift.into_parts();
+        // Not what stands in its place, so that the kernel may write there.
+        let kept_scale = rules.affine.then(|| scale.clone());
         let parts = Normed {
             x,
             before,
             after,
-            scale: scale.clone(),
+            scale,
             shift,
         };
         let (value, normed, inverse_deviation) = B::normalize(parts, groups, epsilon, rules);
@@ -174,13 +176,10 @@ where
             OpsKind::Tracked(prep) => {
                 let normed = if rules.apart { normed } else { value.clone() };
                 // In place of what there is not, nothing that would be kept for it alone.
-                let or_normed = |is_read: bool, maps: &FloatTensor<B>| match is_read {
-                    true => maps.clone(),
-                    false => normed.clone(),
-                };
+                let gate = rules.relu.then(|| value.clone());
                 let point = Point {
-                    gate: or_normed(rules.relu, &value),
-                    scale: or_normed(rules.affine, &scale),
+                    gate: gate.unwrap_or_else(|| normed.clone()),
+                    scale: kept_scale.unwrap_or_else(|| normed.clone()),
                     normed,
                     inverse_deviation,
                     rules,

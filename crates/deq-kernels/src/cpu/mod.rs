@@ -7,7 +7,7 @@
     not(feature = "autodiff"),
     allow(
         dead_code,
-        reason = "convolutions and cross entropies are left out without it"
+        reason = "without it what has derivatives of its own is left out, or has none"
     )
 )]
 

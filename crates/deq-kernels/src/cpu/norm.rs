@@ -37,28 +37,28 @@ impl<'a> Rows<'a> {
         values.map(|values| self.of(values, row))
     }
 
-    /// Runs `each` for the number of every row, the row of `a`, that of `b` if there is one, and a
-    /// number of its own.
-    fn for_each(
+    /// What `each` makes of the number of every row, the row of `a`, and that of `b` if there is
+    /// one.
+    fn map<T: Send>(
         &self,
         a: &mut [f32],
         b: Option<&mut [f32]>,
-        numbers: &mut [f32],
-        each: impl Fn(usize, &mut [f32], Option<&mut [f32]>, &mut f32) + Sync + Send,
-    ) {
+        each: impl Fn(usize, &mut [f32], Option<&mut [f32]>) -> T + Sync + Send,
+    ) -> Vec<T> {
         let least = rows_per_task(self.size);
-        let (a, numbers) = (a.par_chunks_mut(self.size), numbers.par_iter_mut());
+        let a = a.par_chunks_mut(self.size);
         match b {
-            Some(b) => (a, b.par_chunks_mut(self.size), numbers)
+            Some(b) => (a, b.par_chunks_mut(self.size))
                 .into_par_iter()
                 .with_min_len(least)
                 .enumerate()
-                .for_each(|(row, (a, b, number))| each(row, a, Some(b), number)),
-            None => (a, numbers)
-                .into_par_iter()
+                .map(|(row, (a, b))| each(row, a, Some(b)))
+                .collect(),
+            None => a
                 .with_min_len(least)
                 .enumerate()
-                .for_each(|(row, (a, number))| each(row, a, None, number)),
+                .map(|(row, a)| each(row, a, None))
+                .collect(),
         }
     }
 }
@@ -81,27 +81,20 @@ impl Normalization<'_> {
     /// `result`. The answer is `1 / sqrt(variance + epsilon)` of every row.
     pub(crate) fn run(&self, result: &mut [f32], value: Option<&mut [f32]>) -> Vec<f32> {
         let rows = &self.rows;
-        let mut inverse_deviations = vec![0.0; result.len() / rows.size];
-        rows.for_each(
-            result,
-            value,
-            &mut inverse_deviations,
-            |row, result, value, inverse| {
-                *inverse = dispatch(NormalizeRow {
-                    x: rows.maybe_of(self.x, row),
-                    before: rows.maybe_of(self.before, row),
-                    after: rows.maybe_of(self.after, row),
-                    result,
-                    value,
-                    plane: rows.plane,
-                    scale: rows.channels(rows.scale, row),
-                    shift: rows.channels(rows.shift, row),
-                    epsilon: self.epsilon,
-                    relu: self.relu,
-                });
-            },
-        );
-        inverse_deviations
+        rows.map(result, value, |row, result, value| {
+            dispatch(NormalizeRow {
+                x: rows.maybe_of(self.x, row),
+                before: rows.maybe_of(self.before, row),
+                after: rows.maybe_of(self.after, row),
+                result,
+                value,
+                plane: rows.plane,
+                scale: rows.channels(rows.scale, row),
+                shift: rows.channels(rows.shift, row),
+                epsilon: self.epsilon,
+                relu: self.relu,
+            })
+        })
     }
 }
 
@@ -325,24 +318,18 @@ impl Tangent<'_> {
     /// Writes the product to `result`, and to `apart` as it is before scale and gate.
     pub(crate) fn run(&self, result: &mut [f32], apart: Option<&mut [f32]>) {
         let rows = &self.rows;
-        let mut inverse_deviations = vec![0.0; result.len() / rows.size];
-        rows.for_each(
-            result,
-            apart,
-            &mut inverse_deviations,
-            |row, result, apart, _| {
-                dispatch(TangentRow {
-                    x: rows.of(self.x, row),
-                    d: rows.of(self.d, row),
-                    gate: rows.maybe_of(self.gate, row),
-                    result,
-                    apart,
-                    plane: rows.plane,
-                    scale: rows.channels(rows.scale, row),
-                    epsilon: self.epsilon,
-                });
-            },
-        );
+        rows.map(result, apart, |row, result, apart| {
+            dispatch(TangentRow {
+                x: rows.of(self.x, row),
+                d: rows.of(self.d, row),
+                gate: rows.maybe_of(self.gate, row),
+                result,
+                apart,
+                plane: rows.plane,
+                scale: rows.channels(rows.scale, row),
+                epsilon: self.epsilon,
+            });
+        });
     }
 
     /// Writes the cotangent of `x` to `to_x` and that of `d` to `to_d`, for the cotangent `h` of

@@ -8,9 +8,6 @@ use rayon::prelude::*;
 /// sides of `factor` pixels.
 pub(crate) fn add_upsampled(to: &mut [f32], x: &[f32], [height, width]: [usize; 2], factor: usize) {
     let (fine, coarse) = (height * width * factor * factor, height * width);
-    if fine == 0 {
-        return;
-    }
     let maps = rows_per_task(fine);
     to.par_chunks_mut(maps * fine)
         .zip(x.par_chunks(maps * coarse))
@@ -57,9 +54,6 @@ impl WithSimd for AddUpsampled<'_> {
 pub(crate) fn sum_squares(x: &[f32], [height, width]: [usize; 2], factor: usize) -> Vec<f32> {
     let (fine, coarse) = (height * width * factor * factor, height * width);
     let mut sums = vec![0.0; x.len() / (factor * factor)];
-    if fine == 0 {
-        return sums;
-    }
     let maps = rows_per_task(fine);
     sums.par_chunks_mut(maps * coarse)
         .zip(x.par_chunks(maps * fine))
