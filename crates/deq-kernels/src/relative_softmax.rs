@@ -32,7 +32,9 @@ pub fn relative_softmax(
     );
     assert_eq!(mask.dims(), [1, 1, time, keys], "the shape of the mask");
     #[cfg(feature = "_gpu")]
-    if crate::gpu::takes_tracked(&[&by_content, &by_distance, mask]) {
+    if !crate::on_host(&by_content.device())
+        && crate::backend::takes(&[&by_content, &by_distance, mask])
+    {
         use crate::gpu::attention::SoftmaxBackend;
         use burn::backend::Dispatch;
         let [by_content, by_distance] = [by_content, by_distance].map(Tensor::into_dispatch);

@@ -10,7 +10,8 @@
 //! backward   constants + tape of one application + cotangents
 //! probes     constants + tapes of one application and of the output layers + linearisation
 //! penalty    constants + what is left of that tape + a tape for each probe
-//! adjoint beside probes    the adjoint + what is left of the tapes of probes
+//! adjoint beside probes
+//!            the adjoint + what is left of the tapes of probes
 //! weights    constants + gradients
 //! unrolled   constants + tapes of all applications + tape of the output layers
 //! ```

@@ -185,6 +185,7 @@ pub(crate) fn step_seed(seed: u64, step: usize) -> u64 {
     x ^ (x >> 31)
 }
 
+/// What burn-train asks of a learner; steps are made by [`Learner::whole_step`], which can fail.
 impl<M: TaskModel> TrainStep for Learner<M> {
     type Input = StepInput<M>;
     type Output = StepOutput<M>;

@@ -5,7 +5,6 @@ use crate::error::{Stopped, TrainError};
 use crate::recipe::Recipe;
 use crate::step::{Learner, input};
 use crate::task::{MemoryOf, Opening, Task};
-use burn::train::TrainStep;
 
 /// How the process knows its use of memory: functions of a counting allocator, for models that live
 /// on the heap.
@@ -55,7 +54,7 @@ pub fn step_memory<T: Task>(
         input.penalty = recipe.penalty.as_ref().map(|penalty| penalty.weight);
         (meter.reset)();
         let before = (meter.current)();
-        let out = learner.step(input);
+        let out = learner.whole_step(input)?;
         bytes = (meter.peak)().saturating_sub(before);
         memory = out.item.memory;
     }

@@ -2,6 +2,7 @@
 //!
 //! A row is read from memory once: what is written first is worked on in place, in the cache.
 
+use super::pointwise::close;
 use super::reduce::{dot, sum, sum_pairs};
 use super::{dispatch, rows_per_task};
 use pulp::{Simd, WithSimd};
@@ -213,9 +214,7 @@ fn moments<S: Simd>(simd: S, x: &[f32], epsilon: f32) -> (f32, f32) {
 #[inline(always)]
 fn through(row: &mut [f32], gate: Option<&[f32]>, scale: Option<&[f32]>, plane: usize) {
     if let Some(gate) = gate {
-        for (x, gate) in row.iter_mut().zip(gate) {
-            *x = if *gate > 0.0 { *x } else { 0.0 };
-        }
+        close(row, gate);
     }
     if let Some(scale) = scale {
         for (row, scale) in row.chunks_mut(plane).zip(scale) {
@@ -489,7 +488,7 @@ impl WithSimd for ChannelSums<'_> {
             let mut g = &self.g[plane.clone()];
             if let Some(gate) = self.gate {
                 open.copy_from_slice(g);
-                through(&mut open, Some(&gate[plane.clone()]), None, self.plane);
+                close(&mut open, &gate[plane.clone()]);
                 g = &open;
             }
             of_scale += dot(simd, g, &self.normed[plane]);

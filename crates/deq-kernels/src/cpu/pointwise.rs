@@ -74,6 +74,14 @@ pub(crate) fn pass_gate(x: &mut [f32], gate: &[f32]) {
         .for_each(|(x, gate)| dispatch(PassGate { x, gate }));
 }
 
+/// [`pass_gate`] within a kernel.
+#[inline(always)]
+pub(crate) fn close(x: &mut [f32], gate: &[f32]) {
+    for (x, gate) in x.iter_mut().zip(gate) {
+        *x = if *gate > 0.0 { *x } else { 0.0 };
+    }
+}
+
 /// The numbers that one task takes.
 fn share(count: usize) -> usize {
     count.div_ceil(rayon::current_num_threads()).max(PARALLEL)
@@ -105,9 +113,7 @@ impl WithSimd for PassGate<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        for (x, gate) in self.x.iter_mut().zip(self.gate) {
-            *x = if *gate > 0.0 { *x } else { 0.0 };
-        }
+        close(self.x, self.gate);
     }
 }
 

@@ -40,13 +40,6 @@ pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     !tensor.is_autodiff() && is_ours(tensor)
 }
 
-/// Whether kernels take all of these, with one beside it that is recorded where a tensor is
-/// tracked.
-pub(crate) fn takes_tracked<const D: usize>(tensors: &[&Tensor<D>]) -> bool {
-    let is_tracked = tensors.iter().any(|tensor| tensor.is_autodiff());
-    tensors.iter().all(|tensor| is_ours(tensor)) && (cfg!(feature = "autodiff") || !is_tracked)
-}
-
 /// The same as for [`takes`], whether or not something differentiates the tensor.
 pub(crate) fn is_ours<const D: usize>(tensor: &Tensor<D>) -> bool {
     let numbers = tensor.shape().num_elements();
