@@ -160,7 +160,7 @@ impl Contender {
                 let mut total = loss(out.logits);
                 if let Some(penalty) = penalty {
                     let estimate = penalty
-                        .at(&model.backbone.cell, &out.context, &out.equilibrium.z)
+                        .at_equilibrium(&model.backbone.cell, &out.context, &out.equilibrium)
                         .expect("the state is f32");
                     total = total + estimate.value;
                 }

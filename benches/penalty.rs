@@ -157,7 +157,7 @@ fn estimate(kind: Kind, model: &DeqTransformerLm, out: &LmOutput) -> Option<Pena
             let cell = WithoutTangent { cell: cell.clone() };
             penalty.at(&cell, context, z)
         }
-        _ => penalty.at(cell, context, z),
+        _ => penalty.at_equilibrium(cell, context, &out.equilibrium),
     };
     Some(penalty.expect("the state is f32"))
 }

@@ -33,10 +33,12 @@ impl EquilibriumCell for Cell {
     }
 
     // ANCHOR: tangent
-    /// `J d`: with it the gradient of the penalty is exact; without it differences are taken.
-    fn tangent(&self, z: Tensor<2>, d: Tensor<2>, x: &Tensor<2>) -> Option<Tensor<2>> {
-        let slope = self.forward(z, x).square().neg() + 1.0;
-        Some(d.matmul(self.state.weight.val()) * slope)
+    /// `f(z)` and `J d`: with it the gradient of the penalty is exact; without it differences are
+    /// taken.
+    fn tangent(&self, z: Tensor<2>, d: Tensor<2>, x: &Tensor<2>) -> Option<(Tensor<2>, Tensor<2>)> {
+        let fz = self.forward(z, x);
+        let slope = fz.clone().square().neg() + 1.0;
+        Some((fz, d.matmul(self.state.weight.val()) * slope))
     }
     // ANCHOR_END: tangent
 }
@@ -76,7 +78,8 @@ fn train(config: &JacobianPenaltyConfig, device: &Device) -> Result<Outcome, Box
         let mut loss = (answer - target).square().mean();
         error = loss.clone().into_scalar::<f32>();
         if let Some(weight) = policy.decide(seed, step, Phase::Equilibrium) {
-            loss = loss + penalty.at(&network.cell, &x, &out.z)?.value * weight;
+            let estimate = penalty.at_equilibrium(&network.cell, &x, &out)?;
+            loss = loss + estimate.value * weight;
         }
         if let Some(solve) = &out.solve {
             policy.observe(Observation::from(solve)); // for weights that follow the solves

@@ -42,11 +42,17 @@ impl EquilibriumCell for Cell {
         }))
     }
 
-    /// Forward: first the matrix, then the ReLU.
-    fn tangent(&self, z: Tensor<3>, direction: Tensor<3>, x: &Tensor<3>) -> Option<Tensor<3>> {
-        let off = self.inner(z, x).lower_equal_elem(0.0);
+    /// The value, and forward first the matrix, then the ReLU.
+    fn tangent(
+        &self,
+        z: Tensor<3>,
+        direction: Tensor<3>,
+        x: &Tensor<3>,
+    ) -> Option<(Tensor<3>, Tensor<3>)> {
+        let inner = self.inner(z, x);
+        let off = inner.clone().lower_equal_elem(0.0);
         let along = direction.matmul(self.w.val().unsqueeze());
-        Some(along.mask_fill(off, 0.0) * 0.5)
+        Some((relu(inner) * 0.5, along.mask_fill(off, 0.0) * 0.5))
     }
 }
 // ANCHOR_END: cell

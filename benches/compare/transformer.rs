@@ -207,7 +207,7 @@ impl Bench {
             let (cell, probes) = (&self.model.cell, [self.probe.clone()]);
             let estimate = self
                 .penalty
-                .at_with_probes(cell, &out.context, &out.equilibrium.z, &probes)
+                .at_equilibrium_with_probes(cell, &out.context, &out.equilibrium, &probes)
                 .expect("the state is f32");
             loss = loss + estimate.value * PENALTY_WEIGHT;
         }

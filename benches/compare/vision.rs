@@ -10,6 +10,7 @@ use deq_jacreg::{JacobianPenalty, JacobianPenaltyConfig};
 use deq_models::{Depth, MdeqClassifier, MdeqClassifierConfig, ResNet, ResNetConfig};
 use serde_json::json;
 use std::rc::Rc;
+use std::slice::from_ref;
 
 const PENALTY_WEIGHT: f64 = 1.0;
 
@@ -195,10 +196,10 @@ impl Mdeq {
         let out = self.model.forward(self.batch.images.clone(), depth);
         let mut loss = self.batch.loss(out.logits);
         if penalised {
-            let (cell, z) = (&self.model.backbone.cell, &out.equilibrium.z);
+            let (cell, probe) = (&self.model.backbone.cell, from_ref(&self.probe));
             let estimate = self
                 .penalty
-                .at_with_probes(cell, &out.context, z, std::slice::from_ref(&self.probe))
+                .at_equilibrium_with_probes(cell, &out.context, &out.equilibrium, probe)
                 .expect("the state is f32");
             loss = loss + estimate.value * PENALTY_WEIGHT;
         }

@@ -3,7 +3,7 @@
 use crate::context::CellContext;
 use crate::state::{State, StateLayout};
 use burn::module::{Module, ModuleDisplay};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 /// One layer `f(z, context)` whose fixed point `z* = f(z*, context)` is the output of a
 /// [`Deq`](crate::Deq).
@@ -48,27 +48,35 @@ pub trait EquilibriumCell: Module + ModuleDisplay + Sync + 'static {
         None
     }
 
-    /// `J(z) d`, by tensor operations that record the parameters and the context, if the cell knows
-    /// how.
+    /// `f(z)` and `J(z) d` from one evaluation, by tensor operations that record the parameters and
+    /// the context, if the cell knows how: a Jacobian-vector product in forward mode.
     ///
-    /// The Jacobian penalty takes its gradient of it. The default, `None`, leaves it to
-    /// differences, which are no good in f32 where `f` has kinks (ReLU, max pooling). A cell has a
-    /// tangent for every input or for none. [`check::tangent_error`](crate::check::tangent_error)
-    /// compares it with automatic differentiation.
+    /// The Jacobian penalty takes its gradient of the second, the layer of the first. The default,
+    /// `None`, leaves it to differences, which are no good in f32 where `f` has kinks (ReLU, max
+    /// pooling). A cell has a tangent for every input or for none.
+    /// [`check::tangent_error`](crate::check::tangent_error) compares it with `forward` and with
+    /// automatic differentiation.
     ///
     /// Where `f` applies an activation `a` to `g(z)`, the tangent is `a'(g(z)) * (tangent of g)`;
     /// at a ReLU the factor is a mask, through which no gradient flows.
     ///
     /// # Shapes
     ///
-    /// - z, direction, output: the same shapes
+    /// - z, direction, both outputs: the same shapes
     fn tangent(
         &self,
         _z: Self::State,
         _direction: Self::State,
         _context: &Self::Context,
-    ) -> Option<Self::State> {
+    ) -> Option<(Self::State, Self::State)> {
         None
+    }
+
+    /// The type in which `f` is evaluated on states of type `state`. Default: the same.
+    ///
+    /// Differences of close points must be taken in it.
+    fn evaluated_in(&self, state: DType) -> DType {
+        state
     }
 }
 
@@ -125,7 +133,17 @@ impl<C: EquilibriumCell> FrozenCell<C> {
     pub fn linearize(&self, z: Tensor<2>) -> impl Fn(Tensor<2>) -> Tensor<2> + '_ {
         let z = z.inner();
         let pullback = self.pullback(z.clone());
-        move |cotangent: Tensor<2>| match &pullback {
+        move |cotangent: Tensor<2>| self.product(&pullback, &z, cotangent)
+    }
+
+    /// `J(z)^T u` by the cell's own product at `z`, or else automatically.
+    pub(crate) fn product(
+        &self,
+        pullback: &Option<Pullback<C::State>>,
+        z: &Tensor<2>,
+        cotangent: Tensor<2>,
+    ) -> Tensor<2> {
+        match pullback {
             Some(product) => self.layout.apply(cotangent.inner(), product),
             None => self.vjp(z.clone(), cotangent),
         }

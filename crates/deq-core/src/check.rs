@@ -57,20 +57,12 @@ pub fn pullback_error<C: EquilibriumCell>(
     let (z, cotangent) = (layout.flatten(z), layout.flatten(cotangent));
     let by_hand = layout.apply(cotangent.clone(), frozen.pullback(z.clone())?);
     let automatic = frozen.vjp(z, cotangent);
-    let rows = |x: Tensor<2>| rows_of(&x);
-    let worst = rows(by_hand)
-        .iter()
-        .zip(rows(automatic))
-        .map(|(by_hand, automatic)| {
-            let difference: Vec<f64> = by_hand.iter().zip(&automatic).map(|(a, b)| a - b).collect();
-            norm(&difference) / norm(&automatic).max(f64::MIN_POSITIVE)
-        })
-        .fold(0.0, larger);
-    Some(worst)
+    Some(difference(&by_hand, &automatic))
 }
 
 /// How far the cell's own [tangent](EquilibriumCell::tangent) is from the transpose of automatic
-/// differentiation. `None` if the cell has no tangent.
+/// differentiation, or its value from `forward`, whichever is farther. `None` if the cell has no
+/// tangent.
 ///
 /// Random vectors `u` test `u . (J d) = (J^T u) . d`; the result is the largest difference,
 /// relative to `|u| |J d|`, over `probes` vectors and all samples. An error that is spread over all
@@ -95,14 +87,13 @@ pub fn tangent_error<C: EquilibriumCell>(
     let frozen = FrozenCell::new(cell, context, &z);
     let layout = frozen.layout();
     let flat = frozen.flat();
-    let tangent = flat
+    let (fz, tangent) = flat
         .cell
         .tangent(z.clone(), direction.clone(), flat.context)?;
-    let tangent = layout.flatten(tangent);
-    let (z, direction) = (layout.flatten(z), layout.flatten(direction));
+    let [fz, tangent, z, direction] = [fz, tangent, z, direction].map(|s| layout.flatten(s));
     let [batch, dim] = z.dims();
+    let mut worst = difference(&fz, &frozen.call(z.clone()));
     let (tangent, along) = (rows_of(&tangent), rows_of(&direction));
-    let mut worst = 0.0;
     for seed in 0..probes {
         let values = TensorData::new(random::normal(seed, batch * dim), [batch, dim]);
         let u = Tensor::<2>::from_data(values.convert_dtype(z.dtype()), &z.device());
@@ -114,6 +105,18 @@ pub fn tangent_error<C: EquilibriumCell>(
         }
     }
     Some(worst)
+}
+
+/// The largest distance of a row from the right one, relative to the length of that.
+fn difference(rows: &Tensor<2>, right: &Tensor<2>) -> f64 {
+    rows_of(rows)
+        .iter()
+        .zip(rows_of(right))
+        .map(|(row, right)| {
+            let difference: Vec<f64> = row.iter().zip(&right).map(|(a, b)| a - b).collect();
+            norm(&difference) / norm(&right).max(f64::MIN_POSITIVE)
+        })
+        .fold(0.0, larger)
 }
 
 /// The larger one, or NaN: a broken product must not pass.

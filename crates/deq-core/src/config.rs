@@ -73,6 +73,16 @@ impl DeqConfig {
         })
     }
 
+    /// The most steps that a training solve reports, see
+    /// [`SolveStats::steps`](deq_solvers::SolveStats::steps): a reversible solve counts pairs of
+    /// evaluations.
+    pub fn longest_solve(&self) -> usize {
+        match self.gradient {
+            GradientConfig::Reversible(_) => (self.stop.max_steps / 2).max(1),
+            _ => self.stop.max_steps,
+        }
+    }
+
     fn strategy(&self, solver: Arc<dyn Solve>) -> Result<Strategy, DeqError> {
         let wrong = |gradient, needs| DeqError::WrongSolver {
             gradient,

@@ -33,8 +33,9 @@ pub trait CellContext: Clone + Send + Sync + 'static {
     /// Rebuilds the context with every tensor replaced by what `map` makes of it, always in the
     /// same order.
     ///
-    /// A tensor that is left out receives no gradient from strategies that differentiate inside the
-    /// backward pass (reversible, recomputed unroll), and must not live on an autodiff device.
+    /// A tensor that is left out receives no gradient, but from the strategies that leave their
+    /// evaluations to the tape (phantom and unrolled without stored states), and must not live on
+    /// an autodiff device.
     fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self;
 
     /// The same values on the plain device.

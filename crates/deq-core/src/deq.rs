@@ -4,7 +4,8 @@ use crate::cell::{EquilibriumCell, Flat, FrozenCell};
 use crate::context::CellContext;
 use crate::equilibrium::{Correction, Equilibrium};
 use crate::error::DeqError;
-use crate::gradient::adjoint::{Adjoint, At};
+use crate::evaluation::{LastEvaluation, Point};
+use crate::gradient::adjoint::Adjoint;
 use crate::gradient::replay::Replay;
 use crate::gradient::reversible::ReversiblePairs;
 use crate::precision::{Lowered, Precision};
@@ -12,9 +13,10 @@ use crate::random;
 use crate::report::BackwardReport;
 use crate::state::StateLayout;
 use crate::tape::Inputs;
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, Tensor, TensorData};
 use deq_solvers::{
-    Broyden, FixedPointSolver, InverseJacobian, KeptState, LinearSolve, Solution, Solve, StopRule,
+    Broyden, FixedPointSolver, InverseJacobian, KeptState, LinearSolve, Solution, Solve,
+    SolveStats, StopRule,
 };
 use std::sync::Arc;
 
@@ -142,7 +144,10 @@ impl Deq {
             return self.reach(cell, context, z0);
         };
         let (cell, context) = Lowered::new(cell, context, precision);
-        self.reach(&cell, &context, z0)
+        let mut equilibrium = self.reach(&cell, &context, z0);
+        // Of another map than the caller's.
+        equilibrium.evaluation = None;
+        equilibrium
     }
 
     fn reach<C: EquilibriumCell>(
@@ -274,11 +279,7 @@ impl<C: EquilibriumCell> Layer<'_, C> {
         gradient: &AtEquilibrium,
         z0: C::State,
     ) -> Equilibrium<C::State> {
-        let Flat {
-            cell,
-            context,
-            layout,
-        } = self.f;
+        let layout = self.f.layout;
         let frozen = self.f.freeze();
         let start = layout.flatten(z0.without_autodiff());
         let (mut solution, inverse) = solver.solve(&frozen, start, self.stop);
@@ -286,43 +287,56 @@ impl<C: EquilibriumCell> Layer<'_, C> {
         let corrections: Vec<_> = kept.into_iter().map(|kept| self.correction(kept)).collect();
         let backward = BackwardReport::default();
         let z = layout.unflatten(solution.z.clone());
-        let mut fz = None;
-        let output = match gradient {
-            _ if !self.training => layout.unflatten(solution.fz),
-            AtEquilibrium::Phantom(replay) => {
-                layout.unflatten(replay.run(&self.f, solution.z, &backward))
-            }
+        let (fz, rows) = (solution.fz, solution.z);
+        let (output, evaluation) = match gradient {
+            _ if !self.training => (fz, None),
+            AtEquilibrium::Phantom(replay) => (replay.run(&self.f, rows, &backward), None),
             AtEquilibrium::OneStep => {
-                let recorded = cell.forward(z.clone(), context);
-                fz = Some(recorded.clone());
-                recorded
+                let (output, evaluation) =
+                    LastEvaluation::attach(&self.f, frozen, [fz, rows], |_, g| g);
+                (output, Some(evaluation))
             }
             AtEquilibrium::Adjoint(adjoint) => {
-                let recorded = cell.forward(z.clone(), context);
-                fz = Some(recorded.clone());
-                let at = At {
-                    frozen,
-                    z: solution.z,
-                    inverse,
+                let (adjoint, report) = (adjoint.clone(), backward.clone());
+                let rewrite = move |point: &Point<C>, g| {
+                    let (u, pass) = adjoint.answer(point, inverse.as_ref(), g);
+                    report.record(pass);
+                    u
                 };
-                let recorded = layout.flatten(recorded);
-                layout.unflatten(adjoint.attach(recorded, at, backward.clone()))
+                let (output, evaluation) =
+                    LastEvaluation::attach(&self.f, frozen, [fz, rows], rewrite);
+                (output, Some(evaluation))
             }
         };
         let tracked = match self.training {
             true => corrections.len() + gradient.recorded(),
             false => 0,
         };
+        let output = self.unspoiled(output, &solution.stats);
         Equilibrium {
-            output,
+            output: layout.unflatten(output),
             z,
-            fz,
+            evaluation,
             nfe: solution.stats.nfe + tracked,
             solve: Some(solution.stats),
             trace: solution.trace,
             corrections,
             backward,
         }
+    }
+
+    /// The output of a training step with NaN for samples of which `f` spoils the start. The solver
+    /// answers with the start, which is finite, but the gradients are not, and a loss must show it.
+    fn unspoiled(&self, output: Tensor<2>, stats: &SolveStats) -> Tensor<2> {
+        let residuals = stats.abs_residual.iter();
+        let spoiled: Vec<bool> = residuals.map(|&residual| residual == f64::MAX).collect();
+        if !self.training || !spoiled.contains(&true) {
+            return output;
+        }
+        let rows = TensorData::new(spoiled, [stats.abs_residual.len(), 1]);
+        let rows = Tensor::<2, Bool>::from_data(rows, &output.device().inner());
+        let rows = rows.expand(output.shape());
+        output.mask_fill(rows, f32::NAN)
     }
 
     fn correction(&self, state: KeptState) -> Correction<C::State> {
@@ -352,14 +366,15 @@ impl<C: EquilibriumCell> Layer<'_, C> {
         let output = match self.training {
             true => {
                 let inputs = Inputs::of(self.f.cell, self.f.context);
-                layout.unflatten(pairs.attach(solve, &z0, inputs, backward.clone()))
+                let output = pairs.attach(solve, &z0, inputs, backward.clone());
+                layout.unflatten(self.unspoiled(output, &stats))
             }
             false => z.clone(),
         };
         Equilibrium {
             output,
             z,
-            fz: None,
+            evaluation: None,
             nfe: stats.nfe,
             solve: Some(stats),
             trace,

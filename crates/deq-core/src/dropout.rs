@@ -92,7 +92,10 @@ impl<const D: usize> DropoutMask<D> {
     /// - x, output: a shape to which the mask's broadcasts
     pub fn apply(&self, x: Tensor<D>) -> Tensor<D> {
         match &self.0 {
-            Some(mask) => x * mask.clone(),
+            Some(mask) => {
+                let mask = mask.clone().cast(x.dtype());
+                x * mask
+            }
             None => x,
         }
     }

@@ -1,6 +1,7 @@
 //! What the layer returns.
 
 use crate::cell::EquilibriumCell;
+use crate::evaluation::Evaluation;
 use crate::report::BackwardReport;
 use crate::state::{State, StateLayout};
 use deq_solvers::{SolveStats, Trace};
@@ -14,12 +15,12 @@ pub struct Equilibrium<S> {
     /// The point `z` that was found, without autodiff: for the Jacobian penalty, memories, warm
     /// starts.
     pub z: S,
-    /// `f(z)` as it was recorded, before the gradient strategy: a function of parameters and
-    /// context at the constant `z`. For penalties that can use an evaluation which the layer makes
-    /// anyway. `None` in evaluation and for strategies that record no evaluation at `z`, or
-    /// several.
-    pub fz: Option<S>,
-    /// Evaluations of `f` in the forward pass, the tracked ones included.
+    /// `f` at `z`, for penalties there that can share what the layer does in its backward pass.
+    /// `None` in evaluation, for maps in [16-bit floats](crate::DeqConfig::precision), and for
+    /// strategies that record no evaluation at `z`, or several.
+    pub evaluation: Option<Evaluation>,
+    /// Evaluations of `f` in the solve, and those that the gradient records, in the forward or in
+    /// the backward pass.
     pub nfe: usize,
     /// The forward solve; `None` after an unroll, which tests nothing. A reversible solve counts
     /// pairs as steps and tests the change of a whole pair, which is about `damping` times the
@@ -41,7 +42,7 @@ impl<S: State> Equilibrium<S> {
         Self {
             z: output.without_autodiff(),
             output,
-            fz: None,
+            evaluation: None,
             nfe,
             solve: None,
             trace: None,

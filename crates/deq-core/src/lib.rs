@@ -51,8 +51,9 @@
 //!   [a solver of your own](Deq::with_solver); [`unroll`]: its explicit counterpart;
 //!   [`Depth`]: either.
 //! - [`FrozenCell`], [`StateLayout`]: a cell as a map of the rows `[batch, dim]` of the solvers,
-//!   its evaluations and vector-Jacobian products without a tape; [`recomputed`]: a number whose
-//!   gradient is recorded in the backward pass only.
+//!   its evaluations and vector-Jacobian products without a tape; [`Evaluation`]: `f` at a point,
+//!   for penalties whose gradient is recorded in the backward pass only, from a [`MapAt`] such as
+//!   [`CellAt`].
 //! - [`Precision`]: maps in bf16 or f16, solved in f32; [`Lowered`]: such a map by itself.
 //! - [`dropout`], [`normalization`]: masks and weights that are computed once per solve.
 //! - [`check`]: your own Jacobian products against automatic differentiation; [`random`]: draws
@@ -77,6 +78,7 @@ mod deq;
 pub mod dropout;
 mod equilibrium;
 mod error;
+mod evaluation;
 mod gradient;
 mod hook;
 pub mod normalization;
@@ -100,6 +102,7 @@ pub use deq::Deq;
 pub use deq_solvers as solvers;
 pub use equilibrium::{Correction, Equilibrium, unroll};
 pub use error::DeqError;
+pub use evaluation::{CellAt, Evaluation, MapAt};
 pub use gradient::{
     GradientConfig, ImplicitConfig, NeumannGradientConfig, PhantomConfig, ReversibleGradientConfig,
     ShineConfig, UnrolledConfig,
@@ -107,7 +110,6 @@ pub use gradient::{
 pub use precision::{Lowered, Precision};
 pub use report::{BackwardPass, BackwardReport};
 pub use state::{State, StateLayout};
-pub use tape::recomputed;
 
 /// Compiles the example of the README.
 #[cfg(doctest)]

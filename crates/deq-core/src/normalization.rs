@@ -5,7 +5,7 @@
 //! through the context to the parameters.
 
 use burn::module::{Module, Param, RunningState};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Distribution, Tensor};
 pub use deq_kernels::{norm_except, weight_norm};
 
 /// A weight as length times direction, one length for every slice along one axis.
@@ -93,8 +93,8 @@ impl<const D: usize> SpectralNorm<D> {
         );
         let matrix = as_matrix(weight.clone().inner());
         let [rows, _] = matrix.dims();
-        let device: Device = matrix.device();
-        let start = Tensor::<2>::random([rows, 1], Distribution::Normal(0.0, 1.0), &device);
+        let options = (&matrix.device(), matrix.dtype());
+        let start = Tensor::<2>::random([rows, 1], Distribution::Normal(0.0, 1.0), options);
         let (left, _) = power_iteration(&matrix, start, FIRST_ROUNDS);
         Self {
             weight: Param::from_tensor(weight.detach()),

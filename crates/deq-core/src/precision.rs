@@ -174,12 +174,21 @@ impl<C: EquilibriumCell> EquilibriumCell for Lowered<C> {
         }))
     }
 
-    fn tangent(&self, z: C::State, direction: C::State, context: &C::Context) -> Option<C::State> {
+    fn tangent(
+        &self,
+        z: C::State,
+        direction: C::State,
+        context: &C::Context,
+    ) -> Option<(C::State, C::State)> {
         let (own, scale) = (type_of(&z), self.scale(context));
         let mut down = self.down(&scale);
         let [z, direction] = [z, direction].map(|state| state.map_tensors(&mut down));
-        let tangent = self.cell.tangent(z, direction, context)?;
-        Some(raised(tangent, own, scale))
+        let (fz, tangent) = self.cell.tangent(z, direction, context)?;
+        Some((raised(fz, own, scale.clone()), raised(tangent, own, scale)))
+    }
+
+    fn evaluated_in(&self, _state: DType) -> DType {
+        self.precision.dtype()
     }
 }
 

@@ -1,7 +1,7 @@
 //! States of any shape as rows of `[batch, dim]`.
 
 use crate::context::{CellContext, TensorMap};
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, Int, Tensor};
 
 /// What reaches equilibrium: a float tensor of any rank, or several.
 ///
@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 /// lists its parts, or by hand: everything a state needs follows from [`CellContext::map_tensors`].
 ///
 /// ```
-/// use burn::tensor::Tensor;
+/// use burn::tensor::{Bool, Int, Tensor};
 /// use deq_core::{CellContext, State, TensorMap};
 ///
 /// #[derive(Clone)]
@@ -50,7 +50,7 @@ impl<A: State, B: State, C: State, D: State> State for (A, B, C, D) {}
 /// Makes a [`State`] of a struct whose fields are states.
 ///
 /// ```
-/// use burn::tensor::Tensor;
+/// use burn::tensor::{Bool, Int, Tensor};
 ///
 /// #[derive(Clone)]
 /// struct Pyramid {
@@ -236,6 +236,14 @@ struct Outline;
 impl TensorMap for Outline {
     fn float<const D: usize>(&mut self, part: &Tensor<D>) -> Tensor<D> {
         Tensor::empty([1; D], &part.device().inner())
+    }
+
+    fn int<const D: usize>(&mut self, tensor: &Tensor<D, Int>) -> Tensor<D, Int> {
+        tensor.clone().without_autodiff()
+    }
+
+    fn bool<const D: usize>(&mut self, tensor: &Tensor<D, Bool>) -> Tensor<D, Bool> {
+        tensor.clone().without_autodiff()
     }
 }
 

@@ -74,11 +74,6 @@ pub(crate) struct TapedCell<C: EquilibriumCell> {
 impl<C: EquilibriumCell> TapedCell<C> {
     pub(crate) fn new(frozen: &FrozenCell<C>, tracked: &[bool]) -> Self {
         let Flat { cell, context, .. } = frozen.flat();
-        Self::of(cell, context, tracked)
-    }
-
-    /// Of a cell and a context without autodiff.
-    fn of(cell: &C, context: &C::Context, tracked: &[bool]) -> Self {
         let mut lift = Lift(tracked.iter());
         Self {
             cell: cell.clone().map(&mut lift),
@@ -139,7 +134,7 @@ impl<C: EquilibriumCell> TapedCell<C> {
     }
 
     /// Adds the derivative of a number that `f` computes from the cell and its context.
-    fn add(&mut self, f: impl FnOnce(&C, &C::Context) -> Tensor<1>) {
+    pub(crate) fn add(&mut self, f: impl FnOnce(&C, &C::Context) -> Tensor<1>) {
         let number = f(&self.cell, &self.context);
         if number.is_tracked() {
             self.collect(Some(number.backward()));
@@ -237,36 +232,6 @@ impl TensorMap for Cotangents {
         self.collect(tensor);
         tensor.clone()
     }
-}
-
-/// Returns `value` as a function of the cell and its context whose derivative is that of `f`,
-/// evaluated during the backward pass and not before.
-///
-/// What `f` records exists only then, when most of the outer tape is gone already, so that the peak
-/// of memory is that of the larger of the two instead of their sum. `f` is given a copy of the cell
-/// and the context and must compute `value` from them, up to rounding; other tensors it uses are
-/// constants.
-///
-/// # Shapes
-///
-/// - value, output of `f`: `[n]`
-pub fn recomputed<C: EquilibriumCell>(
-    cell: &C,
-    context: &C::Context,
-    value: Tensor<1>,
-    f: impl Fn(&C, &C::Context) -> Tensor<1> + Send + Sync + 'static,
-) -> Tensor<1> {
-    let inputs = Inputs::of(cell, context);
-    let tracked = inputs.tracked();
-    let (cell, context) = (cell.valid(), context.without_autodiff());
-    attach(value, None, inputs, move |cotangent| {
-        let mut taped = TapedCell::of(&cell, &context, &tracked);
-        taped.add(|cell, context| (f(cell, context) * cotangent.autodiff()).sum());
-        Pulled {
-            start: None,
-            inputs: taped.into_cotangents(),
-        }
-    })
 }
 
 /// Cotangents of the start, if it was named, and of the tracked inputs.

@@ -165,10 +165,17 @@ impl EquilibriumCell for Layer {
         }))
     }
 
-    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, x: &Tensor<2>) -> Option<Tensor<2>> {
-        let off = self.before(z, x).inner().lower_equal_elem(0.0);
+    fn tangent(
+        &self,
+        z: Tensor<2>,
+        direction: Tensor<2>,
+        x: &Tensor<2>,
+    ) -> Option<(Tensor<2>, Tensor<2>)> {
+        let before = self.before(z, x);
+        let off = before.clone().inner().lower_equal_elem(0.0);
         let inner = direction.matmul(self.first.val()).mask_fill(off, 0.0);
-        Some(inner.matmul(self.second.val()))
+        let second = || self.second.val();
+        Some((relu(before).matmul(second()), inner.matmul(second())))
     }
 }
 
@@ -323,9 +330,11 @@ fn train(
             let (x, y) = train.columns(rows, &tracked);
             let z0 = start(&network.layer, &x);
             let out = deq.forward(&network.layer, &x, z0);
-            let mut loss = (network.readout.forward(out.output) - y).square().mean();
+            let mut loss = (network.readout.forward(out.output.clone()) - y)
+                .square()
+                .mean();
             if let Some(weight) = policy.decide(seed, step, Phase::Equilibrium) {
-                let estimate = penalty.at(&network.layer, &x, &out.z)?;
+                let estimate = penalty.at_equilibrium(&network.layer, &x, &out)?;
                 loss = loss + estimate.value * weight;
             }
             let gradients = GradientsParams::from_grads(loss.backward(), &network);
@@ -366,7 +375,9 @@ fn measure(
     let rows: Vec<usize> = (0..TEST).collect();
     let (x, y) = test.columns(&rows, device);
     let out = layer(BUDGET - 1)?.forward(&network.layer, &x, start(&network.layer, &x));
-    let error = (network.readout.forward(out.output) - y).square().mean();
+    let error = (network.readout.forward(out.output.clone()) - y)
+        .square()
+        .mean();
     let x = x.narrow(0, 0, PROBED);
     let far = layer(100)?.forward(&network.layer, &x, start(&network.layer, &x));
     let spectra = spectrum(&network.layer, &x, &far.z);

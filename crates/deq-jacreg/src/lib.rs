@@ -29,9 +29,15 @@
 //!     }
 //!
 //!     // Makes the gradient of the penalty exact; without it, differences are taken.
-//!     fn tangent(&self, z: Tensor<2>, d: Tensor<2>, x: &Tensor<2>) -> Option<Tensor<2>> {
-//!         let slope = self.forward(z, x).square().neg() + 1.0;
-//!         Some(d.matmul(self.weight.val()) * slope)
+//!     fn tangent(
+//!         &self,
+//!         z: Tensor<2>,
+//!         d: Tensor<2>,
+//!         x: &Tensor<2>,
+//!     ) -> Option<(Tensor<2>, Tensor<2>)> {
+//!         let fz = self.forward(z, x);
+//!         let slope = fz.clone().square().neg() + 1.0;
+//!         Some((fz, d.matmul(self.weight.val()) * slope))
 //!     }
 //! }
 //!
@@ -50,9 +56,9 @@
 //! // One training step.
 //! let (seed, step) = (42, 0);
 //! let out = deq.forward(&cell, &x, x.zeros_like());
-//! let mut loss = out.output.square().mean();
+//! let mut loss = out.output.clone().square().mean();
 //! if let Some(weight) = policy.decide(seed, step, Phase::Equilibrium) {
-//!     let estimate = penalty.at(&cell, &x, &out.z)?;
+//!     let estimate = penalty.at_equilibrium(&cell, &x, &out)?;
 //!     loss = loss + estimate.value * weight;
 //! }
 //! let grads = loss.backward();
@@ -71,8 +77,8 @@
 //! # Contents
 //!
 //! - [`JacobianPenaltyConfig`]: all settings, in code or in a file;
-//! - [`JacobianPenalty::at`]: the penalty at a state, by one of three [estimates](Estimator), which
-//!   use the [tangent](deq_core::EquilibriumCell::tangent) of a cell that has one (one with kinks
+//! - [`JacobianPenalty::at_equilibrium`]: the penalty at the end of a layer, by one of three
+//!   [estimates](Estimator), and [`at`](JacobianPenalty::at) any state; they use the [tangent](deq_core::EquilibriumCell::tangent) of a cell that has one (one with kinks
 //!   needs it);
 //! - [`PenaltyPolicy`]: which training steps are penalised, with a weight that stays, follows a
 //!   schedule or is moved by what the solves do;

@@ -6,7 +6,10 @@ use crate::difference::{
 };
 use crate::error::InvalidPenalty;
 use burn::tensor::{Bool, Distribution, Tensor, assert_shape};
-use deq_core::{CellContext, EquilibriumCell, FrozenCell, StateLayout, random, recomputed};
+use deq_core::{
+    CellAt, CellContext, Equilibrium, EquilibriumCell, Evaluation, MapAt, State, StateLayout,
+    random,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -162,14 +165,78 @@ impl JacobianPenalty {
         context: &C::Context,
         z: &C::State,
     ) -> Result<Penalty, InvalidPenalty> {
-        let at = Flat::new(cell, context, z);
-        let z = at.rows(z);
-        self.check_dtype(&at, &z)?;
-        let vectors = self.config.vectors;
-        let probes = (0..vectors)
-            .map(|_| self.config.distribution.draw(&z))
-            .collect();
-        Ok(self.estimate(&at, &Point::new(z, probes), self.config.power_iterations))
+        self.check_dtype(cell, context, z)?;
+        let layout = StateLayout::of(z);
+        let z = layout.flatten(z.without_autodiff());
+        let point = Point::new(z.clone(), self.draw(&z));
+        Ok(self.estimate(
+            cell,
+            context,
+            (&layout, point),
+            self.config.power_iterations,
+        ))
+    }
+
+    /// [`at`](Self::at) the equilibrium that a layer has found with this cell and this context,
+    /// with the same value and gradient at less cost.
+    ///
+    /// The cotangent estimate shares its evaluations with the layer: the product that of the
+    /// adjoint solve, the gradient the one that the layer records. The layer's output and the
+    /// penalty must then be differentiated in one backward pass, as those of one loss are. Other
+    /// estimates, and layers [without such an evaluation](Equilibrium::evaluation), share nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`at`](Self::at).
+    pub fn at_equilibrium<C: EquilibriumCell>(
+        &self,
+        cell: &C,
+        context: &C::Context,
+        equilibrium: &Equilibrium<C::State>,
+    ) -> Result<Penalty, InvalidPenalty> {
+        let Some(evaluation) = self.shared(equilibrium) else {
+            return self.at(cell, context, &equilibrium.z);
+        };
+        self.check_dtype(cell, context, &equilibrium.z)?;
+        let z = evaluation.z();
+        let point = Point::new(z.clone(), self.draw(&z));
+        Ok(point.cotangent(evaluation, self.config.power_iterations))
+    }
+
+    /// [`at_equilibrium`](Self::at_equilibrium) with given probes, which are taken as they are, as
+    /// by [`at_with_probes`](Self::at_with_probes).
+    ///
+    /// # Errors
+    ///
+    /// As [`at_with_probes`](Self::at_with_probes).
+    ///
+    /// # Panics
+    ///
+    /// If a probe has another shape than the state.
+    pub fn at_equilibrium_with_probes<C: EquilibriumCell>(
+        &self,
+        cell: &C,
+        context: &C::Context,
+        equilibrium: &Equilibrium<C::State>,
+        probes: &[C::State],
+    ) -> Result<Penalty, InvalidPenalty> {
+        let Some(evaluation) = self.shared(equilibrium) else {
+            return self.at_with_probes(cell, context, &equilibrium.z, probes);
+        };
+        if probes.is_empty() {
+            return Err(InvalidPenalty::NoProbes);
+        }
+        self.check_dtype(cell, context, &equilibrium.z)?;
+        let point = Point::new(evaluation.z(), rows(&equilibrium.z, probes));
+        Ok(point.cotangent(evaluation, 0))
+    }
+
+    /// What this estimate can share with the layer.
+    fn shared<'a, S>(&self, equilibrium: &'a Equilibrium<S>) -> Option<&'a Evaluation> {
+        match self.config.estimator {
+            Estimator::Cotangent => equilibrium.evaluation.as_ref(),
+            Estimator::Tangent | Estimator::Denoising(_) => None,
+        }
     }
 
     /// [`at`](Self::at) with given probes, which are taken as they are: neither
@@ -196,95 +263,89 @@ impl JacobianPenalty {
         if probes.is_empty() {
             return Err(InvalidPenalty::NoProbes);
         }
-        let at = Flat::new(cell, context, z);
-        let z = at.rows(z);
-        self.check_dtype(&at, &z)?;
-        let probes = probes.iter().map(|probe| at.rows(probe)).collect();
-        Ok(self.estimate(&at, &Point::new(z, probes), 0))
+        self.check_dtype(cell, context, z)?;
+        let layout = StateLayout::of(z);
+        let point = Point::new(layout.flatten(z.without_autodiff()), rows(z, probes));
+        Ok(self.estimate(cell, context, (&layout, point), 0))
+    }
+
+    /// Probes for states as rows.
+    fn draw(&self, z: &Tensor<2>) -> Vec<Tensor<2>> {
+        let Self { config } = self;
+        (0..config.vectors)
+            .map(|_| config.distribution.draw(z))
+            .collect()
     }
 
     /// Refuses a difference of close points in a coarse type.
     fn check_dtype<C: EquilibriumCell>(
         &self,
-        at: &Flat<C>,
-        z: &Tensor<2>,
+        cell: &C,
+        context: &C::Context,
+        z: &C::State,
     ) -> Result<(), InvalidPenalty> {
-        let dtype = z.dtype();
+        let z = z.without_autodiff();
+        let dtype = cell.evaluated_in(StateLayout::of(&z).flatten(z.clone()).dtype());
         let denoising = matches!(self.config.estimator, Estimator::Denoising(_));
         if denoising || relative_step(dtype).is_some() {
             return Ok(());
         }
-        let z = at.layout.unflatten(z.clone());
-        let context = at.context.without_autodiff();
-        match at.cell.valid().tangent(z.clone(), z, &context) {
+        let context = context.without_autodiff();
+        match cell.valid().tangent(z.clone(), z, &context) {
             Some(_) => Ok(()),
             None => Err(InvalidPenalty::UnsupportedDType { dtype }),
         }
     }
 
     /// After `rounds` of power iteration, for the estimator that has them.
-    fn estimate<C: EquilibriumCell>(&self, at: &Flat<C>, point: &Point, rounds: usize) -> Penalty {
+    fn estimate<C: EquilibriumCell>(
+        &self,
+        cell: &C,
+        context: &C::Context,
+        (layout, point): (&StateLayout<C::State>, Point),
+        rounds: usize,
+    ) -> Penalty {
+        let at = CellAt::new(cell, context, layout, point.z.clone());
         match self.config.estimator {
-            Estimator::Cotangent => point.cotangent(at, rounds),
-            Estimator::Tangent => point.mean_square(at, |z, probe| at.derivative(z, probe)),
-            Estimator::Denoising(DenoisingConfig { sigma }) => point.mean_square(at, |z, probe| {
-                at.evaluations.add(1);
-                (at.forward(z.clone() + probe * sigma) - z.clone()) * (1.0 / sigma)
-            }),
+            Estimator::Cotangent => {
+                let z = layout.unflatten(point.z.clone());
+                point.cotangent(&Evaluation::at(cell, context, &z), rounds)
+            }
+            Estimator::Tangent => point.mean_square(|probe, count| derivative(&at, probe, count)),
+            Estimator::Denoising(DenoisingConfig { sigma }) => {
+                point.mean_square(|probe, evaluations| {
+                    evaluations.add(1);
+                    (at.call(at.z() + probe * sigma) - at.z()) * (1.0 / sigma)
+                })
+            }
         }
     }
 }
 
-/// A cell and its context as functions of rows `[batch, dim]`, recorded where they are tracked.
-struct Flat<'a, C: EquilibriumCell> {
-    cell: &'a C,
-    context: &'a C::Context,
-    layout: StateLayout<C::State>,
-    evaluations: Evaluations,
+/// States as rows on the plain device, by the layout of `z`.
+fn rows<S: State>(z: &S, states: &[S]) -> Vec<Tensor<2>> {
+    let layout = StateLayout::of(z);
+    let states = states.iter();
+    let rows = states.map(|state| layout.flatten(state.without_autodiff()));
+    rows.collect()
 }
 
-impl<'a, C: EquilibriumCell> Flat<'a, C> {
-    fn new(cell: &'a C, context: &'a C::Context, z: &C::State) -> Self {
-        Self {
-            cell,
-            context,
-            layout: StateLayout::of(z),
-            evaluations: Evaluations::default(),
-        }
+/// `J d`, by the cell's own tangent or else by a central difference.
+///
+/// # Panics
+///
+/// If the type is too coarse for a difference, which was ruled out for cells that have a tangent
+/// either always or never.
+fn derivative(at: &dyn MapAt, direction: Tensor<2>, evaluations: &Evaluations) -> Tensor<2> {
+    if let Some(tangent) = at.tangent(direction.clone()) {
+        evaluations.add(1);
+        return tangent;
     }
-
-    /// A state as rows on the plain device.
-    fn rows(&self, state: &C::State) -> Tensor<2> {
-        self.layout.flatten(state.clone()).inner()
-    }
-
-    fn forward(&self, z: Tensor<2>) -> Tensor<2> {
-        self.layout.apply(z, |z| self.cell.forward(z, self.context))
-    }
-
-    /// `J(z) d`, by the cell's own tangent or else by a central difference.
-    ///
-    /// # Panics
-    ///
-    /// If the type is too coarse for a difference, which was ruled out for cells that have a
-    /// tangent either always or never.
-    fn derivative(&self, z: &Tensor<2>, direction: Tensor<2>) -> Tensor<2> {
-        let [at, along] = [z.clone(), direction.clone()].map(|rows| self.layout.unflatten(rows));
-        if let Some(tangent) = self.cell.tangent(at, along, self.context) {
-            self.evaluations.add(1);
-            return self.layout.flatten(tangent);
-        }
-        self.evaluations.add(2);
-        let relative = relative_step(z.dtype()).expect("a cell has a tangent always or never");
-        let points = CentralDifference::new(z, &direction, relative);
-        (self.forward(points.plus) - self.forward(points.minus)) * points.factor
-    }
-
-    /// The same function without a tape, for vector-Jacobian products.
-    fn frozen(&self, z: &Tensor<2>) -> FrozenCell<C> {
-        let state = self.layout.unflatten(z.clone());
-        FrozenCell::new(self.cell, self.context, &state)
-    }
+    evaluations.add(2);
+    let z = at.z();
+    let relative = relative_step(z.dtype()).expect("a cell has a tangent always or never");
+    let points = CentralDifference::new(&z, &direction, relative);
+    (at.call(points.plus) - at.call(points.minus)) * points.factor
 }
 
 /// Where a penalty is estimated, and along what. Rows that are not finite are zero: a cell must not
@@ -329,15 +390,12 @@ impl Point {
     }
 
     /// The penalty made of the squared norm of one recorded vector per probe.
-    fn mean_square<C: EquilibriumCell>(
-        &self,
-        at: &Flat<C>,
-        vector: impl Fn(&Tensor<2>, Tensor<2>) -> Tensor<2>,
-    ) -> Penalty {
+    fn mean_square(&self, vector: impl Fn(Tensor<2>, &Evaluations) -> Tensor<2>) -> Penalty {
+        let evaluations = Evaluations::default();
         let mut finite = self.finite.clone();
         let mut squares = Vec::with_capacity(self.probes.len());
         for probe in &self.probes {
-            let vector = vector(&self.z, probe.clone());
+            let vector = vector(probe.clone(), &evaluations);
             let usable = finite_rows(&row_squares(vector.clone().inner()));
             squares.push(row_squares(keep_rows(vector, &usable)));
             finite = finite.bool_and(usable);
@@ -347,17 +405,16 @@ impl Point {
             .into_iter()
             .map(|square| keep_rows(square, &finite) * share);
         let per_sample = summed(per_sample).cast(self.z.dtype());
-        Penalty::new(per_sample, finite, at.evaluations.clone())
+        Penalty::new(per_sample, finite, evaluations)
     }
 
     /// The cotangent estimate, whose value needs no tape. What its gradient needs is recorded only
     /// in the backward pass, when the tape of the layer itself is gone.
-    fn cotangent<C: EquilibriumCell>(&self, at: &Flat<C>, rounds: usize) -> Penalty {
-        let frozen = at.frozen(&self.z);
-        let multiply = frozen.linearize(self.z.clone());
+    fn cotangent(&self, evaluation: &Evaluation, rounds: usize) -> Penalty {
+        let multiply = |v| evaluation.vjp(v);
         let turn = |probe| (0..rounds).fold(probe, |v, _| lengthened(multiply(v)));
         let probes: Vec<Tensor<2>> = self.probes.iter().cloned().map(turn).collect();
-        let products: Vec<Tensor<2>> = probes.iter().cloned().map(&multiply).collect();
+        let products: Vec<Tensor<2>> = probes.iter().cloned().map(multiply).collect();
         // The probes as they were drawn are known to be finite.
         let turned: &[Tensor<2>] = match rounds {
             0 => &[],
@@ -381,17 +438,11 @@ impl Point {
         let own = self.z.dtype();
         let value = summed(squares).cast(own);
         let count = probes.len() * (1 + rounds);
-        let (z, rows) = (self.z.clone(), finite.clone());
-        let (layout, evaluations) = (at.layout.clone(), at.evaluations.clone());
-        let per_sample = recomputed(at.cell, at.context, value, move |cell, context| {
-            let at = Flat {
-                cell,
-                context,
-                layout: layout.clone(),
-                evaluations: evaluations.clone(),
-            };
+        let (rows, evaluations) = (finite.clone(), Evaluations::default());
+        let counted = evaluations.clone();
+        let per_sample = evaluation.recorded(value, move |at| {
             let terms = probes.iter().zip(&products).map(|(probe, product)| {
-                let tangent = at.derivative(&z, product.clone()).cast(wide(own));
+                let tangent = derivative(at, product.clone(), &counted).cast(wide(own));
                 let probe = probe.clone().cast(wide(own));
                 let term = tangent * keep_rows(probe * (2.0 * share), &rows);
                 let usable = finite_rows(&term.clone().inner().sum_dim(1));
@@ -399,7 +450,7 @@ impl Point {
             });
             summed(terms).cast(own)
         });
-        let mut penalty = Penalty::new(per_sample, finite, at.evaluations.clone());
+        let mut penalty = Penalty::new(per_sample, finite, evaluations);
         penalty.products = count;
         penalty
     }

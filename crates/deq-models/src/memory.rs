@@ -21,7 +21,7 @@ pub struct StepNumbers {
     pub evaluation: usize,
     /// What one recorded application of the cell keeps.
     pub tape: usize,
-    /// The equilibrium, as rows and in parts.
+    /// The equilibrium and its value, as rows and in parts.
     pub reached: usize,
     /// What products with the transposed Jacobian are made of.
     pub point: usize,
@@ -35,11 +35,6 @@ pub struct StepNumbers {
     pub backward: usize,
     /// Gradients of parameters and what they are made of, at the end of the backward pass.
     pub weights: usize,
-    /// What the penalty records for one probe.
+    /// What an application that is recorded with its tangent along one probe keeps.
     pub probe: usize,
-    /// What is left of that when the backward solve runs.
-    pub probe_left: usize,
-    /// What stands beside that in the backward pass of the penalty: what is left of other tapes,
-    /// and cotangents.
-    pub penalty: usize,
 }

@@ -61,9 +61,16 @@ impl EquilibriumCell for Cell {
         self.inner(z, &inputs.x) + inputs.e.clone()
     }
 
-    fn tangent(&self, z: Tensor<2>, direction: Tensor<2>, inputs: &Inputs) -> Option<Tensor<2>> {
-        let slope = self.inner(z, &inputs.x).square().neg() + 1.0;
-        Some(direction.matmul(self.w.val().transpose()) * slope)
+    fn tangent(
+        &self,
+        z: Tensor<2>,
+        direction: Tensor<2>,
+        inputs: &Inputs,
+    ) -> Option<(Tensor<2>, Tensor<2>)> {
+        let inner = self.inner(z, &inputs.x);
+        let slope = inner.clone().square().neg() + 1.0;
+        let along = direction.matmul(self.w.val().transpose());
+        Some((inner + inputs.e.clone(), along * slope))
     }
 }
 

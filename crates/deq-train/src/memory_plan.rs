@@ -5,13 +5,9 @@
 //!
 //! ```text
 //! solve      constants + history of the forward solver + an evaluation
-//! output     constants + tape of one application + tape of the output layers
-//! adjoint    constants + tape of one application + linearisation + history of its solver
-//! backward   constants + tape of one application + cotangents
-//! probes     constants + tapes of one application and of the output layers + linearisation
-//! penalty    constants + what is left of that tape + a tape for each probe
-//! adjoint beside probes
-//!            the adjoint + what is left of the tapes of probes
+//! output     constants + tape of the output layers, with a penalty also its linearisation
+//! adjoint    constants + linearisation + history of its solver
+//! backward   constants + tape of one application, with a penalty of one for each probe
 //! weights    constants + gradients
 //! unrolled   constants + tapes of all applications + tape of the output layers
 //! ```
@@ -79,7 +75,7 @@ impl MemoryPlan {
         let window = |stop: &StopConfig| {
             let every = stop.check_every.unwrap_or(if on_host { 1 } else { 4 });
             // A point, its value and their difference.
-            3 * state * (every - 1)
+            3 * state * every.saturating_sub(1)
         };
         let forward = Solve {
             history: history(&recipe.deq.solver, recipe.deq.stop.max_steps) * state,
@@ -101,21 +97,9 @@ impl MemoryPlan {
         let penalty = recipe.penalty.as_ref().filter(|_| tied.is_none());
         let probes = penalty.map_or(0, |penalty| penalty.vectors);
         let mut phases = match tied {
-            None => solved(&numbers, &forward, &backward),
+            None => solved(&numbers, probes, &forward, &backward),
             Some(_) => Vec::new(),
         };
-        if probes > 0 {
-            // Weights are arranged anew for these products.
-            let products = numbers.point + 3 * numbers.arranged + numbers.evaluation;
-            let recorded = numbers.constants + numbers.reached + numbers.tape + numbers.output;
-            phases.push(phase("probes", recorded + products + 2 * probes * state));
-            let tapes = numbers.constants + numbers.kept + penalised(&numbers, probes);
-            phases.push(phase("penalty", tapes));
-            if numbers.probe_left > 0 {
-                let both = backward_solve(&numbers, &backward) + probes * numbers.probe_left;
-                phases.push(phase("adjoint beside probes", both));
-            }
-        }
         phases.push(phase(
             "weights",
             numbers.constants + numbers.kept + numbers.weights,
@@ -201,40 +185,50 @@ impl Solve {
     }
 }
 
-fn solved(numbers: &StepNumbers, forward: &Solve, backward: &Solve) -> Vec<PhaseBytes> {
-    let recorded = numbers.constants + numbers.reached + numbers.tape;
-    let output = numbers.arranged + numbers.output + numbers.output_peak;
+fn solved(
+    numbers: &StepNumbers,
+    probes: usize,
+    forward: &Solve,
+    backward: &Solve,
+) -> Vec<PhaseBytes> {
+    let StepNumbers {
+        constants,
+        arranged,
+        state,
+        ..
+    } = *numbers;
+    // A probe and its product.
+    let reached = constants + numbers.reached + 2 * probes * state;
     let behind = numbers.kept + numbers.head;
+    let linear = numbers.point + arranged;
+    let shared = if probes > 0 { linear } else { 0 };
+    let output = numbers.output + numbers.output_peak;
     vec![
+        phase("solve", constants + arranged + state + forward.most()),
+        phase("output", reached + arranged + shared + output),
         phase(
-            "solve",
-            numbers.constants + numbers.arranged + numbers.state + forward.most(),
+            "adjoint",
+            reached + behind + arranged + linear + backward.most(),
         ),
-        phase("output", recorded + output),
-        phase("adjoint", backward_solve(numbers, backward)),
-        phase("backward", recorded + behind + numbers.backward),
+        phase("backward", reached + behind + recorded(numbers, probes)),
     ]
 }
 
-fn backward_solve(numbers: &StepNumbers, backward: &Solve) -> usize {
-    let recorded = numbers.constants + numbers.reached + numbers.tape;
-    let behind = numbers.kept + numbers.head;
-    let products = numbers.point + 2 * numbers.arranged;
-    recorded + behind + products + backward.most()
-}
-
-fn penalised(numbers: &StepNumbers, probes: usize) -> usize {
-    numbers.penalty + numbers.reached + probes * numbers.probe
+/// The last application in its backward pass.
+fn recorded(numbers: &StepNumbers, probes: usize) -> usize {
+    let tape = numbers.tape.max(probes * numbers.probe);
+    numbers.state + tape + numbers.backward
 }
 
 /// With the penalty of unrolled steps, if it has probes.
 fn unrolled(numbers: &StepNumbers, depth: usize, probes: usize) -> usize {
-    let before = numbers.constants + numbers.state + (depth - 1) * numbers.tape;
+    let before = numbers.constants + numbers.state + depth.saturating_sub(1) * numbers.tape;
     let behind = numbers.output + numbers.output_peak;
     let last = numbers.tape + behind.max(numbers.kept + numbers.head + numbers.backward);
+    // Of the last application and of what is behind it nothing has been differentiated yet.
     let penalty = match probes {
         0 => 0,
-        _ => numbers.kept + penalised(numbers, probes),
+        _ => numbers.tape + numbers.output + recorded(numbers, probes),
     };
     before + last.max(penalty)
 }
@@ -243,7 +237,9 @@ fn unrolled(numbers: &StepNumbers, depth: usize, probes: usize) -> usize {
 fn history(solver: &SolverConfig, max_steps: usize) -> usize {
     match solver {
         SolverConfig::Picard(_) | SolverConfig::Reversible(_) => 0,
-        SolverConfig::Anderson(anderson) => 2 * slots(max_steps - 1, anderson.history),
+        SolverConfig::Anderson(anderson) => {
+            2 * slots(max_steps.saturating_sub(1), anderson.history)
+        }
         SolverConfig::Broyden(broyden) => {
             let terms = max_steps.saturating_sub(2);
             let pairs = match broyden.when_full {

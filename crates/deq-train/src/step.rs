@@ -136,7 +136,7 @@ impl<M: TaskModel> Learner<M> {
         let (Some(cell), Some(solved)) = (self.model.cell(), reading.solved.as_ref()) else {
             return Ok(None);
         };
-        let estimate = penalty.at(cell, &solved.context, &solved.equilibrium.z)?;
+        let estimate = penalty.at_equilibrium(cell, &solved.context, &solved.equilibrium)?;
         Ok(Some((weight, estimate)))
     }
 }

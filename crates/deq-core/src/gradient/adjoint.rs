@@ -1,12 +1,12 @@
-//! Strategies that rewrite the cotangent before it enters one tracked evaluation at the
+//! Strategies that rewrite the cotangent before it enters one recorded evaluation at the
 //! equilibrium.
 
 use super::config::{ImplicitConfig, NeumannGradientConfig, ShineConfig};
 use super::row_lengths;
-use crate::cell::{EquilibriumCell, FrozenCell};
+use crate::cell::EquilibriumCell;
 use crate::error::{DeqError, require, require_count};
-use crate::hook::rewrite_cotangent;
-use crate::report::{BackwardPass, BackwardReport};
+use crate::evaluation::Point;
+use crate::report::BackwardPass;
 use burn::tensor::{Bool, DType, Tensor};
 use deq_solvers::{
     InverseJacobian, LinearSolve, LinearSolverConfig, Solution, StopConfig, StopRule,
@@ -38,15 +38,6 @@ impl AdjointSolve {
             stop: config.stop.build().map_err(DeqError::Backward)?,
         })
     }
-}
-
-/// Where a strategy stands: at `z` with the Jacobian of `frozen`.
-pub(crate) struct At<C: EquilibriumCell> {
-    pub(crate) frozen: FrozenCell<C>,
-    /// `[batch, dim]`
-    pub(crate) z: Tensor<2>,
-    /// What a Broyden solve has learnt on its way to `z`.
-    pub(crate) inverse: Option<InverseJacobian>,
 }
 
 impl Adjoint {
@@ -105,45 +96,31 @@ impl Adjoint {
         })
     }
 
-    /// Lets the cotangent of `fz`, `f(z)` as rows, pass through the adjoint equation.
-    pub(crate) fn attach<C: EquilibriumCell>(
+    /// The answer to the cotangent `g`, `[batch, dim]` both; `inverse` is what a Broyden solve has
+    /// learnt on its way to the point.
+    pub(crate) fn answer<C: EquilibriumCell>(
         &self,
-        fz: Tensor<2>,
-        at: At<C>,
-        report: BackwardReport,
-    ) -> Tensor<2> {
-        if !fz.is_tracked() {
-            return fz;
-        }
-        let adjoint = self.clone();
-        rewrite_cotangent(fz, move |cotangent: Tensor<2>| {
-            let (u, pass) = adjoint.answer(&at, cotangent);
-            report.record(pass);
-            u
-        })
-    }
-
-    fn answer<C: EquilibriumCell>(&self, at: &At<C>, g: Tensor<2>) -> (Tensor<2>, BackwardPass) {
-        let linearize = || at.frozen.linearize(at.z.clone());
+        at: &Point<C>,
+        inverse: Option<&InverseJacobian>,
+        g: Tensor<2>,
+    ) -> (Tensor<2>, BackwardPass) {
+        let mut product = |u: Tensor<2>| at.vjp(u);
         match self {
             // From the cotangent on, every iterate is at least the one-step gradient.
             Adjoint::Solved(with) => {
-                let mut product = linearize();
                 let solution = with.solver.solve(&mut product, g, &with.stop);
                 (solution.z.clone(), solved(solution))
             }
             Adjoint::Series(with) => {
-                let mut product = linearize();
                 let solution = with.solver.solve(&mut product, g, &with.stop);
                 // The last term is paid for: it is the residual of the sum before it.
                 (solution.fz.clone(), solved(solution))
             }
             Adjoint::Shine { max_growth, refine } => {
-                let inverse = at.inverse.as_ref().expect("built with a Broyden solver");
+                let inverse = inverse.expect("built with a Broyden solver");
                 let (shared, estimate) = Shared::new(inverse, g, *max_growth);
                 let (u, mut pass) = match refine {
                     Some(with) => {
-                        let product = linearize();
                         let mut preconditioned = |u: Tensor<2>| {
                             let residual = u.clone() - product(u.clone());
                             u - shared.apply(residual)

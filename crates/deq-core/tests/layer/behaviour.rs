@@ -4,13 +4,12 @@
 use crate::support::*;
 use burn::module::{Module, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use deq_core::dropout::DropoutMask;
-use deq_core::solvers::{BroydenConfig, SolverConfig, StopConfig};
+use deq_core::solvers::{BroydenConfig, SolveStatus, SolverConfig, StopConfig};
 use deq_core::{
     CellContext, DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, NeumannGradientConfig,
-    PhantomConfig, ReversibleGradientConfig, ShineConfig, TensorMap, UnrolledConfig, check,
-    recomputed, unroll,
+    PhantomConfig, ReversibleGradientConfig, ShineConfig, TensorMap, UnrolledConfig, check, unroll,
 };
 use deq_testkit::{assert_close, relative_error, values};
 
@@ -420,50 +419,36 @@ fn a_wrong_pullback_is_found_and_a_right_one_passes() {
 }
 
 #[test]
-fn the_recorded_evaluation_is_a_function_of_parameters_alone() {
+fn a_sample_that_spoils_its_start_shows_in_the_output_of_training() {
     let device = device();
     let cell = Cell::new(true, &device);
-    let inputs = inputs(&device);
-    let exact = config(SolverConfig::anderson(), implicit(SolverConfig::anderson()));
-    let z0 = || Tensor::zeros([BATCH, DIM], &device);
-    let out = exact.build().unwrap().forward(&cell, &inputs, z0());
-    let through_fz = gradients(&cell, &inputs, loss(&out.fz.unwrap(), &device));
-    assert!(out.backward.get().is_none(), "no adjoint was solved");
-    let one_step = config(SolverConfig::anderson(), GradientConfig::OneStep);
-    let expected = gradients_of(&one_step.build().unwrap(), &cell, &inputs);
-    assert_gradients(&through_fz, &expected, 1e-13, "fz");
-}
+    let sound = inputs(&device);
+    let mut spoiled = vec![0.0; BATCH * DIM];
+    spoiled[DIM + 2] = f64::NAN;
+    let e = TensorData::new(spoiled, [BATCH, DIM]);
+    let e = Tensor::<2>::from_data(e.convert_dtype(sound.x.dtype()), &device).require_grad();
+    let inputs = Inputs { x: sound.x, e };
+    for gradient in [
+        implicit(SolverConfig::anderson()),
+        GradientConfig::OneStep,
+        GradientConfig::Reversible(ReversibleGradientConfig::new()),
+    ] {
+        let solver = solver_for(&gradient);
+        let deq = config(solver, gradient.clone()).build().unwrap();
+        let start = Tensor::<2>::zeros([BATCH, DIM], &device);
+        let out = deq.forward(&cell, &inputs, start.clone());
+        let rows: Vec<bool> = (values(&out.output).chunks(DIM))
+            .map(|row| row.iter().all(|entry| entry.is_finite()))
+            .collect();
+        let mut expected = vec![true; BATCH];
+        expected[1] = false;
+        assert_eq!(rows, expected, "{gradient:?}");
+        assert!(loss(&out.output, &device).into_scalar::<f64>().is_nan());
 
-#[test]
-fn a_recomputed_number_has_the_gradient_of_the_recorded_one() {
-    let device = device();
-    let cell = Cell::new(true, &device);
-    let inputs = inputs(&device);
-    let z = numbers([BATCH, DIM], 8, 1.0, &plain_device());
-    let norms = |cell: &Cell, inputs: &Inputs, z: &Tensor<2>| -> Tensor<1> {
-        cell.forward(z.clone(), inputs)
-            .square()
-            .sum_dim(1)
-            .squeeze_dim(1)
-    };
-    // Weighted, so that every sample's cotangent counts, and used twice.
-    let total = |norms: Tensor<1>| {
-        let weights = numbers([1, BATCH], 4, 1.0, &device).squeeze_dim::<1>(0);
-        (norms.clone() * weights).sum() + norms.sum().square()
-    };
-    let expected = gradients(&cell, &inputs, total(norms(&cell, &inputs, &z)));
-    let value = norms(&cell.valid(), &inputs.without_autodiff(), &z);
-    let point = z.clone();
-    let deferred = recomputed(&cell, &inputs, value.clone(), move |cell, inputs| {
-        norms(cell, inputs, &point)
-    });
-    assert_eq!(values(&deferred), values(&value));
-    let actual = gradients(&cell, &inputs, total(deferred));
-    assert_gradients(&actual, &expected, 1e-13, "recomputed");
-
-    // Without anything to differentiate it is the value.
-    let plain = recomputed(&cell.valid(), &inputs.without_autodiff(), value, |_, _| {
-        unreachable!("nothing is differentiated")
-    });
-    assert!(!plain.is_tracked());
+        // Held out, the start stands for the answer, and the outcome of the solve says so.
+        let context = inputs.without_autodiff();
+        let out = deq.forward(&cell.valid(), &context, start.inner());
+        assert!(values(&out.output).iter().all(|entry| entry.is_finite()));
+        assert_eq!(out.solve.unwrap().status[1], SolveStatus::NonFinite);
+    }
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 mod behaviour;
+mod evaluation;
 mod exact;
 mod normalization;
 mod own;

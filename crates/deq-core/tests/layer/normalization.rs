@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use burn::module::Module;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use deq_core::dropout::DropoutMask;
 use deq_core::normalization::{SpectralNorm, WeightNorm, norm_except};
 use deq_testkit::{assert_close, finite_difference, values};
@@ -179,4 +179,16 @@ fn a_dropout_mask_has_the_right_values_rate_and_mean() {
         values(&none.apply(Tensor::<3>::ones([1, 2, 3], &device))),
         [1.0; 6]
     );
+}
+
+#[test]
+fn weights_and_masks_go_with_tensors_of_another_type_than_the_device_has() {
+    let device = Device::flex();
+    let x = Tensor::<2>::ones([3, 5], &device).cast(DType::F64);
+    let dropped = DropoutMask::draw([3, 5], 0.5, &device).apply(x.clone());
+    assert_eq!(dropped.dtype(), DType::F64);
+    let bounded = SpectralNorm::new(x, 0.5).weight();
+    // Ones have the singular value sqrt(15).
+    let expected = [0.5 / 15.0_f64.sqrt(); 15];
+    assert_close(&values(&bounded), &expected, 1e-12, "bounded");
 }

@@ -2,9 +2,11 @@
 
 use crate::support::*;
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, Tensor};
+use deq_core::solvers::SolverConfig;
 use deq_core::{
-    EquilibriumCell, FrozenCell, GradientConfig, Pullback, State, check, impl_state, unroll,
+    CellContext, EquilibriumCell, FrozenCell, GradientConfig, Pullback, State, check, impl_state,
+    unroll,
 };
 use deq_testkit::{assert_close, values};
 
@@ -59,10 +61,16 @@ macro_rules! shaped {
                 Some(Box::new(move |u| Self::split(product(Self::join(u)))))
             }
 
-            fn tangent(&self, z: $state, direction: $state, inputs: &Inputs) -> Option<$state> {
+            fn tangent(
+                &self,
+                z: $state,
+                direction: $state,
+                inputs: &Inputs,
+            ) -> Option<($state, $state)> {
                 let y = self.cell.linear(Self::join(z), inputs).tanh();
                 let along = Self::join(direction).matmul(self.cell.w.val());
-                Some(Self::split((y.square().neg() + 1.0) * along))
+                let along = (y.clone().square().neg() + 1.0) * along;
+                Some((Self::split(y + inputs.e.clone()), Self::split(along)))
             }
         }
     };
@@ -160,8 +168,15 @@ fn outcome<C: Shaped>(gradient: GradientConfig, by_hand: bool) -> Vec<(&'static 
         ("z", values(&C::join(out.z))),
     ];
     let mut total = loss(&C::join(out.output), &device);
-    if let Some(fz) = out.fz {
-        found.push(("fz", values(&C::join(fz))));
+    if let Some(evaluation) = &out.evaluation {
+        let direction = numbers([BATCH, DIM], 9, 1.0, &plain_device());
+        found.push(("J^T u", values(&evaluation.vjp(direction.clone()))));
+        let value = Tensor::zeros([BATCH], &plain_device());
+        let term = evaluation.recorded(value, move |at| {
+            let tangent = at.tangent(direction.clone()).expect("the cell has one");
+            tangent.square().sum_dim(1).squeeze_dim(1)
+        });
+        total = total + term.sum();
     }
     for correction in out.corrections {
         let fz = C::join(correction.fz);
@@ -325,5 +340,61 @@ fn a_part_that_reads_no_parameter_may_stand_beside_one_that_does() {
             let expected = closed_form(&cell.cell, &inputs);
             assert_gradients(&actual, &expected, 1e-5, &gradient.to_string());
         }
+    }
+}
+
+/// A state with a mask beside its numbers, which `f` applies.
+#[derive(Clone, Debug)]
+struct Masked {
+    z: Tensor<2>,
+    off: Tensor<2, Bool>,
+}
+
+deq_core::impl_state!(Masked { z, off });
+
+#[derive(Module, Debug)]
+struct MaskedCell {
+    cell: Cell,
+}
+
+impl EquilibriumCell for MaskedCell {
+    type State = Masked;
+    type Context = Inputs;
+
+    fn forward(&self, state: Masked, inputs: &Inputs) -> Masked {
+        let z = self.cell.forward(state.z, inputs);
+        let z = z.mask_fill(state.off.clone(), 0.0);
+        Masked { z, ..state }
+    }
+}
+
+#[test]
+fn what_a_state_carries_beside_its_numbers_stays_off_the_tape() {
+    for device in [device(), plain_device().autodiff().gradient_checkpointing()] {
+        let cell = MaskedCell {
+            cell: Cell::new(true, &device),
+        };
+        let inputs = inputs(&device);
+        let off = numbers([BATCH, DIM], 6, 1.0, &device).lower_elem(0.0);
+        let z = Tensor::zeros([BATCH, DIM], &device);
+        let deq = config(SolverConfig::anderson(), implicit(SolverConfig::anderson()));
+        let out = deq.build().unwrap();
+        let out = out.forward(
+            &cell,
+            &inputs,
+            Masked {
+                z,
+                off: off.clone(),
+            },
+        );
+        assert!(!out.z.is_autodiff() && !out.z.off.is_autodiff());
+        let masked = values(&out.output.z.clone().mask_fill(off.bool_not(), 0.0));
+        assert!(masked.iter().all(|&entry| entry == 0.0));
+        let grads = out.output.z.square().sum().backward();
+        assert!(
+            values(&cell.cell.w.val().grad(&grads).unwrap())
+                .iter()
+                .any(|&entry| entry != 0.0)
+        );
     }
 }

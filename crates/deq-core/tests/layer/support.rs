@@ -81,6 +81,20 @@ impl EquilibriumCell for Cell {
             (u * slope.clone()).matmul(w.clone().transpose())
         }))
     }
+
+    fn tangent(
+        &self,
+        z: Tensor<2>,
+        direction: Tensor<2>,
+        inputs: &Inputs,
+    ) -> Option<(Tensor<2>, Tensor<2>)> {
+        if !self.by_hand {
+            return None;
+        }
+        let y = self.linear(z, inputs).tanh();
+        let along = (y.clone().square().neg() + 1.0) * direction.matmul(self.w.val());
+        Some((y + inputs.e.clone(), along))
+    }
 }
 
 /// Fixed numbers in (-scale, scale).

@@ -6,7 +6,11 @@ use crate::support::{
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Gradients, Tensor};
 use core::slice::from_ref;
-use deq_core::EquilibriumCell;
+use deq_core::solvers::StopConfig;
+use deq_core::{
+    Deq, DeqConfig, EquilibriumCell, GradientConfig, ImplicitConfig, Lowered, PhantomConfig,
+    Precision,
+};
 use deq_jacreg::{
     DenoisingConfig, Estimator, InvalidPenalty, JacobianPenalty, JacobianPenaltyConfig, Penalty,
     Probe, dense_jacobian, frobenius_norm_sq,
@@ -260,7 +264,7 @@ fn exact_tangents_need_no_room_around_kinks() {
         for estimator in [Estimator::Cotangent, Estimator::Tangent] {
             let product = match estimator {
                 Estimator::Cotangent => cell.transposed_product(&z, &context, &probe),
-                _ => cell.tangent(z.clone(), probe.clone(), &context).unwrap(),
+                _ => cell.tangent(z.clone(), probe.clone(), &context).unwrap().1,
             };
             let closed = product.square().mean();
             let estimate = penalty(estimator)
@@ -360,6 +364,12 @@ fn rejects_differences_in_half_precision_and_missing_probes() {
     let by_differences = without_tangent(&cell);
     for estimator in [Estimator::Cotangent, Estimator::Tangent] {
         let penalty = penalty(estimator);
+        // The state of a lowered cell says nothing of its precision.
+        let (lowered, rounded) =
+            Lowered::new(&without_tangent(&case.cell), &case.context, Precision::Bf16);
+        let error = penalty.at(&lowered, &rounded, &case.z).unwrap_err();
+        let dtype = DType::BF16;
+        assert_eq!(error, InvalidPenalty::UnsupportedDType { dtype });
         let error = penalty.at(&by_differences, &context, &z).unwrap_err();
         assert_eq!(
             error,
@@ -471,4 +481,80 @@ fn samples_contribute_their_own_share() {
         let alone = weight_gradient(&case, alone.value);
         assert!(relative(&weight_gradient(&case, second), &alone) < 1e-12);
     }
+}
+
+/// Of every estimate, with and without the cell's tangent, and of layers that share their
+/// evaluation and such that do not.
+#[test]
+fn the_penalty_at_the_end_of_a_layer_is_that_at_its_equilibrium() {
+    let case = tanh_case();
+    let stop = || StopConfig::new().with_rel_tol(1e-12).with_max_steps(100);
+    let implicit = || GradientConfig::Implicit(ImplicitConfig::new().with_stop(stop()));
+    let settings = [
+        (Estimator::Cotangent, 0, implicit()),
+        (Estimator::Cotangent, 2, implicit()),
+        (Estimator::Cotangent, 1, GradientConfig::OneStep),
+        (
+            Estimator::Cotangent,
+            0,
+            GradientConfig::Phantom(PhantomConfig::new()),
+        ),
+        (Estimator::Tangent, 0, implicit()),
+    ];
+    for (estimator, rounds, gradient) in settings {
+        let config = DeqConfig::new().with_stop(stop()).with_gradient(gradient);
+        let deq = config.build().unwrap();
+        let setting = JacobianPenaltyConfig::new()
+            .with_estimator(estimator)
+            .with_power_iterations(rounds)
+            .with_vectors(2);
+        let penalty = setting.build().unwrap();
+        the_same(&case.cell, &case, &deq, &penalty);
+        the_same(&without_tangent(&case.cell), &case, &deq, &penalty);
+    }
+}
+
+fn the_same<C>(cell: &C, case: &Case, deq: &Deq, penalty: &JacobianPenalty)
+where
+    C: EquilibriumCell<State = Tensor<2>, Context = Tensor<2>>,
+{
+    let solve = || deq.forward(cell, &case.context, case.z.clone());
+    let of_loss = |output: &Tensor<2>| (output.clone() * case.context.clone()).sum();
+    let gradient = |loss: Tensor<1>| {
+        let grads = loss.backward();
+        values(case.cell.weight.val().grad(&grads).unwrap())
+    };
+    let drawn = |estimate: &dyn Fn() -> Result<Penalty, InvalidPenalty>| {
+        let _guard = seeded(5);
+        estimate().unwrap()
+    };
+
+    let out = solve();
+    let apart = drawn(&|| penalty.at(cell, &case.context, &out.z));
+    let expected_value = values(apart.per_sample.clone().inner());
+    let of_layer = gradient(of_loss(&out.output));
+    let of_penalty = gradient(apart.value.clone() * 0.7);
+    let expected: Vec<f64> = of_layer
+        .iter()
+        .zip(&of_penalty)
+        .map(|(a, b)| a + b)
+        .collect();
+
+    let out = solve();
+    let shared = drawn(&|| penalty.at_equilibrium(cell, &case.context, &out));
+    assert_eq!(values(shared.per_sample.clone().inner()), expected_value);
+    let actual = gradient(of_loss(&out.output) + shared.value.clone() * 0.7);
+    assert!(relative(&actual, &expected) < 1e-12, "{penalty:?}");
+    assert_eq!(shared.products, apart.products);
+    assert_eq!(shared.nfe(), apart.nfe());
+
+    // By itself, and with probes of one's own, of which there must be some.
+    let out = solve();
+    let probes = [normal(11, [BATCH, DIM], 1.0), normal(12, [BATCH, DIM], 1.0)];
+    let given = |probes| penalty.at_equilibrium_with_probes(cell, &case.context, &out, probes);
+    let shared = given(&probes).unwrap();
+    let apart = penalty.at_with_probes(cell, &case.context, &out.z, &probes);
+    let expected = gradient(apart.unwrap().value);
+    assert!(relative(&gradient(shared.value), &expected) < 1e-12);
+    assert_eq!(given(&[]).unwrap_err(), InvalidPenalty::NoProbes);
 }

@@ -66,9 +66,11 @@ impl EquilibriumCell for TanhCell {
         z: Tensor<2>,
         direction: Tensor<2>,
         context: &Tensor<2>,
-    ) -> Option<Tensor<2>> {
-        let slope = self.forward(z, context).square().neg() + 1.0;
-        Some(direction.matmul(self.weight.val().transpose()) * slope)
+    ) -> Option<(Tensor<2>, Tensor<2>)> {
+        let fz = self.forward(z, context);
+        let slope = fz.clone().square().neg() + 1.0;
+        let along = direction.matmul(self.weight.val().transpose());
+        Some((fz, along * slope))
     }
 }
 
@@ -130,12 +132,13 @@ impl EquilibriumCell for ReluCell {
         z: Tensor<2>,
         direction: Tensor<2>,
         context: &Tensor<2>,
-    ) -> Option<Tensor<2>> {
+    ) -> Option<(Tensor<2>, Tensor<2>)> {
         let before = z.matmul(self.inner.val()) + context.clone();
         let along = direction
             .matmul(self.inner.val())
-            .mask_fill(before.inner().lower_elem(0.0), 0.0);
-        Some(along.matmul(self.outer.val()))
+            .mask_fill(before.clone().inner().lower_elem(0.0), 0.0);
+        let outer = |inner: Tensor<2>| inner.matmul(self.outer.val());
+        Some((outer(burn::tensor::activation::relu(before)), outer(along)))
     }
 }
 
@@ -151,8 +154,13 @@ impl EquilibriumCell for Halving {
         z * 0.5
     }
 
-    fn tangent(&self, _z: Tensor<2>, direction: Tensor<2>, _context: &()) -> Option<Tensor<2>> {
-        Some(direction * 0.5)
+    fn tangent(
+        &self,
+        z: Tensor<2>,
+        direction: Tensor<2>,
+        _context: &(),
+    ) -> Option<(Tensor<2>, Tensor<2>)> {
+        Some((z * 0.5, direction * 0.5))
     }
 }
 

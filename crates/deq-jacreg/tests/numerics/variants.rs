@@ -141,9 +141,9 @@ impl EquilibriumCell for Halves {
         cut(self.whole.forward(whole(z), context))
     }
 
-    fn tangent(&self, z: Parts, direction: Parts, context: &Tensor<2>) -> Option<Parts> {
-        let tangent = self.whole.tangent(whole(z), whole(direction), context)?;
-        Some(cut(tangent))
+    fn tangent(&self, z: Parts, direction: Parts, context: &Tensor<2>) -> Option<(Parts, Parts)> {
+        let (fz, tangent) = self.whole.tangent(whole(z), whole(direction), context)?;
+        Some((cut(fz), cut(tangent)))
     }
 }
 

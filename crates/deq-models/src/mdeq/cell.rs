@@ -132,7 +132,8 @@ pub struct MdeqContext {
 }
 
 impl MdeqContext {
-    fn linearize(&self, z: Vec<Tensor<4>>) -> CellJacobian {
+    /// The value, and what differentiates it.
+    fn linearize(&self, z: Vec<Tensor<4>>) -> (Vec<Tensor<4>>, CellJacobian) {
         let mut maps = Vec::with_capacity(self.branches.len());
         let mut branches = Vec::with_capacity(self.branches.len());
         for (blocks, mut map) in self.branches.iter().zip(z) {
@@ -146,10 +147,8 @@ impl MdeqContext {
             branches.push(jacobians);
         }
         let targets = self.fusion.iter().map(|target| target.linearize(&maps));
-        CellJacobian {
-            branches,
-            fusion: targets.collect(),
-        }
+        let (fz, fusion) = targets.unzip();
+        (fz, CellJacobian { branches, fusion })
     }
 }
 
@@ -183,7 +182,7 @@ impl EquilibriumCell for MdeqCell {
         z: Vec<Tensor<4>>,
         context: &MdeqContext,
     ) -> Option<Pullback<Vec<Tensor<4>>>> {
-        let jacobian = context.linearize(z);
+        let (_, jacobian) = context.linearize(z);
         Some(Box::new(move |cotangent| jacobian.carry(cotangent)))
     }
 
@@ -194,8 +193,9 @@ impl EquilibriumCell for MdeqCell {
         z: Vec<Tensor<4>>,
         direction: Vec<Tensor<4>>,
         context: &MdeqContext,
-    ) -> Option<Vec<Tensor<4>>> {
-        Some(context.linearize(z).tangent(direction))
+    ) -> Option<(Vec<Tensor<4>>, Vec<Tensor<4>>)> {
+        let (fz, jacobian) = context.linearize(z);
+        Some((fz, jacobian.tangent(direction)))
     }
 }
 
@@ -262,7 +262,8 @@ impl TargetContext {
         self.norm.apply(self.conv.apply(relu(joined(sum))))
     }
 
-    fn linearize(&self, maps: &[Tensor<4>]) -> TargetJacobian {
+    /// The value, and what differentiates it.
+    fn linearize(&self, maps: &[Tensor<4>]) -> (Tensor<4>, TargetJacobian) {
         let mut sum = None;
         let mut paths = Vec::with_capacity(self.paths.len());
         for (path, map) in self.paths.iter().zip(maps) {
@@ -271,12 +272,14 @@ impl TargetContext {
             paths.push(jacobian);
         }
         let (sum, gate) = Gate::at(joined(sum));
-        TargetJacobian {
+        let (value, norm) = self.norm.linearize(self.conv.apply(sum));
+        let jacobian = TargetJacobian {
             paths,
             gate,
-            norm: self.norm.linearize(self.conv.apply(sum)).1,
+            norm,
             conv: self.conv.clone(),
-        }
+        };
+        (value, jacobian)
     }
 }
 

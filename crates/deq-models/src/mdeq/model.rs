@@ -149,7 +149,8 @@ impl MdeqSegmenter {
     ///
     /// # Errors
     ///
-    /// [`ModelError::UnreadableTensor`] if a parameter cannot be read from its device.
+    /// [`ModelError::UnreadableTensor`] if a parameter cannot be read from its device,
+    /// [`ModelError::NotFinite`] if one of stem or cell holds numbers that are not finite.
     pub fn with_weights_of(
         self,
         classifier: &MdeqClassifier,

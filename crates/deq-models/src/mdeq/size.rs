@@ -110,22 +110,13 @@ impl MdeqConfig {
             // Wide maps of the finest branch twice, padded or normalised.
             evaluation: ((2 * self.expansion + 1) * map(0)).max(arranging),
             tape,
-            // As rows, as parts before the evaluation and behind it.
-            reached: 3 * state,
+            // Both as rows and as parts.
+            reached: 4 * state,
             // Of the wide norm the normalised maps, and where the ReLU is on; five maps.
             point: self.blocks * (2 * wide + 3 * state) + 2 * state + way_point,
             backward: 2 * self.expansion * map(0) + 3 * state,
             weights: self.parameters() + weights,
             probe,
-            // Backward passes run by the depth of the graph, and the penalty is as deep as the cell
-            // has branches: it is gone by then with two, and with three its forward half is not.
-            probe_left: match self.channels.len() {
-                0..=2 => 0,
-                _ => 2 * probe / 3,
-            },
-            // The recorded application and the head have not been differentiated yet; gradients of
-            // weights.
-            penalty: tape + state + arranged + weights,
             ..StepNumbers::default()
         }
     }
@@ -199,7 +190,6 @@ impl MdeqClassifierConfig {
             output,
             output_peak: 3 * last,
             weights: own.weights + head,
-            penalty: own.penalty + output,
             ..own
         }
     }
@@ -250,7 +240,6 @@ impl MdeqSegmenterConfig {
             output_peak: (2 * scores + 3 * targets).max(2 * mixed),
             kept: scores,
             weights: own.weights + head,
-            penalty: own.penalty + output,
             ..own
         }
     }

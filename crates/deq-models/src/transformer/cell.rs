@@ -239,7 +239,7 @@ impl EquilibriumCell for TransformerCell {
         z: Tensor<3>,
         dz: Tensor<3>,
         context: &TransformerContext,
-    ) -> Option<Tensor<3>> {
+    ) -> Option<(Tensor<3>, Tensor<3>)> {
         let [after_attention, after_feed_forward] = &context.dropout;
 
         let (seen, d_seen) = if self.pre_norm {
@@ -257,14 +257,16 @@ impl EquilibriumCell for TransformerCell {
         let d_inner = context.inner.tangent(dy.clone()).mask_fill(off, 0.0);
         let d_fed = context.outer.tangent(context.inner_dropout.apply(d_inner));
         let d_out = dy + after_feed_forward.apply(d_fed);
-        if self.pre_norm {
-            return Some(d_out);
-        }
         let fed = context
             .outer
             .apply(context.inner_dropout.apply(relu(before)));
-        let norm = LayerNorm::at(y + after_feed_forward.apply(fed));
-        Some(norm.carry(d_out))
+        let out = y + after_feed_forward.apply(fed);
+        if self.pre_norm {
+            return Some((out, d_out));
+        }
+        let norm = LayerNorm::at(out);
+        let d_out = norm.carry(d_out);
+        Some((norm.normed, d_out))
     }
 }
 

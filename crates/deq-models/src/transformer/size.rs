@@ -76,7 +76,7 @@ impl DeqTransformerLmConfig {
             // Before and behind the ReLU; exponentials, their quotient and the weights after the
             // mask; keys and values; queries twice, the mixed values, each norm twice.
             tape: 2 * wide + 3 * scores + 2 * read + (7 + usize::from(self.pre_norm)) * narrow,
-            reached: narrow,
+            reached: 2 * narrow,
             // Probabilities, queries, keys and values, two norms, and where the ReLU is off; on the
             // CPU, a transposed weight while it is arranged.
             point: scores + 5 * narrow + wide / 4 + if on_host { matrix } else { 0 },
@@ -92,9 +92,6 @@ impl DeqTransformerLmConfig {
             // Forward: once before the ReLU, once behind; the scores three times. The tangent: the
             // inner one, scores three times.
             probe: 3 * wide + wide / 4 + 6 * scores + 2 * read + 17 * narrow,
-            probe_left: 0,
-            // Attention of the recorded application is not differentiated yet.
-            penalty: 3 * scores + 2 * read + 5 * narrow + 2 * wide + 4 * matrix,
         }
     }
 

@@ -107,7 +107,7 @@ fn the_tangent_records_what_the_cell_reads() {
     let out = model.forward(images(1, 8, &device), Depth::Unrolled(1));
     let z = out.equilibrium.z.clone();
     let d = random_like(&z);
-    let tangent = model.backbone.cell.tangent(z, d, &out.context).unwrap();
+    let (_, tangent) = model.backbone.cell.tangent(z, d, &out.context).unwrap();
     let squares = tangent.into_iter().map(|map| map.square().sum());
     let grads = squares.reduce(|a, b| a + b).unwrap().backward();
     let block = &model.backbone.cell.branches[2].blocks[0];

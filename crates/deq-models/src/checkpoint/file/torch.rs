@@ -5,6 +5,7 @@ use super::pickle::{Id, Object, Pickle, Value};
 use super::{BOOL, ElementType, MAX_NAME, MAX_RANK, Storage, Stored, View, check_rank};
 use crate::checkpoint::printable;
 use burn::tensor::DType;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// The deepest nesting that is followed.
@@ -177,7 +178,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         }
     }
 
-    fn items(&mut self, items: &'p [(Id, Id)]) -> Result<(), String> {
+    fn items(&mut self, items: &[(Id, Id)]) -> Result<(), String> {
         self.charge(items.len())?;
         for &(key, value) in items {
             // Dictionaries by other objects hold the state of optimisers, which nothing here reads.
@@ -290,24 +291,37 @@ impl<'p, 'a> Walk<'p, 'a> {
             Some(set) => self.texts(set)?,
             None => HashSet::new(),
         };
-        self.items(self.entries(parameters))?;
+        self.items(&self.entries(parameters))?;
         let buffers = self.entries(buffers);
         self.charge(buffers.len())?;
-        for &(key, value) in buffers {
+        for &(key, value) in buffers.iter() {
             match pickle.key(key) {
                 Some(key) if !transient.contains(&key) => self.named(key, value)?,
                 _ => {}
             }
         }
-        self.items(self.entries(modules))
+        self.items(&self.entries(modules))
     }
 
-    /// The entries of a dictionary, ordered or not.
-    fn entries(&self, id: Id) -> &'p [(Id, Id)] {
+    /// The entries of a dictionary, ordered or not. Python 2 makes the ordered ones from a list of
+    /// pairs.
+    fn entries(&self, id: Id) -> Cow<'p, [(Id, Id)]> {
         match self.pickle.get(id) {
-            Value::Dict(items) => items,
-            Value::Object(object) => &object.items,
-            _ => &[],
+            Value::Dict(items) => items.into(),
+            Value::Object(object) if object.items.is_empty() => {
+                let arguments = self.pickle.sequence(object.arguments).unwrap_or_default();
+                let pairs = arguments
+                    .first()
+                    .and_then(|list| self.pickle.sequence(*list));
+                let pairs = pairs.unwrap_or_default().iter();
+                let pairs = pairs.filter_map(|&pair| match self.pickle.sequence(pair) {
+                    Some([key, value]) => Some((*key, *value)),
+                    _ => None,
+                });
+                pairs.collect::<Vec<_>>().into()
+            }
+            Value::Object(object) => (&object.items).into(),
+            _ => Cow::default(),
         }
     }
 

@@ -8,6 +8,8 @@ use deq_models::{
     DeqTransformerLm, DeqTransformerLmConfig, MdeqConfig, MdeqSegmenterConfig, ModelError,
 };
 use deq_testkit::f64_device;
+use std::cell::Cell;
+use std::slice::from_ref;
 use zip::CompressionMethod::Stored;
 
 type Named = Vec<(String, TensorData)>;
@@ -242,9 +244,20 @@ fn a_segmenter_wrapped_with_its_loss_is_found() {
 #[test]
 fn a_whole_module_is_read_as_its_state_dict() {
     // Net(inner=Net(), with a parameter, a buffer that lasts and one that does not).
+    let python2 = Cell::new(false);
     let table = |torch: &mut Torch, name: &str, entries: &[(String, TensorData)]| {
         torch.text(name);
-        torch.dict(|torch| torch.entries(entries));
+        if !python2.get() {
+            return torch.dict(|torch| torch.entries(entries));
+        }
+        // There an ordered dictionary is made from a list of pairs.
+        torch.raw(b"ccollections\nOrderedDict\n(](");
+        for entry in entries {
+            torch.raw(b"](");
+            torch.entries(from_ref(entry));
+            torch.raw(b"e");
+        }
+        torch.raw(b"etR");
     };
     let entry = |name: &str, value: f64| vec![(name.to_owned(), number(value))];
     let module = |class: &[u8]| {
@@ -276,6 +289,10 @@ fn a_whole_module_is_read_as_its_state_dict() {
     for bytes in [
         module(b"c__main__\nNet\n").zip(Stored),
         module(with_source).legacy(),
+        {
+            python2.set(true);
+            module(with_source).legacy()
+        },
     ] {
         let file = open(&bytes);
         let names: Vec<_> = file.infos().map(|info| info.name).collect();
