@@ -452,3 +452,24 @@ fn a_sample_that_spoils_its_start_shows_in_the_output_of_training() {
         assert_eq!(out.solve.unwrap().status[1], SolveStatus::NonFinite);
     }
 }
+
+#[test]
+fn a_solve_reports_no_more_steps_than_the_longest() {
+    let device = device();
+    let cell = Cell::new(true, &device);
+    let inputs = inputs(&device);
+    for (gradient, longest) in [
+        (implicit(SolverConfig::anderson()), 9),
+        (
+            GradientConfig::Reversible(ReversibleGradientConfig::new()),
+            4,
+        ),
+    ] {
+        let endless = StopConfig::new().with_rel_tol(1e-30).with_max_steps(9);
+        let config = config(solver_for(&gradient), gradient).with_stop(endless);
+        assert_eq!(config.longest_solve(), longest);
+        let start = Tensor::<2>::zeros([BATCH, DIM], &device);
+        let out = config.build().unwrap().forward(&cell, &inputs, start);
+        assert_eq!(out.solve.unwrap().steps, [longest; BATCH]);
+    }
+}
