@@ -57,7 +57,7 @@ pub(crate) struct RecipeArgs {
     /// time of a few. With --resume the run keeps the steps that it was started with.
     #[arg(long, allow_negative_numbers = true, conflicts_with = "steps")]
     pub(crate) minutes: Option<f64>,
-    /// Rounds that the steps are divided into; each ends with an evaluation and a checkpoint.
+    /// Rounds that the steps are divided into; each ends with a checkpoint and an evaluation.
     #[arg(long)]
     pub(crate) rounds: Option<usize>,
     /// Steps of unrolled pre-training.
@@ -257,12 +257,19 @@ impl RecipeArgs {
             );
         }
         own(&mut recipe)?;
-        self.apply(&mut recipe, steps)?;
+        let goes_on = self.resume && RunFolder::new(run.clone()).is_under_way()?;
+        self.apply(&mut recipe, steps, goes_on)?;
         Ok((recipe, run))
     }
 
-    fn apply<T: Task>(&self, recipe: &mut Recipe<T>, steps: Option<usize>) -> Result<()> {
-        match (self.steps.or(steps), self.resume) {
+    /// Applies the options. `goes_on` says that steps have been made by the recipe.
+    fn apply<T: Task>(
+        &self,
+        recipe: &mut Recipe<T>,
+        steps: Option<usize>,
+        goes_on: bool,
+    ) -> Result<()> {
+        match (self.steps.or(steps), goes_on) {
             // What is past stays as it was.
             (Some(steps), true) => recipe.steps = steps,
             (Some(steps), false) => recipe.scale_steps(steps),

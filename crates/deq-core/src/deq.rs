@@ -329,7 +329,7 @@ impl<C: EquilibriumCell> Layer<'_, C> {
     /// answers with the start, which is finite, but the gradients are not, and a loss must show it.
     fn unspoiled(&self, output: Tensor<2>, stats: &SolveStats) -> Tensor<2> {
         let residuals = stats.abs_residual.iter();
-        let spoiled: Vec<bool> = residuals.map(|&residual| residual == f64::MAX).collect();
+        let spoiled: Vec<bool> = residuals.map(|&residual| residual >= f64::MAX).collect();
         if !self.training || !spoiled.contains(&true) {
             return output;
         }

@@ -84,7 +84,7 @@ pub use image::{
     Raster, SegmentationFolder, Shapes, Skipped, Spread, Target, Transform, VisionSplits,
     VisionTask, Window,
 };
-pub use panics::{catch_panic, panic_is_caught};
+pub use panics::{catch_panic, catch_payload, panic_is_caught, panic_text};
 pub use text::{
     Arrangement, CachePlace, CacheProblem, CachedText, Corpus, CorpusEvent, CorpusFingerprint,
     CorpusReader, Level, Position, Segment, StreamBatcher, TextSurvey, TokenIter, Tokens,

@@ -1,6 +1,7 @@
 //! Panics of libraries on files of users, which become errors.
 
 use crate::error::excerpt;
+use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -14,14 +15,26 @@ thread_local! {
 ///
 /// What the panic said, cut where it is long.
 pub fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    catch_payload(call).map_err(|panic| panic_text(&*panic))
+}
+
+/// [`catch_panic`] for a caller that tells panics apart.
+///
+/// # Errors
+///
+/// What the panic carries.
+pub fn catch_payload<T>(call: impl FnOnce() -> T) -> std::thread::Result<T> {
     let before = CAUGHT.replace(true);
     let result = catch_unwind(AssertUnwindSafe(call));
     CAUGHT.set(before);
-    result.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        excerpt(text.unwrap_or("it panicked"))
-    })
+    result
+}
+
+/// What a panic said, cut where it is long.
+pub fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    excerpt(text.unwrap_or("it panicked"))
 }
 
 /// Whether a panic of this thread becomes an error of [`catch_panic`], so that a panic hook need

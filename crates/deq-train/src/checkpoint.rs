@@ -81,6 +81,11 @@ impl Manifest {
         self.checksum = FileSum::of(&files::json_bytes(path, &self)?);
         Ok(self)
     }
+
+    fn write(self, folder: &Path) -> Result<(), TrainError> {
+        let path = folder.join(MANIFEST);
+        files::write_json(&path, &self.sealed(&path)?)
+    }
 }
 
 /// A checkpoint whose checksums have been compared.
@@ -145,7 +150,7 @@ impl CheckpointStore {
 
     /// The newest complete checkpoint with its position, after its checksums have been compared.
     pub(crate) fn newest(&self) -> Result<Option<Verified>, TrainError> {
-        let newest = self.steps()?.into_iter().max();
+        let newest = self.last_step()?;
         let verified = newest.map(|step| verify(&self.folder.join(folder_name(step))));
         verified.transpose()
     }
@@ -160,11 +165,32 @@ impl CheckpointStore {
             };
             if !manifest.run.recipe.contains(recipe) {
                 manifest.run.recipe.push(recipe.clone());
-                let path = folder.join(MANIFEST);
-                files::write_json(&path, &manifest.sealed(&path)?)?;
+                manifest.write(&folder)?;
             }
         }
         Ok(())
+    }
+
+    /// Moves the checkpoint of a step to another position of that step, and another log.
+    pub(crate) fn amend(&self, position: Position, run: RunSums) -> Result<(), TrainError> {
+        let folder = self.folder.join(folder_name(position.step));
+        let files = read_manifest(&folder)?.files;
+        let manifest = Manifest {
+            position,
+            files,
+            run,
+            checksum: FileSum::default(),
+        };
+        manifest.write(&folder)
+    }
+
+    /// Gives up the checkpoint of a step.
+    pub(crate) fn discard(&self, step: usize) -> Result<(), TrainError> {
+        let name = folder_name(step);
+        let hidden = format!(".{name}");
+        // A process killed here must not leave half of it.
+        self.rename(&name, &hidden)?;
+        self.remove(&hidden)
     }
 
     /// What Burn makes of a model or an optimizer.
@@ -196,8 +222,7 @@ impl CheckpointStore {
             run,
             checksum: FileSum::default(),
         };
-        let path = partial.join(MANIFEST);
-        files::write_json(&path, &manifest.sealed(&path)?)?;
+        manifest.write(&partial)?;
         let aside = format!("{ASIDE}{name}");
         let again = self.folder.join(&name).exists();
         if again {
@@ -210,14 +235,25 @@ impl CheckpointStore {
         let mut steps = self.steps()?;
         steps.sort_unstable();
         for step in steps.iter().rev().skip(KEEP) {
-            self.remove(&folder_name(*step))?;
+            self.discard(*step)?;
         }
         Ok(())
     }
 
-    /// Whether there is a complete checkpoint.
-    pub(crate) fn holds_any(&self) -> Result<bool, TrainError> {
-        Ok(!self.steps()?.is_empty())
+    /// The step of the newest complete checkpoint.
+    pub(crate) fn last_step(&self) -> Result<Option<usize>, TrainError> {
+        Ok(self.steps()?.into_iter().max())
+    }
+
+    /// Whether training can go on from a checkpoint; none of an imported model is such a one.
+    pub(crate) fn holds_trainable(&self) -> Result<bool, TrainError> {
+        let is_trainable = |step| {
+            self.folder
+                .join(folder_name(step))
+                .join(OPTIMIZER)
+                .is_file()
+        };
+        Ok(self.steps()?.into_iter().any(is_trainable))
     }
 
     fn names(&self) -> Result<Vec<String>, TrainError> {

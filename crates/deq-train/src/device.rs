@@ -222,6 +222,19 @@ mod webgpu {
     }
 }
 
+/// Requires that Burn's default device works, where Burn reads an optimizer wherever the model is.
+pub(crate) fn require_default_device() -> Result<(), DeviceError> {
+    let tried = catch_panic(Device::default).and_then(|default| {
+        let mut kinds = ["cuda", "rocm"].into_iter();
+        let kind = kinds.find(|kind| make(kind, 0).as_ref() == Some(&default));
+        kind.map_or_else(|| compute(&default), |kind| try_out(&default, kind, 0))
+    });
+    tried.map_err(|reason| DeviceError::DefaultNotWorking {
+        reason,
+        compiled: list(true),
+    })
+}
+
 /// Computes `e^0 + 1` on the device, or says why that cannot be done: the exponential, since CUDA
 /// has it in a library of the toolkit, which may be missing where there is a driver.
 fn try_out(device: &Device, kind: &str, index: usize) -> Result<(), String> {
@@ -231,6 +244,10 @@ fn try_out(device: &Device, kind: &str, index: usize) -> Result<(), String> {
         found if index >= found => return Err(format!("there are {found} of its kind")),
         _ => {}
     }
+    compute(device)
+}
+
+fn compute(device: &Device) -> Result<(), String> {
     // Of data, since a compiler knows the exponential of a constant.
     let two = || Tensor::<1>::from_data([0.0], device).exp().add_scalar(1.0);
     let two = catch_panic(|| two().try_into_data())?;

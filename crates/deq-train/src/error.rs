@@ -295,6 +295,13 @@ pub enum Stopped {
          a shorter history of the solver or a smaller model needs less, too"
     )]
     OutOfMemory { batch: usize },
+    /// The device has too little memory for a held-out batch.
+    #[error(
+        "the device has too little memory for the evaluation after step {step}: resume {run} with \
+         a shorter history of the solver, or on a device with more; a smaller batch, or smaller \
+         held-out images, are for a new run"
+    )]
+    OutOfMemoryEvaluating { step: usize, run: PathBuf },
     /// A batch could not be made.
     #[error("a batch of step {step} could not be made")]
     Batch { step: usize, source: BoxError },
@@ -331,6 +338,12 @@ pub enum DeviceError {
         reason: String,
         compiled: String,
     },
+    /// Burn's default device cannot compute on this machine, although another may train there.
+    #[error(
+        "Burn reads the optimizer of a checkpoint on its default device, which does not work here: \
+         {reason}; set the environment variable BURN_DEVICE to one that does ({compiled})"
+    )]
+    DefaultNotWorking { reason: String, compiled: String },
     /// The device cannot compute in the type that the recipe asks for.
     #[error(
         "{device} does not compute in {precision}: \

@@ -30,9 +30,8 @@ impl EventFile {
         let file = file.map_err(|source| TrainError::io("write", &path, source))?;
         let mut events = Self { path, file };
         events.write(&version(now))?;
-        if step > 0 {
-            events.write(&restart(now, step + 1))?;
-        }
+        // At step 0 too: a run that was ended before its first checkpoint begins again there.
+        events.write(&restart(now, step + 1))?;
         Ok(events)
     }
 
@@ -221,22 +220,26 @@ mod tests {
             loss: f64::NAN,
             ..StepRecord::default()
         });
+        let scalars = step_scalars(record.as_step().unwrap());
+        assert!(scalars[0].1.is_nan() && scalars.len() == 3);
         let mut begun = Vec::new();
         for step in [0, 20, 100] {
             let mut events = EventFile::begin(folder.path(), step).unwrap();
             events.append(&record).unwrap();
+            // It begins with a version and a restart, and has the loss as it is.
+            let bytes = std::fs::read(&events.path).unwrap();
+            let expected = [
+                version(0.0),
+                restart(0.0, step + 1),
+                summary(0.0, 1, &scalars),
+            ];
+            let sizes = expected.map(|event| framed(&event).len());
+            assert_eq!(bytes.len(), sizes.iter().sum::<usize>());
             begun.push(events.path);
         }
         let entries = std::fs::read_dir(folder.path()).unwrap();
         let mut names: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
         names.sort();
         assert_eq!(names, begun);
-        // The second one begins with a version and a restart, and has the loss as it is.
-        let bytes = std::fs::read(&begun[1]).unwrap();
-        let sizes = [version(0.0), restart(0.0, 21)].map(|event| framed(&event).len());
-        let scalars = step_scalars(record.as_step().unwrap());
-        let last = framed(&summary(0.0, 1, &scalars)).len();
-        assert_eq!(bytes.len(), sizes.iter().sum::<usize>() + last);
-        assert!(scalars[0].1.is_nan() && scalars.len() == 3);
     }
 }

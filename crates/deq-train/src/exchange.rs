@@ -27,6 +27,7 @@ pub struct Imported<T: Task> {
 ///
 /// Names and shapes say what the model is; what they do not say is that of `recipe`, and so are the
 /// data, which must be those that the model was trained with as far as its shapes depend on them.
+/// Unrolled pre-training is left out.
 ///
 /// # Errors
 ///
@@ -54,6 +55,8 @@ pub fn import<T: Task>(
         ..Opening::default()
     })?;
     recipe.task.fits(&sized, file)?;
+    // The model has been trained before.
+    recipe.set_pretrain_steps(0);
     recipe.validate()?;
     let model = recipe.task.init(recipe.network, &device)?;
     let (model, report) = recipe.task.load(model, &state)?;
@@ -89,6 +92,7 @@ pub(crate) fn with_weights_of<T: Task>(
     let state = match path.is_dir() {
         true => {
             let trained = Trained::<T>::open(path, any_device(), None)?;
+            task.takes_weights_of(&trained.recipe.task, path)?;
             StateDict::from_tensors(trained.recipe.task.state_dict(&trained.model)?)
         }
         false => StateDict::open(path)?,

@@ -23,9 +23,10 @@ use burn::tensor::Device;
 use burn::train::{InferenceStep, TrainOutput};
 use collective::{Row, Sum, from_row, sum_among};
 use deq_core::random::DividedDraws;
-use deq_data::catch_panic;
+use deq_data::{catch_payload, panic_text};
 use deq_jacreg::InvalidPenalty;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -408,7 +409,7 @@ impl Team {
     ///
     /// # Panics
     ///
-    /// If the work does on a local device.
+    /// As the work does on a local device.
     fn run<R: Send + 'static>(
         &self,
         parts: usize,
@@ -423,9 +424,15 @@ impl Team {
                 .parts_below(parts)
                 .map(|part| (part, self.members[part].device.clone()))
                 .collect();
+            let is_remote = self.members[lane.members[0]].ping.is_some();
             let job = move || {
                 for (part, device) in own {
-                    let result = catch_panic(|| work(part, &device));
+                    let work = || work(part, &device);
+                    // Only of a worker a panic becomes an error; any other is reported here.
+                    let result = match is_remote {
+                        true => catch_payload(work),
+                        false => catch_unwind(AssertUnwindSafe(work)),
+                    };
                     let failed = result.is_err();
                     // Nobody listens where another part has failed.
                     if sender.send((part, result)).is_err() || failed {
@@ -448,10 +455,12 @@ impl Team {
             let member = &self.members[part];
             match (result, &member.ping) {
                 (Ok(result), _) => results[part] = Some(result),
-                (Err(reason), Some(_)) => {
+                (Err(panic), Some(_)) => {
+                    let reason = panic_text(&*panic);
                     return Err(DevicesError::lost(member.name.clone(), &reason).into());
                 }
-                (Err(reason), None) => panic!("{}: {reason}", member.name),
+                // As it was, since what it carries says whether the device has failed.
+                (Err(panic), None) => resume_unwind(panic),
             }
         }
         let results = results.into_iter();
@@ -532,11 +541,13 @@ enum PartGrads {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::{device_failure, is_out_of_memory};
     use crate::step::input;
     use crate::task::{BatchPlan, Opening};
     use crate::tasks::images::{ImagesBatch, ImagesTask};
     use burn::module::{ModuleVisitor, Param};
     use burn::tensor::Tensor;
+    use deq_data::catch_panic;
     use std::sync::Barrier;
 
     #[test]
@@ -726,6 +737,22 @@ mod tests {
             device: Device::flex(),
             ping,
         }
+    }
+
+    #[test]
+    fn what_fails_on_any_local_device_is_told_as_on_the_first() {
+        let (team, _) = summing(2);
+        let listed = "\n  a cause among many".repeat(20);
+        let said = format!("Error while reading data: {listed}\n  out of device memory");
+        let failed = catch_payload(|| {
+            team.run(2, move |part, _| {
+                if part == 1 {
+                    resume_unwind(Box::new(said.clone()));
+                }
+            })
+        });
+        let panic = failed.unwrap_err();
+        assert!(is_out_of_memory(&*panic) && device_failure(&*panic).is_some());
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub struct Recipe<T: Task> {
     pub batch: usize,
     /// Training steps.
     pub steps: usize,
-    /// Rounds that the steps are divided into; each ends with an evaluation and a checkpoint.
+    /// Rounds that the steps are divided into; each ends with a checkpoint and an evaluation.
     pub rounds: usize,
     /// The first steps, which unroll the cell instead of solving.
     pub pretrain_steps: usize,
@@ -380,7 +380,7 @@ impl<T: Task> Recipe<T> {
             return Err(RecipeError::PrecisionOfExplicit { precision }.into());
         }
         if let Some(penalty) = &self.penalty {
-            penalty.validate_for(self.deq.stop.max_steps)?;
+            penalty.validate_for(self.deq.longest_solve())?;
         }
         Ok(())
     }

@@ -19,7 +19,9 @@ use burn::module::Module;
 use burn::optim::ModuleOptimizer;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::tensor::Device;
-use burn::train::logger::InMemoryMetricLogger;
+use burn::train::logger::MetricLogger;
+use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
+use burn::train::metric::{MetricDefinition, NumericEntry};
 use burn::train::{
     EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
     SupervisedTraining, SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents,
@@ -32,7 +34,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// Trains round by round. A round is a range of steps, an evaluation, and a checkpoint.
+/// Trains round by round. A round is a range of steps, a checkpoint, and an evaluation, in this
+/// order, so that an evaluation that fails takes no steps with it.
 ///
 /// burn-train's own strategies treat batches as independent and checkpoint between passes over the
 /// data. A language model carries its memory from step to step, every DEQ changes phase at a given
@@ -54,11 +57,10 @@ pub(crate) struct RoundStrategy<T: Task> {
     pub(crate) state: Mutex<StrategyState>,
 }
 
-/// The logs, where training stands, and the error that ended it, if one did.
+/// The logs, and the error that ended it, if one did.
 pub(crate) struct StrategyState {
     pub(crate) log: RunLog,
     pub(crate) events: EventFile,
-    pub(crate) checkpoint: usize,
     /// Whether it was told to stop; burn-train forgets it when its dashboard ends.
     pub(crate) interrupted: bool,
     pub(crate) error: Option<TrainError>,
@@ -123,24 +125,24 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
             interrupter: components.interrupter,
         };
         let started = Instant::now();
-        let save = |session: &Session<T>, evaluated: bool| {
-            let known = std::slice::from_ref(&self.recipe_sum);
+        let standing = |session: &Session<T>, evaluated: bool| {
             self.team.require_awaited()?;
-            self.folder.check_recipe(known)?;
+            let recipe = vec![self.recipe_sum.clone()];
+            self.folder.check_recipe(&recipe)?;
+            let state = self.lock();
+            // A checkpoint that outlives a power failure must find its log there.
+            state.log.sync()?;
+            let log = state.log.sum();
             let position = Position {
                 step: session.step,
                 evaluated,
                 seconds: position.seconds + started.elapsed().as_secs_f64(),
                 penalty: session.policy.as_ref().map(PenaltyPolicy::state),
             };
-            let mut state = self.lock();
-            // A checkpoint that outlives a power failure must find its log there.
-            state.log.sync()?;
-            state.checkpoint = session.step;
-            let run = RunSums {
-                log: state.log.sum(),
-                recipe: known.to_vec(),
-            };
+            Ok::<_, TrainError>((position, RunSums { log, recipe }))
+        };
+        let save = |session: &Session<T>| {
+            let (position, run) = standing(session, false)?;
             // Running statistics take in their last update when a model turns to evaluation, and
             // not when it is recorded.
             drop(session.learner.valid());
@@ -162,8 +164,15 @@ impl<T: Task> SupervisedLearningStrategy<LearnerOf<T>> for RoundStrategy<T> {
             let result = self
                 .train_round(round, &mut session, &tracked)
                 .and_then(|()| self.require_finite(&session))
-                .and_then(|()| self.validate(round, &mut session))
-                .and_then(|evaluated| save(&session, evaluated));
+                .and_then(|()| save(&session))
+                .and_then(|()| match self.validate(round, &mut session)? {
+                    // Evaluating changes neither model nor optimizer.
+                    true => {
+                        let (position, run) = standing(&session, true)?;
+                        self.store.amend(position, run)
+                    }
+                    false => Ok(()),
+                });
             if let Err(error) = result {
                 session.interrupter.stop(Some(&error.to_string()));
                 self.lock().error = Some(error);
@@ -209,13 +218,16 @@ impl<T: Task> RoundStrategy<T> {
     }
 
     fn diverged(&self, step: usize, what: String) -> TrainError {
-        Stopped::Diverged {
-            what,
-            step,
-            run: self.folder.path().to_owned(),
-            checkpoint: self.lock().checkpoint,
+        match self.store.last_step() {
+            Ok(checkpoint) => Stopped::Diverged {
+                what,
+                step,
+                run: self.folder.path().to_owned(),
+                checkpoint: checkpoint.unwrap_or(0),
+            }
+            .into(),
+            Err(error) => error,
         }
-        .into()
     }
 
     fn train_round(
@@ -317,11 +329,17 @@ impl<T: Task> RoundStrategy<T> {
             }
         };
         let (task, batches) = (&self.recipe.task, (&*self.held_out, most));
-        let record = evaluate(task, &model, batches, &plan, &mut on_item)?;
-        let Some(record) = record else {
+        let lacking = Stopped::OutOfMemoryEvaluating {
+            step: plan.step,
+            run: self.folder.path().to_owned(),
+        };
+        let pass = || evaluate(task, &model, batches, &plan, &mut on_item);
+        let Some(record) = within_memory(pass, lacking)?? else {
             return Ok(false);
         };
         if !record.loss.is_finite() {
+            // A run resumed from there would end here again.
+            self.store.discard(record.step)?;
             return Err(self.non_finite(record.step, record.loss));
         }
         self.lock().record(&Record::Eval(record))?;
@@ -329,6 +347,29 @@ impl<T: Task> RoundStrategy<T> {
         session.train_event(LearnerEvent::EndEpoch(round));
         Ok(true)
     }
+}
+
+/// Does work that may need more memory than the device has, which Burn says by a panic.
+fn within_memory<R>(work: impl FnOnce() -> R, lacking: Stopped) -> Result<R, Stopped> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| match is_out_of_memory(&*panic) {
+        true => lacking,
+        false => resume_unwind(panic),
+    })
+}
+
+/// In the place of the loggers of burn-train, which keep every step: the log of the run has it.
+struct NoLogger;
+
+impl MetricLogger for NoLogger {
+    fn log(&mut self, _: MetricsUpdate, _: usize, _: &Split) {}
+
+    fn read_numeric(&mut self, _: &str, _: usize, _: &Split) -> Result<Vec<NumericEntry>, String> {
+        Ok(Vec::new())
+    }
+
+    fn log_metric_definition(&mut self, _: MetricDefinition) {}
+
+    fn log_epoch_summary(&mut self, _: EpochSummary) {}
 }
 
 /// In the place of a loader, which burn-train hands from its caller to the strategy and leaves
@@ -374,7 +415,7 @@ pub(crate) fn launch<T: Task>(
         Gauge::residual(),
     ))
     .metrics_text((StatusText::default(),))
-    .with_metric_logger(InMemoryMetricLogger::new())
+    .with_metric_logger(NoLogger)
     .with_application_logger(None)
     .with_training_strategy(TrainingStrategy::Custom(strategy.clone()))
     .num_epochs(recipe.rounds);
@@ -383,14 +424,9 @@ pub(crate) fn launch<T: Task>(
         training = training.checkpoint(done);
     }
     let renderer = dashboard::renderer(strategy.options.plain, &training.interrupter(), done);
-    let training = AssertUnwindSafe(|| training.renderer(renderer).launch(learner));
-    let result = catch_unwind(training).map_err(|panic| {
-        if !is_out_of_memory(&*panic) {
-            resume_unwind(panic);
-        }
-        let batch = recipe.batch;
-        Stopped::OutOfMemory { batch }
-    })?;
+    let batch = recipe.batch;
+    let training = || training.renderer(renderer).launch(learner);
+    let result = within_memory(training, Stopped::OutOfMemory { batch })?;
     let mut state = strategy.lock();
     if let Some(error) = state.error.take() {
         return Err(error);
@@ -402,7 +438,7 @@ pub(crate) fn launch<T: Task>(
     match state.interrupted {
         false => Ok(result.model),
         true => Err(Stopped::Interrupted {
-            step: state.checkpoint,
+            step: strategy.store.last_step()?.unwrap_or(0),
             run: strategy.folder.path().to_owned(),
         }
         .into()),

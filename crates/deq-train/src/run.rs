@@ -264,12 +264,11 @@ fn train_with<T: Task>(
     let unchanged = |record: &&Record| !matches!(record, Record::Change(_));
     let mut latest = records.iter().rev().take_while(unchanged);
     let logged = latest.find_map(Record::as_eval);
-    let whole =
-        |eval: &&EvalRecord| eval.step == trained.step && eval.batches == held_out.per_pass();
-    let eval = match logged.filter(whole).cloned() {
+    let last = |eval: &&EvalRecord| eval.step == trained.step;
+    let eval = match logged.filter(last).cloned() {
         // The last round ended with an evaluation of everything.
         Some(eval) => eval,
-        // Nothing was left to train, and the recipe or the held-out data have changed.
+        // Nothing was left to train, and the recipe has changed.
         None => {
             let eval = trained.measure(held_out, (Split::Valid, true), team)?;
             records.push(Record::Eval(eval.clone()));
@@ -420,7 +419,6 @@ fn run_rounds<T: Task>(
             state: Mutex::new(StrategyState {
                 log,
                 events: EventFile::begin(folder.path(), step)?,
-                checkpoint: step,
                 interrupted: false,
                 error: None,
             }),

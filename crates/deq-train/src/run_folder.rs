@@ -1,6 +1,7 @@
 //! The files of a run.
 
 use crate::checkpoint::{CheckpointStore, MODEL, OPTIMIZER, Position, RunSums, Verified};
+use crate::device::{device_failure, is_out_of_memory, require_default_device};
 use crate::error::{RunError, TrainError};
 use crate::files::{self, FileSum};
 use crate::recipe::{FIXED, Recipe, differences, to_json};
@@ -11,9 +12,10 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::store::{ModuleRecord, RecordError};
 use burn::tensor::{Bytes, Tensor};
-use deq_data::catch_panic;
+use deq_data::{catch_payload, panic_text};
 use deq_models::checkpoint::printable;
 use std::fs::{File, OpenOptions, TryLockError};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 
 /// The files of a run.
@@ -65,7 +67,18 @@ impl RunFolder {
     /// Whether there is a complete checkpoint.
     pub(crate) fn holds_checkpoints(&self) -> Result<bool, TrainError> {
         let checkpoints = self.checkpoints();
-        Ok(checkpoints.is_dir() && CheckpointStore::open(&checkpoints)?.holds_any()?)
+        Ok(checkpoints.is_dir() && CheckpointStore::open(&checkpoints)?.last_step()?.is_some())
+    }
+
+    /// Whether there is a checkpoint from which training can go on: not before the first one, nor
+    /// where the model was imported.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Io`] if the folder cannot be read.
+    pub fn is_under_way(&self) -> Result<bool, TrainError> {
+        let checkpoints = self.checkpoints();
+        Ok(checkpoints.is_dir() && CheckpointStore::open(&checkpoints)?.holds_trainable()?)
     }
 
     /// Whether a run was started here.
@@ -281,6 +294,7 @@ pub(crate) fn load_optimizer<T: Task>(
     checkpoint: &Verified,
 ) -> Result<ModuleOptimizer, TrainError> {
     let bytes = Bytes::from_bytes_vec(checkpoint.read(OPTIMIZER)?);
+    require_default_device()?;
     let (optimizer, stepped) = guarded(checkpoint, "the optimizer", || {
         let optimizer = recipe.optimizer().from_bytes(bytes)?;
         let mut zeros = Zeros(GradientsParams::new());
@@ -304,16 +318,20 @@ impl ModuleVisitor for Zeros {
     }
 }
 
-/// Hands a part of a checkpoint to Burn, which panics on some that it should refuse.
+/// Hands a part of a checkpoint to Burn, which panics on some that it should refuse. What a device
+/// fails at stays a panic, since the checkpoint is not to blame.
 fn guarded<T>(
     checkpoint: &Verified,
     part: &str,
     load: impl FnOnce() -> Result<T, RecordError>,
 ) -> Result<T, TrainError> {
-    let reason = match catch_panic(load) {
+    let reason = match catch_payload(load) {
         Ok(Ok(loaded)) => return Ok(loaded),
         Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic,
+        Err(panic) if is_out_of_memory(&*panic) || device_failure(&*panic).is_some() => {
+            resume_unwind(panic)
+        }
+        Err(panic) => panic_text(&*panic),
     };
     let reason = printable(&reason);
     Err(checkpoint.corrupt(format!("{part} does not fit: {reason}")))

@@ -134,6 +134,12 @@ pub trait Task:
         Ok(())
     }
 
+    /// Checks that the weights of a run of the task `before` mean the same here, where training is
+    /// to begin with them: shapes do not tell one vocabulary from another. Default: nothing.
+    fn takes_weights_of(&self, _before: &Self, _run: &Path) -> Result<(), TrainError> {
+        Ok(())
+    }
+
     /// Takes the weights of a checkpoint of another program. Default: there are none.
     fn load(
         &self,

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use deq_data::{ImageSource, Level, Picture};
+use deq_train::records::{Record, read_records};
 use deq_train::tasks::images::{ImagesTask, preset_for};
 use deq_train::tasks::text::{DataSource, TextTask};
-use deq_train::{Opening, Recipe, Task};
+use deq_train::{Opening, Recipe, Start, Task, TrainOptions, train};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -52,6 +53,29 @@ fn images_that_cannot_be_read_are_named_before_training() {
         message.contains(expected) && message.contains("val/a/0.png"),
         "{message}"
     );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_does_not_make_the_last_evaluation_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = Recipe::<ImagesTask>::preset("mini").unwrap();
+    recipe.task = images(folder.path(), b"no picture");
+    (recipe.batch, recipe.steps, recipe.rounds) = (1, 1, 1);
+    (recipe.pretrain_steps, recipe.warmup_steps) = (0, 0);
+    let run = folder.path().join("run");
+    let options = |start| TrainOptions {
+        start,
+        plain: true,
+        ..TrainOptions::new("flex", run.clone())
+    };
+    let summary = train(recipe.clone(), &options(Start::New)).unwrap();
+    let records = read_records(&run.join("metrics.jsonl")).unwrap();
+    let evals: Vec<_> = records.iter().filter_map(Record::as_eval).collect();
+    // The very one, whose time it has.
+    assert_eq!(evals, [&summary.eval]);
+    assert_eq!(summary.eval.batches, 1);
+    let again = train(recipe, &options(Start::Resume)).unwrap();
+    assert_eq!(again.eval, summary.eval);
 }
 
 #[test]

@@ -9,10 +9,11 @@ mod sine;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
+use deq_data::Level;
 use deq_models::DeqTransformerLmConfig;
 use deq_train::records::{EvalRecord, Record, read_records};
 use deq_train::tasks::images::ImagesTask;
-use deq_train::tasks::text::TextTask;
+use deq_train::tasks::text::{DataSource, TextTask};
 use deq_train::{
     EvalOptions, Recipe, RunError, Start, Stopped, Task, TrainError, TrainOptions, Trained,
     affordable_steps, evaluate, train, train_only,
@@ -233,6 +234,64 @@ fn the_evaluation_that_is_reported_is_in_the_log() {
 }
 
 #[test]
+fn an_evaluation_that_fails_takes_no_steps_with_it() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
+    train_only(own(), &options(&whole, Start::New, None)).unwrap();
+    let checkpoints = |run: &Path| {
+        let entries = std::fs::read_dir(run.join("checkpoints")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    for (start, step) in [(Start::New, 2), (Start::Resume, 2)] {
+        Sine::TOO_LARGE.set(1);
+        let error = train_only(own(), &options(&parts, start, None)).unwrap_err();
+        Sine::TOO_LARGE.set(0);
+        let message = error.to_string();
+        let expected = format!("too little memory for the evaluation after step {step}: resume");
+        assert!(message.contains(&expected), "{message}");
+        assert_eq!(checkpoints(&parts), ["step-0000002"]);
+    }
+    train_only(own(), &options(&parts, Start::Resume, None)).unwrap();
+    assert_eq!(records(&parts), records(&whole));
+    assert!(
+        weights::<SineTask>(&parts) == weights::<SineTask>(&whole),
+        "other weights"
+    );
+    assert_eq!(checkpoints(&parts), ["step-0000002", "step-0000005"]);
+}
+
+#[test]
+fn a_model_whose_evaluation_is_no_number_is_not_gone_on_from() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let mut recipe = own();
+    recipe.steps = 3;
+    // The last held-out batch alone, which only the last evaluation reads.
+    Sine::POISONED_FROM.set(3);
+    let error = train(recipe.clone(), &options(&run, Start::New, None)).unwrap_err();
+    Sine::POISONED_FROM.set(usize::MAX);
+    let TrainError::Stopped(Stopped::Diverged {
+        step, checkpoint, ..
+    }) = &error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!((*step, *checkpoint), (3, 1));
+    recipe.learning_rate /= 2.0;
+    train(recipe, &options(&run, Start::Resume, None)).unwrap();
+    let records = read_records(&run.join("metrics.jsonl")).unwrap();
+    let changed = records.iter().find_map(|record| match record {
+        Record::Change(change) => Some(change.step),
+        _ => None,
+    });
+    assert_eq!(changed, Some(1));
+}
+
+#[test]
 fn a_controller_goes_on_from_a_new_weight() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
@@ -414,6 +473,37 @@ fn a_run_without_a_checkpoint_begins_again() {
         weights::<TextTask>(&killed) == weights::<TextTask>(&second),
         "other weights"
     );
+}
+
+#[test]
+fn weights_for_other_words_are_refused() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = |name: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, format!("a line of {name}\n").repeat(500)).unwrap();
+        let mut recipe = short(text(), 2);
+        (recipe.task.data, recipe.task.level) = (DataSource::Path(file), Level::Word);
+        recipe
+    };
+    let [first, second] =
+        ["first", "second"].map(|name| folder.path().join(name).with_extension("run"));
+    train_only(recipe("words"), &options(&first, Start::New, None)).unwrap();
+    for (name, fits) in [("other", false), ("words", true)] {
+        let mut recipe = recipe(name);
+        recipe.init = Some(first.clone());
+        match train_only(recipe, &options(&second, Start::New, None)) {
+            Ok(_) => assert!(fits),
+            Err(error) => {
+                let message = error.to_string();
+                assert!(
+                    !fits && message.contains("are for another vocabulary"),
+                    "{message}"
+                );
+                assert!(!second.exists());
+            }
+        }
+    }
 }
 
 #[test]

@@ -80,19 +80,23 @@ fn opening_fills_in_what_the_data_determine() {
         panic!("a classifier");
     };
     assert_eq!(model.num_classes, shapes.classes.len());
-    assert_eq!(shapes.class_weights, Some(Vec::new()));
+    assert!(shapes.data_weights.is_empty());
     assert!(shapes.fingerprint.is_some());
     let again = shapes.clone();
     shapes.open(&Opening::default()).unwrap();
     assert_eq!(shapes, again);
-    // Weights that are given stay.
+    // Weights that are given stay; those of other data, which a recipe came with, do not.
     let mut pixels = task("mini-shapes-segmentation");
     pixels.class_weights = Some(Vec::new());
     pixels.open(&Opening::default()).unwrap();
     assert_eq!(pixels.class_weights, Some(Vec::new()));
-    pixels.class_weights = None;
-    pixels.open(&Opening::default()).unwrap();
-    assert_eq!(pixels.class_weights.unwrap().len(), pixels.classes.len());
+    let weights = pixels.data_weights.clone();
+    assert_eq!(weights.len(), pixels.classes.len());
+    pixels.data_weights = vec![1.0; weights.len()];
+    let mut again: ImagesTask =
+        serde_json::from_value(serde_json::to_value(&pixels).unwrap()).unwrap();
+    again.open(&Opening::default()).unwrap();
+    assert_eq!(again.data_weights, weights);
 }
 
 #[test]

@@ -40,10 +40,13 @@ pub struct ImagesTask {
     #[serde(default)]
     pub resnet: Option<ResNetConfig>,
     /// How much an image or pixel of each class counts in the training loss, relative to the
-    /// others; an empty list if all count the same. Default: the weights of the data, filled in
-    /// when they are opened.
+    /// others; an empty list if all count the same. Default: `data_weights`.
     #[serde(default)]
     pub class_weights: Option<Vec<f32>>,
+    /// What the data say that each class should count, once they have been opened; empty if all
+    /// count the same.
+    #[serde(default)]
+    pub data_weights: Vec<f32>,
     /// The names of the classes, once the data have been opened.
     #[serde(default)]
     pub classes: Vec<String>,

@@ -50,9 +50,7 @@ impl Task for ImagesTask {
                 *resnet = resnet.clone().with_parameters_near(self.model.parameters());
             }
         }
-        if self.class_weights.is_none() {
-            self.class_weights = Some(splits.train.class_weights());
-        }
+        self.data_weights = splits.train.class_weights();
         self.fingerprint = Some(splits.fingerprint()?);
         if let Some(run) = from.run {
             self.require_data_of(run, from.training)?;
@@ -81,8 +79,8 @@ impl Task for ImagesTask {
             (_, Classifier(config)) => ImagesNetwork::Classifier(config.init(device)?),
             (_, Segmenter(config)) => ImagesNetwork::Segmenter(config.init(device)?),
         };
-        let weights = self.class_weights.as_deref();
-        Ok(ImagesModel::new(network, weights.unwrap_or_default()))
+        let weights = self.class_weights.as_ref().unwrap_or(&self.data_weights);
+        Ok(ImagesModel::new(network, weights))
     }
 
     fn training(

@@ -22,6 +22,12 @@ pub enum TextError {
          give the text it was trained on"
     )]
     OtherVocabulary { path: PathBuf },
+    /// Training is to begin with the weights of a run for other tokens.
+    #[error(
+        "the weights of {path} are for another vocabulary: begin with a run on the same words or \
+         by the same tokenizer, or without init"
+    )]
+    WeightsOfOtherVocabulary { path: PathBuf },
     /// The folder of a run holds no vocabulary.
     #[error(
         "{path} holds no vocabulary to make text with: restore vocab.txt or tokenizer.json from a \

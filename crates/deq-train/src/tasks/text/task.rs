@@ -216,6 +216,16 @@ impl Task for TextTask {
         }
     }
 
+    fn takes_weights_of(&self, before: &Self, run: &Path) -> Result<(), TrainError> {
+        match before.vocabulary == self.vocabulary {
+            true => Ok(()),
+            false => {
+                let path = run.to_owned();
+                Err(TextError::WeightsOfOtherVocabulary { path }.into())
+            }
+        }
+    }
+
     fn load(
         &self,
         model: TextModel,
