@@ -68,6 +68,12 @@ pub trait TensorMap {
     fn bool<const D: usize>(&mut self, tensor: &Tensor<D, Bool>) -> Tensor<D, Bool> {
         tensor.clone()
     }
+
+    /// Whether every tensor keeps its values and its type, so that what a context has computed from
+    /// them need not be computed again. Default: no.
+    fn keeps_values(&self) -> bool {
+        false
+    }
 }
 
 struct Detach;
@@ -83,6 +89,10 @@ impl TensorMap for Detach {
 
     fn bool<const D: usize>(&mut self, tensor: &Tensor<D, Bool>) -> Tensor<D, Bool> {
         tensor.clone().without_autodiff()
+    }
+
+    fn keeps_values(&self) -> bool {
+        true
     }
 }
 

@@ -195,7 +195,8 @@ impl<C: EquilibriumCell> Point<C> {
         self.frozen.product(&linear, &self.z, cotangent)
     }
 
-    /// The same without what was kept for evaluations and products.
+    /// The same without what was kept for products, and of evaluations only what the context shares
+    /// with [recorded ones](crate::TensorMap::keeps_values).
     fn fresh(&self) -> Self {
         Self::new(self.frozen.flat().freeze(), self.z.clone())
     }

@@ -181,6 +181,10 @@ impl TensorMap for Lift<'_> {
     fn float<const D: usize>(&mut self, tensor: &Tensor<D>) -> Tensor<D> {
         self.lift(tensor.clone())
     }
+
+    fn keeps_values(&self) -> bool {
+        true
+    }
 }
 
 /// Adds the gradients of one nested graph to the sums, which are f32 for 16-bit inputs until the

@@ -36,11 +36,28 @@ use std::sync::{Arc, OnceLock};
 #[derive(Clone, Debug)]
 pub struct Convolution {
     weight: Tensor<4>,
-    stride: usize,
-    #[cfg(feature = "flex")]
-    arranged: Arc<Arranged>,
+    kind: Kind,
     #[cfg(feature = "_gpu")]
     channels_last: Arc<ChannelsLast>,
+}
+
+/// What a convolution has beside its weight, but for what GPUs keep.
+#[derive(Clone, Debug)]
+pub(crate) struct Kind {
+    stride: usize,
+    /// The weight as kernels of the CPU read it, once that has been asked for.
+    #[cfg(feature = "flex")]
+    arranged: Arc<Arranged>,
+}
+
+impl Kind {
+    fn of(stride: usize) -> Self {
+        Self {
+            stride,
+            #[cfg(feature = "flex")]
+            arranged: Arc::default(),
+        }
+    }
 }
 
 /// The weight, and that of the transpose, as convolutions on a GPU read them.
@@ -54,8 +71,8 @@ struct ChannelsLast {
 #[cfg(feature = "flex")]
 #[derive(Debug, Default)]
 struct Arranged {
-    forward: OnceLock<Option<conv::ForwardWeight>>,
-    transposed: OnceLock<Option<conv::TransposedWeight>>,
+    forward: OnceLock<conv::ForwardWeight>,
+    transposed: OnceLock<conv::TransposedWeight>,
 }
 
 impl Convolution {
@@ -72,9 +89,23 @@ impl Convolution {
         assert_kernel(&weight, stride);
         Self {
             weight,
-            stride,
-            #[cfg(feature = "flex")]
-            arranged: Arc::default(),
+            kind: Kind::of(stride),
+            #[cfg(feature = "_gpu")]
+            channels_last: Arc::default(),
+        }
+    }
+
+    /// The same with its weight on a tape or off it, or elsewhere on it. What was arranged for the
+    /// CPU stays, since recorded convolutions read it too.
+    ///
+    /// # Shapes
+    ///
+    /// - weight: that of the convolution, of the same values and type
+    pub fn with_same_weight(&self, weight: Tensor<4>) -> Self {
+        debug_assert_eq!(weight.dims(), self.weight.dims());
+        Self {
+            weight,
+            kind: self.kind.clone(),
             #[cfg(feature = "_gpu")]
             channels_last: Arc::default(),
         }
@@ -87,7 +118,7 @@ impl Convolution {
 
     /// The distance of the pixels that are kept.
     pub fn stride(&self) -> usize {
-        self.stride
+        self.kind.stride
     }
 
     /// The convolution, which is linear and hence its own derivative.
@@ -105,24 +136,30 @@ impl Convolution {
         assert_channels(&x, input);
         if self.is_nothing(&x) {
             let ([batch, _, height, width], [output, ..]) = (x.dims(), self.weight.dims());
-            let [height, width] = [height, width].map(|side| side.div_ceil(self.stride));
+            let [height, width] = [height, width].map(|side| side.div_ceil(self.stride()));
             return Tensor::zeros([batch, output, height, width], (&x.device(), x.dtype()));
         }
         #[cfg(feature = "flex")]
-        if let Some(values) = flex::Host::of(&x) {
+        if let Some(values) = self.on_host(&x) {
             let shape = self.shape(x.dims());
-            let arranged = kept(&self.arranged.forward, || {
-                let weight = flex::Host::of(&self.weight)?;
-                Some(conv::ForwardWeight::new(weight.values(), &shape))
+            let [height, width] = shape.output_sides();
+            let sides = [shape.batch, shape.output, height, width];
+            let weight = self.kind.forward(&shape, || {
+                flex::Host::of(&self.weight).expect("on the host")
             });
-            if let Some(weight) = arranged {
-                let [height, width] = shape.output_sides();
-                let sides = [shape.batch, shape.output, height, width];
-                return flex::tensor(conv::forward(values.values(), weight, &shape), sides);
-            }
+            return flex::tensor(conv::forward(values.values(), weight, &shape), sides);
         }
         let weight = self.weight_for(&x);
-        convolve(x, weight, self.stride)
+        dispatched(x, weight, self.kind.clone())
+    }
+
+    /// The maps, if they and the weight are on the CPU and nothing is recorded.
+    #[cfg(feature = "flex")]
+    fn on_host(&self, maps: &Tensor<4>) -> Option<flex::Host> {
+        match flex::Host::takes(&self.weight) {
+            true => flex::Host::of(maps),
+            false => None,
+        }
     }
 
     /// Whether there is nothing to sum over or to write, and nothing to record.
@@ -159,22 +196,20 @@ impl Convolution {
         assert_channels(&g, output);
         if self.is_nothing(&g) {
             let ([batch, _, height, width], [_, input, ..]) = (g.dims(), self.weight.dims());
-            let sides = [batch, input, height * self.stride, width * self.stride];
+            let stride = self.stride();
+            let sides = [batch, input, height * stride, width * stride];
             return Tensor::zeros(sides, (&g.device(), g.dtype()));
         }
         #[cfg(feature = "flex")]
-        if let Some(values) = flex::Host::of(&g) {
+        if let Some(values) = self.on_host(&g) {
             let [batch, _, height, width] = g.dims();
-            let sides = [batch, 0, height * self.stride, width * self.stride];
-            let shape = self.shape(sides);
-            let arranged = kept(&self.arranged.transposed, || {
-                let weight = flex::Host::of(&self.weight)?;
-                Some(conv::TransposedWeight::new(weight.values(), &shape))
+            let stride = self.stride();
+            let shape = self.shape([batch, 0, height * stride, width * stride]);
+            let sides = [batch, shape.input, shape.height, shape.width];
+            let weight = self.kind.transposed(&shape, || {
+                flex::Host::of(&self.weight).expect("on the host")
             });
-            if let Some(weight) = arranged {
-                let sides = [batch, shape.input, shape.height, shape.width];
-                return flex::tensor(conv::input_gradient(values.values(), weight, &shape), sides);
-            }
+            return flex::tensor(conv::input_gradient(values.values(), weight, &shape), sides);
         }
         #[cfg(feature = "_gpu")]
         if gpu::takes(&g) {
@@ -182,15 +217,17 @@ impl Convolution {
         }
         let [.., kernel] = self.weight.dims();
         // (sides - 1) * stride - 2 * padding + kernel, which lacks this to sides * stride.
-        let lacking = self.stride + 2 * (kernel / 2) - kernel;
+        let stride = self.stride();
+        let lacking = stride + 2 * (kernel / 2) - kernel;
         let options =
-            ConvTransposeOptions::new([self.stride; 2], [kernel / 2; 2], [lacking; 2], [1, 1], 1);
+            ConvTransposeOptions::new([stride; 2], [kernel / 2; 2], [lacking; 2], [1, 1], 1);
         conv_transpose2d(g, self.weight.clone(), None, options)
     }
 
     #[cfg(feature = "_gpu")]
     fn carry_on_gpu(&self, g: Tensor<4>) -> Tensor<4> {
-        if self.stride == 1 {
+        let stride = self.stride();
+        if stride == 1 {
             let weight = kept(&self.channels_last.transposed, || {
                 let turned = self.weight.clone().flip([2, 3]).swap_dims(0, 1);
                 gpu::takes(&turned).then(|| gpu::maps::channels_last(&turned))
@@ -200,9 +237,9 @@ impl Convolution {
             }
         }
         let [_, _, height, width] = g.dims();
-        let sides = [height * self.stride, width * self.stride];
+        let sides = [height * stride, width * stride];
         let weight = self.weight_for(&g);
-        gpu::maps::transposed(g, weight, sides, self.stride)
+        gpu::maps::transposed(g, weight, sides, stride)
     }
 
     #[cfg(feature = "flex")]
@@ -213,10 +250,35 @@ impl Convolution {
             input,
             output,
             kernel,
-            stride: self.stride,
+            stride: self.stride(),
             height,
             width,
         }
+    }
+}
+
+#[cfg(feature = "flex")]
+impl Kind {
+    /// The arranged weight.
+    fn forward(
+        &self,
+        shape: &conv::ConvShape,
+        weight: impl FnOnce() -> flex::Host,
+    ) -> &conv::ForwardWeight {
+        kept(&self.arranged.forward, || {
+            conv::ForwardWeight::new(weight().values(), shape)
+        })
+    }
+
+    /// The same for the transpose.
+    fn transposed(
+        &self,
+        shape: &conv::ConvShape,
+        weight: impl FnOnce() -> flex::Host,
+    ) -> &conv::TransposedWeight {
+        kept(&self.arranged.transposed, || {
+            conv::TransposedWeight::new(weight().values(), shape)
+        })
     }
 }
 
@@ -236,8 +298,12 @@ pub fn convolve(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
     assert_kernel(&weight, stride);
     let [_, input, ..] = weight.dims();
     assert_channels(&x, input);
+    dispatched(x, weight, Kind::of(stride))
+}
+
+fn dispatched(x: Tensor<4>, weight: Tensor<4>, kind: Kind) -> Tensor<4> {
     let (x, weight) = (beside(x.clone(), &weight), beside(weight, &x));
-    let out = Dispatch::convolution(x.into_dispatch(), weight.into_dispatch(), stride);
+    let out = Dispatch::convolution(x.into_dispatch(), weight.into_dispatch(), kind);
     Tensor::from_dispatch(out)
 }
 
@@ -294,7 +360,7 @@ pub(crate) trait ConvolutionBackend: Backend {
     fn convolution(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        stride: usize,
+        kind: Kind,
     ) -> FloatTensor<Self>;
 }
 
@@ -309,9 +375,9 @@ trait ConvolutionGradients: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         g: FloatTensor<Self>,
-        stride: usize,
+        kind: &Kind,
     ) -> FloatTensor<Self> {
-        let options = options(&weight, stride);
+        let options = options(&weight, kind.stride);
         Self::conv2d_x_backward(x, weight, g, options)
     }
 
@@ -333,7 +399,7 @@ fn options<T: TensorMetadata>(weight: &T, stride: usize) -> ConvOptions<2> {
 
 #[cfg(feature = "flex")]
 mod on_flex {
-    use super::{ConvolutionBackend, ConvolutionGradients, options};
+    use super::{ConvolutionBackend, ConvolutionGradients, Kind, options};
     use crate::cpu::conv::{self, ConvShape};
     use crate::flex::{Host, primitive};
     use burn::backend::Flex;
@@ -366,21 +432,21 @@ mod on_flex {
         fn convolution(
             x: FloatTensor<Self>,
             weight: FloatTensor<Self>,
-            stride: usize,
+            kind: Kind,
         ) -> FloatTensor<Self> {
             if x.dtype() != DType::F32 {
-                let options = options(&weight, stride);
+                let options = options(&weight, kind.stride);
                 return Self::conv2d(x, weight, None, options);
             }
-            let shape = shape(&x.shape(), &weight.shape(), stride);
+            let shape = shape(&x.shape(), &weight.shape(), kind.stride);
             let [height, width] = shape.output_sides();
             let sides = [shape.batch, shape.output, height, width];
             if is_empty(&x) || is_empty(&weight) {
                 return zeros(sides);
             }
-            let [x, weight] = [x, weight].map(Host::in_order);
-            let weight = conv::ForwardWeight::new(weight.values(), &shape);
-            primitive(conv::forward(x.values(), &weight, &shape), sides)
+            let x = Host::in_order(x);
+            let weight = kind.forward(&shape, || Host::in_order(weight));
+            primitive(conv::forward(x.values(), weight, &shape), sides)
         }
     }
 
@@ -389,20 +455,20 @@ mod on_flex {
             x: FloatTensor<Self>,
             weight: FloatTensor<Self>,
             g: FloatTensor<Self>,
-            stride: usize,
+            kind: &Kind,
         ) -> FloatTensor<Self> {
             if x.dtype() != DType::F32 {
-                let options = options(&weight, stride);
+                let options = options(&weight, kind.stride);
                 return Self::conv2d_x_backward(x, weight, g, options);
             }
             let sides = x.shape();
             if is_empty(&g) || is_empty(&x) {
                 return zeros(sides);
             }
-            let shape = shape(&sides, &weight.shape(), stride);
-            let [g, weight] = [g, weight].map(Host::in_order);
-            let weight = conv::TransposedWeight::new(weight.values(), &shape);
-            primitive(conv::input_gradient(g.values(), &weight, &shape), sides)
+            let shape = shape(&sides, &weight.shape(), kind.stride);
+            let g = Host::in_order(g);
+            let weight = kind.transposed(&shape, || Host::in_order(weight));
+            primitive(conv::input_gradient(g.values(), weight, &shape), sides)
         }
 
         fn to_weight(
@@ -429,7 +495,7 @@ mod on_flex {
 /// Backends that have nothing better than Burn's convolution.
 #[cfg(any(feature = "_gpu", feature = "remote"))]
 mod plain {
-    use super::{ConvolutionBackend, ConvolutionGradients, options};
+    use super::{ConvolutionBackend, ConvolutionGradients, Kind, options};
     #[cfg(feature = "_gpu")]
     use crate::gpu::maps::OrderBackend;
     use burn::backend::ops::ModuleOps;
@@ -441,9 +507,9 @@ mod plain {
                 fn convolution(
                     x: FloatTensor<Self>,
                     weight: FloatTensor<Self>,
-                    stride: usize,
+                    kind: Kind,
                 ) -> FloatTensor<Self> {
-                    let options = options(&weight, stride);
+                    let options = options(&weight, kind.stride);
                     Self::conv2d(x, weight, None, options)
                 }
             }
@@ -484,13 +550,13 @@ impl<B: ConvolutionBackend + ConvolutionGradients, C: CheckpointStrategy> Convol
     fn convolution(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        stride: usize,
+        kind: Kind,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Convolve;
 
         impl<B: ConvolutionGradients> Backward<B, 2> for Convolve {
-            type State = (FloatTensor<B>, FloatTensor<B>, usize);
+            type State = (FloatTensor<B>, FloatTensor<B>, Kind);
 
             fn backward(
                 self,
@@ -499,14 +565,14 @@ impl<B: ConvolutionBackend + ConvolutionGradients, C: CheckpointStrategy> Convol
                 _: &mut Checkpointer,
             ) {
                 let [to_x, to_weight] = ops.parents;
-                let (x, weight, stride) = ops.state;
+                let (x, weight, kind) = ops.state;
                 let g = grads.consume::<B>(&ops.node);
                 if let Some(node) = to_x {
-                    let g = B::to_input(x.clone(), weight.clone(), g.clone(), stride);
+                    let g = B::to_input(x.clone(), weight.clone(), g.clone(), &kind);
                     grads.register::<B>(node.id, g);
                 }
                 if let Some(node) = to_weight {
-                    grads.register::<B>(node.id, B::to_weight(x, weight, g, stride));
+                    grads.register::<B>(node.id, B::to_weight(x, weight, g, kind.stride));
                 }
             }
         }
@@ -514,13 +580,13 @@ impl<B: ConvolutionBackend + ConvolutionGradients, C: CheckpointStrategy> Convol
         let (x, to_x) = x.into_parts();
         let (weight, to_weight) = weight.into_parts();
         let weight = B::arranged(weight);
-        let out = B::convolution(x.clone(), weight.clone(), stride);
+        let out = B::convolution(x.clone(), weight.clone(), kind.clone());
         match Convolve
             .prepare::<C>([to_x, to_weight])
             .compute_bound()
             .stateful()
         {
-            OpsKind::Tracked(prep) => prep.finish((x, weight, stride), out),
+            OpsKind::Tracked(prep) => prep.finish((x, weight, kind), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
     }

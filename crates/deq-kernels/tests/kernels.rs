@@ -1094,3 +1094,21 @@ fn of_nothing_comes_nothing() {
     let (of_nothing, _) = residual(&state, &state);
     assert_eq!(of_nothing.dims(), [2, 0]);
 }
+
+#[test]
+fn a_convolution_with_the_same_weight_on_a_tape_is_recorded() {
+    let weight = random([6, 4, 3, 3]);
+    let plain = Convolution::new(weight.clone(), 1);
+    let (x, g) = (random([2, 4, 8, 8]), random([2, 6, 8, 8]));
+    let expected = (plain.apply(x.clone()), plain.carry(g.clone()));
+    let tracked = weight.autodiff().require_grad();
+    let recorded = plain.with_same_weight(tracked.clone());
+    let out = recorded.apply(x.clone());
+    assert_close(&out.clone().inner(), &expected.0, "the same weight");
+    let leaf = x.autodiff().require_grad();
+    let grads = ((recorded.apply(leaf.clone()) + out) * g.autodiff())
+        .sum()
+        .backward();
+    assert_close(&leaf.grad(&grads).unwrap(), &expected.1, "the transpose");
+    assert!(tracked.grad(&grads).is_some());
+}

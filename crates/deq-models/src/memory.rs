@@ -17,6 +17,8 @@ pub struct StepNumbers {
     pub constants: usize,
     /// Weights in the order that a device reads best, for a solve.
     pub arranged: usize,
+    /// The same and their transposes, where they stay to the end of the step.
+    pub shared: usize,
     /// An evaluation or a product without tape, at its largest, beside a few states.
     pub evaluation: usize,
     /// What one recorded application of the cell keeps.

@@ -102,7 +102,7 @@ impl MemoryPlan {
         };
         phases.push(phase(
             "weights",
-            numbers.constants + numbers.kept + numbers.weights,
+            numbers.constants + numbers.kept + numbers.shared + numbers.weights,
         ));
         let [_, pretrained] = recipe.phases();
         let depth = tied.or((pretrained > 0).then_some(recipe.pretrain_depth));
@@ -210,7 +210,10 @@ fn solved(
             "adjoint",
             reached + behind + arranged + linear + backward.most(),
         ),
-        phase("backward", reached + behind + recorded(numbers, probes)),
+        phase(
+            "backward",
+            reached + behind + numbers.shared + recorded(numbers, probes),
+        ),
     ]
 }
 
@@ -222,7 +225,8 @@ fn recorded(numbers: &StepNumbers, probes: usize) -> usize {
 
 /// With the penalty of unrolled steps, if it has probes.
 fn unrolled(numbers: &StepNumbers, depth: usize, probes: usize) -> usize {
-    let before = numbers.constants + numbers.state + depth.saturating_sub(1) * numbers.tape;
+    let before =
+        numbers.constants + numbers.shared + numbers.state + depth.saturating_sub(1) * numbers.tape;
     let behind = numbers.output + numbers.output_peak;
     let last = numbers.tape + behind.max(numbers.kept + numbers.head + numbers.backward);
     // Of the last application and of what is behind it nothing has been differentiated yet.

@@ -95,7 +95,10 @@ impl Conv {
 impl CellContext for Conv {
     fn map_tensors<M: TensorMap>(&self, map: &mut M) -> Self {
         let weight = self.0.weight().map_tensors(map);
-        Self(Convolution::new(weight, self.0.stride()))
+        Self(match map.keeps_values() {
+            true => self.0.with_same_weight(weight),
+            false => Convolution::new(weight, self.0.stride()),
+        })
     }
 }
 

@@ -107,6 +107,7 @@ impl MdeqConfig {
             state,
             constants,
             arranged,
+            shared: if on_host { 2 * arranged } else { 0 },
             // Wide maps of the finest branch twice, padded or normalised.
             evaluation: ((2 * self.expansion + 1) * map(0)).max(arranging),
             tape,

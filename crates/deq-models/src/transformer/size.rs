@@ -67,6 +67,7 @@ impl DeqTransformerLmConfig {
             state: narrow,
             constants: inputs + time * keys + weights + masks,
             arranged: if on_host { weights } else { 0 },
+            shared: 0,
             // The inner activations, or queries, keys and values twice; on GPUs scores by content
             // and by distance stand beside the probabilities.
             evaluation: match on_host {
