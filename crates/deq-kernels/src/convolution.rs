@@ -45,17 +45,26 @@ pub struct Convolution {
 #[derive(Clone, Debug)]
 pub(crate) struct Kind {
     stride: usize,
-    /// The weight as kernels of the CPU read it, once that has been asked for.
+    /// Where the weight is kept as kernels of the CPU read it, if it serves more than once.
     #[cfg(feature = "flex")]
-    arranged: Arc<Arranged>,
+    arranged: Option<Arc<Arranged>>,
 }
 
 impl Kind {
-    fn of(stride: usize) -> Self {
+    /// Of a weight that serves once.
+    fn once(stride: usize) -> Self {
         Self {
             stride,
             #[cfg(feature = "flex")]
-            arranged: Arc::default(),
+            arranged: None,
+        }
+    }
+
+    fn often(stride: usize) -> Self {
+        Self {
+            #[cfg(feature = "flex")]
+            arranged: Some(Arc::default()),
+            ..Self::once(stride)
         }
     }
 }
@@ -71,8 +80,8 @@ struct ChannelsLast {
 #[cfg(feature = "flex")]
 #[derive(Debug, Default)]
 struct Arranged {
-    forward: OnceLock<conv::ForwardWeight>,
-    transposed: OnceLock<conv::TransposedWeight>,
+    forward: OnceLock<Arc<conv::ForwardWeight>>,
+    transposed: OnceLock<Arc<conv::TransposedWeight>>,
 }
 
 impl Convolution {
@@ -89,7 +98,7 @@ impl Convolution {
         assert_kernel(&weight, stride);
         Self {
             weight,
-            kind: Kind::of(stride),
+            kind: Kind::often(stride),
             #[cfg(feature = "_gpu")]
             channels_last: Arc::default(),
         }
@@ -147,7 +156,7 @@ impl Convolution {
             let weight = self.kind.forward(&shape, || {
                 flex::Host::of(&self.weight).expect("on the host")
             });
-            return flex::tensor(conv::forward(values.values(), weight, &shape), sides);
+            return flex::tensor(conv::forward(values.values(), &weight, &shape), sides);
         }
         let weight = self.weight_for(&x);
         dispatched(x, weight, self.kind.clone())
@@ -209,7 +218,10 @@ impl Convolution {
             let weight = self.kind.transposed(&shape, || {
                 flex::Host::of(&self.weight).expect("on the host")
             });
-            return flex::tensor(conv::input_gradient(values.values(), weight, &shape), sides);
+            return flex::tensor(
+                conv::input_gradient(values.values(), &weight, &shape),
+                sides,
+            );
         }
         #[cfg(feature = "_gpu")]
         if gpu::takes(&g) {
@@ -264,10 +276,12 @@ impl Kind {
         &self,
         shape: &conv::ConvShape,
         weight: impl FnOnce() -> flex::Host,
-    ) -> &conv::ForwardWeight {
-        kept(&self.arranged.forward, || {
-            conv::ForwardWeight::new(weight().values(), shape)
-        })
+    ) -> Arc<conv::ForwardWeight> {
+        let make = || Arc::new(conv::ForwardWeight::new(weight().values(), shape));
+        match &self.arranged {
+            Some(arranged) => kept(&arranged.forward, make).clone(),
+            None => make(),
+        }
     }
 
     /// The same for the transpose.
@@ -275,10 +289,12 @@ impl Kind {
         &self,
         shape: &conv::ConvShape,
         weight: impl FnOnce() -> flex::Host,
-    ) -> &conv::TransposedWeight {
-        kept(&self.arranged.transposed, || {
-            conv::TransposedWeight::new(weight().values(), shape)
-        })
+    ) -> Arc<conv::TransposedWeight> {
+        let make = || Arc::new(conv::TransposedWeight::new(weight().values(), shape));
+        match &self.arranged {
+            Some(arranged) => kept(&arranged.transposed, make).clone(),
+            None => make(),
+        }
     }
 }
 
@@ -298,7 +314,7 @@ pub fn convolve(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
     assert_kernel(&weight, stride);
     let [_, input, ..] = weight.dims();
     assert_channels(&x, input);
-    dispatched(x, weight, Kind::of(stride))
+    dispatched(x, weight, Kind::once(stride))
 }
 
 fn dispatched(x: Tensor<4>, weight: Tensor<4>, kind: Kind) -> Tensor<4> {
@@ -446,7 +462,7 @@ mod on_flex {
             }
             let x = Host::in_order(x);
             let weight = kind.forward(&shape, || Host::in_order(weight));
-            primitive(conv::forward(x.values(), weight, &shape), sides)
+            primitive(conv::forward(x.values(), &weight, &shape), sides)
         }
     }
 
@@ -468,7 +484,7 @@ mod on_flex {
             let shape = shape(&sides, &weight.shape(), kind.stride);
             let g = Host::in_order(g);
             let weight = kind.transposed(&shape, || Host::in_order(weight));
-            primitive(conv::input_gradient(g.values(), weight, &shape), sides)
+            primitive(conv::input_gradient(g.values(), &weight, &shape), sides)
         }
 
         fn to_weight(
