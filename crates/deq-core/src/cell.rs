@@ -15,7 +15,9 @@ use burn::tensor::{DType, Tensor};
 /// `forward` must be a pure function of `z`, the parameters and the context. It is called many
 /// times per solve, again for each vector-Jacobian product of the backward solve and for the
 /// Jacobian penalty, and all of these must see the same function. Randomness and batch statistics
-/// therefore belong in the context.
+/// therefore belong in the context. Gradients reach the parameters and what the context's
+/// [`map_tensors`](CellContext::map_tensors) lists, and nothing else: weights that are computed
+/// from others belong in the context too, not in a field of the cell.
 ///
 /// Rows of the batch must not influence one another: the solvers treat every row as a problem of
 /// its own.
@@ -51,7 +53,8 @@ pub trait EquilibriumCell: Module + ModuleDisplay + Sync + 'static {
     /// `f(z)` and `J(z) d` from one evaluation, by tensor operations that record the parameters and
     /// the context, if the cell knows how: a Jacobian-vector product in forward mode.
     ///
-    /// The Jacobian penalty takes its gradient of the second, the layer of the first. The default,
+    /// On penalised steps the penalty takes its gradient of the second and the layer its own of the
+    /// first, which must be recorded as `forward` records it. The default,
     /// `None`, leaves it to differences, which are no good in f32 where `f` has kinks (ReLU, max
     /// pooling). A cell has a tangent for every input or for none.
     /// [`check::tangent_error`](crate::check::tangent_error) compares it with `forward` and with
@@ -72,10 +75,11 @@ pub trait EquilibriumCell: Module + ModuleDisplay + Sync + 'static {
         None
     }
 
-    /// The type in which `f` is evaluated on states of type `state`. Default: the same.
+    /// The type in which `f` computes on states of type `state`. Default: the same.
     ///
-    /// Differences of close points must be taken in it.
-    fn evaluated_in(&self, state: DType) -> DType {
+    /// Read by whoever takes differences of close points, such as the penalty of a cell without a
+    /// tangent: rounding in a coarser type would be all that is left of them.
+    fn compute_dtype(&self, state: DType) -> DType {
         state
     }
 }

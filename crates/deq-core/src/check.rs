@@ -29,7 +29,9 @@
 
 use crate::cell::{EquilibriumCell, FrozenCell};
 use crate::context::CellContext;
+use crate::evaluation::{CellAt, MapAt};
 use crate::random;
+use crate::tape::{TapedCell, Tracked};
 use burn::tensor::{Tensor, TensorData};
 
 /// How far the cell's own [pullback](EquilibriumCell::pullback) is from automatic differentiation:
@@ -61,8 +63,8 @@ pub fn pullback_error<C: EquilibriumCell>(
 }
 
 /// How far the cell's own [tangent](EquilibriumCell::tangent) is from the transpose of automatic
-/// differentiation, or its value from `forward`, whichever is farther. `None` if the cell has no
-/// tangent.
+/// differentiation, or its value from `forward`, or the gradient of that value by parameters and
+/// context from the one of `forward`, whichever is farthest. `None` if the cell has no tangent.
 ///
 /// Random vectors `u` test `u . (J d) = (J^T u) . d`; the result is the largest difference,
 /// relative to `|u| |J d|`, over `probes` vectors and all samples. An error that is spread over all
@@ -91,12 +93,25 @@ pub fn tangent_error<C: EquilibriumCell>(
         .cell
         .tangent(z.clone(), direction.clone(), flat.context)?;
     let [fz, tangent, z, direction] = [fz, tangent, z, direction].map(|s| layout.flatten(s));
-    let [batch, dim] = z.dims();
-    let mut worst = difference(&fz, &frozen.call(z.clone()));
+    let u = drawn(0, &z);
+    let gradient = |number: &dyn Fn(&CellAt<C>) -> Tensor<2>| {
+        let mut taped = TapedCell::new(&frozen, &Tracked::all(&frozen));
+        taped.add(|cell, context| {
+            let at = CellAt::new(cell, context, layout, z.clone());
+            (number(&at) * u.clone()).sum()
+        });
+        taped
+    };
+    let along = direction.clone();
+    let recorded = gradient(&|at| {
+        let _ = at.tangent(along.clone());
+        at.value()
+    });
+    let recorded = recorded.distance(gradient(&|at| at.call(at.z())));
+    let mut worst = larger(difference(&fz, &frozen.call(z.clone())), recorded);
     let (tangent, along) = (rows_of(&tangent), rows_of(&direction));
     for seed in 0..probes {
-        let values = TensorData::new(random::normal(seed, batch * dim), [batch, dim]);
-        let u = Tensor::<2>::from_data(values.convert_dtype(z.dtype()), &z.device());
+        let u = drawn(seed, &z);
         let product = rows_of(&frozen.vjp(z.clone(), u.clone()));
         for (row, u) in rows_of(&u).iter().enumerate() {
             let size = norm(u) * norm(&tangent[row]);
@@ -105,6 +120,13 @@ pub fn tangent_error<C: EquilibriumCell>(
         }
     }
     Some(worst)
+}
+
+/// Normal numbers in the shape and type of `z`.
+fn drawn(seed: u64, z: &Tensor<2>) -> Tensor<2> {
+    let [batch, dim] = z.dims();
+    let values = TensorData::new(random::normal(seed, batch * dim), [batch, dim]);
+    Tensor::from_data(values.convert_dtype(z.dtype()), &z.device())
 }
 
 /// The largest distance of a row from the right one, relative to the length of that.

@@ -70,7 +70,8 @@ pub trait TensorMap {
     }
 
     /// Whether every tensor keeps its values and its type, so that what a context has computed from
-    /// them need not be computed again. Default: no.
+    /// them may serve again: only what is on no tape and lets no gradient through, such as the
+    /// packed copy of a weight beside the weight itself. Default: no.
     fn keeps_values(&self) -> bool {
         false
     }

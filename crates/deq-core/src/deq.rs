@@ -4,7 +4,7 @@ use crate::cell::{EquilibriumCell, Flat, FrozenCell};
 use crate::context::CellContext;
 use crate::equilibrium::{Correction, Equilibrium};
 use crate::error::DeqError;
-use crate::evaluation::{LastEvaluation, Point};
+use crate::evaluation::{FrozenAt, LastEvaluation};
 use crate::gradient::adjoint::Adjoint;
 use crate::gradient::replay::Replay;
 use crate::gradient::reversible::ReversiblePairs;
@@ -81,7 +81,7 @@ impl Strategy {
 }
 
 impl AtEquilibrium {
-    /// Evaluations that the tape records.
+    /// Evaluations that are recorded, on the tape or during the backward pass.
     fn recorded(&self) -> usize {
         match self {
             AtEquilibrium::Adjoint(_) | AtEquilibrium::OneStep => 1,
@@ -298,7 +298,7 @@ impl<C: EquilibriumCell> Layer<'_, C> {
             }
             AtEquilibrium::Adjoint(adjoint) => {
                 let (adjoint, report) = (adjoint.clone(), backward.clone());
-                let rewrite = move |point: &Point<C>, g| {
+                let rewrite = move |point: &FrozenAt<C>, g| {
                     let (u, pass) = adjoint.answer(point, inverse.as_ref(), g);
                     report.record(pass);
                     u

@@ -4,10 +4,10 @@ use crate::cell::{EquilibriumCell, Flat, FrozenCell, Pullback};
 use crate::context::CellContext;
 use crate::hook::{self, CotangentMap};
 use crate::state::StateLayout;
-use crate::tape::{Inputs, Pulled, TapedCell, attach};
+use crate::tape::{Inputs, Pulled, TapedCell, Tracked, attach};
 use burn::tensor::Tensor;
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A map of rows near a point `z` that is held fixed, as terms of a loss see it.
 ///
@@ -60,7 +60,7 @@ impl<'a, C: EquilibriumCell> CellAt<'a, C> {
     }
 
     /// `f(z)`, by no further evaluation if there was a tangent.
-    fn value(&self) -> Tensor<2> {
+    pub(crate) fn value(&self) -> Tensor<2> {
         let known = self.fz.take();
         known.unwrap_or_else(|| self.f.call(self.z()))
     }
@@ -95,9 +95,9 @@ type Term = Box<dyn Fn(&dyn MapAt) -> Tensor<1> + Send + Sync>;
 /// penalties: products with its Jacobian, and gradients that are recorded in the backward pass and
 /// not before.
 ///
-/// An [`Equilibrium`](crate::Equilibrium) has one in training. Its terms share their evaluations
-/// with the layer: products that of the adjoint solve, gradients the one that the layer records.
-/// All of them must then be differentiated in one backward pass.
+/// That of an [`Equilibrium`](crate::Equilibrium::evaluation) shares its evaluations with the
+/// layer: products that of the adjoint solve, gradients the one that the layer records. Layer and
+/// terms must then be differentiated in one backward pass.
 #[derive(Clone)]
 pub struct Evaluation(Arc<dyn Evaluated>);
 
@@ -113,7 +113,7 @@ impl Evaluation {
         let frozen = FrozenCell::new(cell, context, z);
         let rows = frozen.layout().flatten(z.without_autodiff());
         Self(Arc::new(Alone {
-            point: Point::new(frozen, rows),
+            point: FrozenAt::new(frozen, rows),
             inputs: Inputs::of(cell, context),
         }))
     }
@@ -132,13 +132,13 @@ impl Evaluation {
         self.0.vjp(cotangent)
     }
 
-    /// Returns `value` as a function of parameters and context whose derivative is that of `term`,
-    /// evaluated during the backward pass and not before.
+    /// Returns `value` with the derivative of `term` by parameters and context, which is evaluated
+    /// during the backward pass and not before.
     ///
     /// What `term` records exists only then, when most of the outer tape is gone already, so that
-    /// the peak of memory is that of the larger of the two instead of their sum. `term` must
-    /// compute `value` from the map it is given, up to a constant; other tensors it uses are
-    /// constants.
+    /// the peak of memory is that of the larger of the two instead of their sum. `term` has the
+    /// parameters and the context from the map it is given. Other tensors that it uses are
+    /// constants, and must be on no tape: a backward pass would wait for itself.
     ///
     /// # Shapes
     ///
@@ -159,40 +159,35 @@ trait Evaluated: Send + Sync {
 }
 
 /// A frozen cell at a point, linearised when products are first asked for.
-pub(crate) struct Point<C: EquilibriumCell> {
+pub(crate) struct FrozenAt<C: EquilibriumCell> {
     frozen: FrozenCell<C>,
     /// `[batch, dim]`
     z: Tensor<2>,
-    linear: Mutex<Option<Linear<C>>>,
+    /// `None` for a cell without a product of its own.
+    linear: OnceLock<Option<Pullback<C::State>>>,
 }
 
-/// `None` for a cell without a product of its own.
-type Linear<C> = Arc<Option<Pullback<<C as EquilibriumCell>::State>>>;
-
-impl<C: EquilibriumCell> Point<C> {
+impl<C: EquilibriumCell> FrozenAt<C> {
     fn new(frozen: FrozenCell<C>, z: Tensor<2>) -> Self {
         Self {
             frozen,
             z,
-            linear: Mutex::new(None),
+            linear: OnceLock::new(),
         }
-    }
-
-    fn linear(&self) -> Linear<C> {
-        let known = || self.linear.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(linear) = &*known() {
-            return linear.clone();
-        }
-        // Not under the lock: a thread that waits for parts of this work may be given other work
-        // that waits for the lock.
-        let linear = Arc::new(self.frozen.pullback(self.z.clone()));
-        known().insert(linear).clone()
     }
 
     /// `J(z)^T u`, `[batch, dim]` both.
     pub(crate) fn vjp(&self, cotangent: Tensor<2>) -> Tensor<2> {
-        let linear = self.linear();
-        self.frozen.product(&linear, &self.z, cotangent)
+        let linear = match self.linear.get() {
+            Some(linear) => linear,
+            None => {
+                // Nothing waits while it is made: a thread that waits for parts of this work may
+                // be given other work, which waits for this.
+                let linear = self.frozen.pullback(self.z.clone());
+                self.linear.get_or_init(|| linear)
+            }
+        };
+        self.frozen.product(linear, &self.z, cotangent)
     }
 
     /// The same without what was kept for products, and of evaluations only what the context shares
@@ -207,7 +202,7 @@ impl<C: EquilibriumCell> Point<C> {
 fn pull<C: EquilibriumCell>(
     frozen: &FrozenCell<C>,
     z: &Tensor<2>,
-    tracked: &[bool],
+    tracked: &Tracked,
     number: impl FnOnce(&CellAt<C>) -> Tensor<1>,
 ) -> Pulled {
     let mut taped = TapedCell::new(frozen, tracked);
@@ -221,7 +216,7 @@ fn pull<C: EquilibriumCell>(
 
 /// A point whose terms are on the tape by themselves.
 struct Alone<C: EquilibriumCell> {
-    point: Point<C>,
+    point: FrozenAt<C>,
     inputs: Inputs,
 }
 
@@ -235,8 +230,7 @@ impl<C: EquilibriumCell> Evaluated for Alone<C> {
     }
 
     fn recorded(&self, value: Tensor<1>, term: Term) -> Tensor<1> {
-        let Point { frozen, z, .. } = &self.point;
-        let (frozen, z) = (frozen.clone(), z.clone());
+        let FrozenAt { frozen, z, .. } = self.point.fresh();
         let tracked = self.inputs.tracked();
         attach(value, None, self.inputs.clone(), move |cotangent| {
             pull(&frozen, &z, &tracked, |at| weighted(term(at), cotangent))
@@ -246,7 +240,7 @@ impl<C: EquilibriumCell> Evaluated for Alone<C> {
 
 /// The end of a layer, whose backward pass records one evaluation for its output and all terms.
 pub(crate) struct LastEvaluation<C: EquilibriumCell> {
-    point: Mutex<Arc<Point<C>>>,
+    point: Mutex<Arc<FrozenAt<C>>>,
     /// The terms that take part in a backward pass, each with its cotangent.
     terms: Mutex<Vec<(Arc<Term>, Tensor<1>)>>,
 }
@@ -259,15 +253,15 @@ impl<C: EquilibriumCell> LastEvaluation<C> {
     /// # Shapes
     ///
     /// - fz, z: `[batch, dim]`, on the plain device
-    /// - output: `[batch, dim]`, on the autodiff device
+    /// - output: `[batch, dim]`, on the plain device too if nothing is tracked
     pub(crate) fn attach(
         f: &Flat<C>,
         frozen: FrozenCell<C>,
         [fz, z]: [Tensor<2>; 2],
-        rewrite: impl Fn(&Point<C>, Tensor<2>) -> Tensor<2> + Send + Sync + 'static,
+        rewrite: impl Fn(&FrozenAt<C>, Tensor<2>) -> Tensor<2> + Send + Sync + 'static,
     ) -> (Tensor<2>, Evaluation) {
         let own = Arc::new(Self {
-            point: Mutex::new(Arc::new(Point::new(frozen, z))),
+            point: Mutex::new(Arc::new(FrozenAt::new(frozen, z))),
             terms: Mutex::default(),
         });
         let inputs = Inputs::of(f.cell, f.context);
@@ -277,11 +271,6 @@ impl<C: EquilibriumCell> LastEvaluation<C> {
             let cotangent = rewrite(&last.point(), cotangent);
             last.pull(&tracked, cotangent)
         });
-        // Nothing may be tracked.
-        let output = match output.is_autodiff() {
-            true => output,
-            false => output.autodiff(),
-        };
         let evaluation = Evaluation(Arc::new(OfLayer {
             last: own,
             output: output.clone(),
@@ -289,23 +278,26 @@ impl<C: EquilibriumCell> LastEvaluation<C> {
         (output, evaluation)
     }
 
-    fn point(&self) -> Arc<Point<C>> {
+    fn point(&self) -> Arc<FrozenAt<C>> {
         let point = self.point.lock().unwrap_or_else(PoisonError::into_inner);
         point.clone()
     }
 
-    fn pull(&self, tracked: &[bool], cotangent: Tensor<2>) -> Pulled {
-        let mut terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
-        let terms = std::mem::take(&mut *terms);
+    fn terms(&self) -> MutexGuard<'_, Vec<(Arc<Term>, Tensor<1>)>> {
+        self.terms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pull(&self, tracked: &Tracked, cotangent: Tensor<2>) -> Pulled {
+        let terms = std::mem::take(&mut *self.terms());
         let point = Arc::new(self.point().fresh());
         *self.point.lock().unwrap_or_else(PoisonError::into_inner) = point.clone();
-        let Point { frozen, z, .. } = &*point;
+        let FrozenAt { frozen, z, .. } = &*point;
         pull(frozen, z, tracked, |at| {
             let terms: Vec<Tensor<1>> = terms
                 .into_iter()
                 .map(|(term, cotangent)| weighted(term(at), cotangent))
                 .collect();
-            let own = (at.value() * cotangent.autodiff()).sum();
+            let own = (at.value() * cotangent).sum();
             terms.into_iter().fold(own, |sum, term| sum + term)
         })
     }
@@ -313,7 +305,7 @@ impl<C: EquilibriumCell> LastEvaluation<C> {
 
 /// Sums up to a number whose derivative is that of `term` along `cotangent`, both `[batch]`.
 fn weighted(term: Tensor<1>, cotangent: Tensor<1>) -> Tensor<1> {
-    (term * cotangent.autodiff()).sum()
+    (term * cotangent).sum()
 }
 
 struct OfLayer<C: EquilibriumCell> {
@@ -339,10 +331,8 @@ impl<C: EquilibriumCell> Evaluated for OfLayer<C> {
         let (last, term) = (self.last.clone(), Arc::new(term));
         let map = CotangentMap::new(move |cotangent| {
             let cotangent = Tensor::from_dispatch(cotangent);
-            let mut terms = last.terms.lock().unwrap_or_else(PoisonError::into_inner);
-            terms.push((term.clone(), cotangent));
-            drop(terms);
-            last.point().z.zeros_like().into_dispatch()
+            last.terms().push((term.clone(), cotangent));
+            Some(last.point().z.zeros_like().into_dispatch())
         });
         let carrier = hook::untracked(value.inner(), strategy);
         Tensor::from_dispatch(hook::tie(carrier, self.output.clone().into_dispatch(), map))

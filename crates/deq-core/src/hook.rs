@@ -31,7 +31,7 @@ use burn::backend::{
 use burn::tensor::{GradientCheckpointingStrategy, Tensor};
 use std::sync::Arc;
 
-type Rewrite = dyn Fn(DispatchTensor) -> DispatchTensor + Send + Sync;
+type Rewrite = dyn Fn(DispatchTensor) -> Option<DispatchTensor> + Send + Sync;
 
 /// A function of the cotangent, erased so that it can be the state of a backward step.
 #[derive(Clone)]
@@ -39,20 +39,20 @@ pub(crate) struct CotangentMap(Arc<Rewrite>);
 
 impl CotangentMap {
     pub(crate) fn new(
-        map: impl Fn(DispatchTensor) -> DispatchTensor + Send + Sync + 'static,
+        map: impl Fn(DispatchTensor) -> Option<DispatchTensor> + Send + Sync + 'static,
     ) -> Self {
         Self(Arc::new(map))
     }
 
-    fn apply<B: Backend>(&self, grad: FloatTensor<B>) -> FloatTensor<B>
+    fn apply<B: Backend>(&self, grad: FloatTensor<B>) -> Option<FloatTensor<B>>
     where
         DispatchTensor: DispatchKindConversion<B>,
     {
         let grad =
             <DispatchTensor as DispatchKindConversion<B>>::from_backend(BackendTensor::Float(grad));
-        <DispatchTensor as DispatchKindConversion<B>>::try_into_backend((self.0)(grad))
-            .expect("the cotangent stays on its backend")
-            .float()
+        let mapped = (self.0)(grad)?;
+        let mapped = <DispatchTensor as DispatchKindConversion<B>>::try_into_backend(mapped);
+        Some(mapped.expect("the cotangent stays on its backend").float())
     }
 }
 
@@ -78,7 +78,7 @@ impl std::fmt::Debug for CotangentMap {
 )]
 pub(crate) trait HookBackend: Backend {
     /// `carrier` forward; backward, the cotangent goes on to the carrier, and `map(cotangent)` to
-    /// `tensor`, whatever its shape.
+    /// `tensor`, whatever its shape. Only a leaf may be left without one.
     fn cotangent_tie(
         carrier: FloatTensor<Self>,
         tensor: FloatTensor<Self>,
@@ -153,8 +153,10 @@ where
             ) {
                 let [carrier, tensor] = ops.parents;
                 let grad = grads.consume::<B>(&ops.node);
-                if let Some(node) = tensor {
-                    grads.register::<B>(node.id, ops.state.apply::<B>(grad.clone()));
+                if let Some(node) = tensor
+                    && let Some(mapped) = ops.state.apply::<B>(grad.clone())
+                {
+                    grads.register::<B>(node.id, mapped);
                 }
                 if let Some(node) = carrier {
                     grads.register::<B>(node.id, grad);
@@ -193,7 +195,7 @@ pub(crate) fn rewrite_cotangent<const D: usize>(
         return tensor;
     };
     let map =
-        CotangentMap::new(move |grad| rewrite(Tensor::<D>::from_dispatch(grad)).into_dispatch());
+        CotangentMap::new(move |g| Some(rewrite(Tensor::<D>::from_dispatch(g)).into_dispatch()));
     let value = untracked(tensor.clone().inner(), strategy);
     Tensor::from_dispatch(tie(value, tensor.into_dispatch(), map))
 }

@@ -131,7 +131,7 @@ impl<C: EquilibriumCell> Lowered<C> {
         let of_all = self.scale.clone()?;
         // Where nothing but the state is tracked, cotangents of any size may come, one after the
         // other; parameters and context have one scale for all that reaches them.
-        match Inputs::of(&self.cell, context).tracked().contains(&true) {
+        match Inputs::of(&self.cell, context).tracked().any() {
             true => Some(of_all),
             false => Some(Scale::by_row()),
         }
@@ -187,7 +187,7 @@ impl<C: EquilibriumCell> EquilibriumCell for Lowered<C> {
         Some((raised(fz, own, scale.clone()), raised(tangent, own, scale)))
     }
 
-    fn evaluated_in(&self, _state: DType) -> DType {
+    fn compute_dtype(&self, _state: DType) -> DType {
         self.precision.dtype()
     }
 }

@@ -36,8 +36,8 @@ impl BackwardReport {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(pass);
     }
 
-    /// The last backward pass. `None` before `backward()`, and for strategies that neither solve nor
-    /// repeat anything (one-step, phantom and unrolled without stored states).
+    /// The last backward pass. `None` before `backward()`, and for the one-step gradient and
+    /// phantom and unrolled ones without stored states, of which there is nothing to tell.
     pub fn get(&self) -> Option<BackwardPass> {
         self.0
             .lock()

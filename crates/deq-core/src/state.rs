@@ -11,7 +11,7 @@ use burn::tensor::{Bool, Int, Tensor};
 /// lists its parts, or by hand: everything a state needs follows from [`CellContext::map_tensors`].
 ///
 /// ```
-/// use burn::tensor::{Bool, Int, Tensor};
+/// use burn::tensor::Tensor;
 /// use deq_core::{CellContext, State, TensorMap};
 ///
 /// #[derive(Clone)]
@@ -50,7 +50,7 @@ impl<A: State, B: State, C: State, D: State> State for (A, B, C, D) {}
 /// Makes a [`State`] of a struct whose fields are states.
 ///
 /// ```
-/// use burn::tensor::{Bool, Int, Tensor};
+/// use burn::tensor::Tensor;
 ///
 /// #[derive(Clone)]
 /// struct Pyramid {

@@ -1,8 +1,8 @@
 //! Products inside the backward pass that also reach parameters and context.
 //!
-//! An ordinary layer leaves its evaluations on the tape. A strategy that undoes or repeats its
-//! iteration has none there: it must multiply by the Jacobians with respect to everything that `f`
-//! reads at points which exist only during the backward pass. [`attach`] is that one mechanism. The
+//! An explicit layer leaves its evaluations on the tape. An equilibrium has none there, and a
+//! strategy that undoes or repeats its iteration must multiply by the Jacobians with respect to
+//! everything that `f` reads at points which exist only then. [`attach`] is that one mechanism. The
 //! output of the layer is tied to every tracked tensor that the cell reads; when its cotangent
 //! arrives, a function supplies the cotangents of all of them at once, by nested graphs over a
 //! [`TapedCell`].
@@ -19,11 +19,38 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The tensors that a cell reads, parameters first, then the context, in a fixed order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Inputs {
-    /// Of every float tensor, whether the outer tape records it.
-    tracked: Vec<bool>,
-    /// Those that it records.
+    tracked: Tracked,
+    /// Those that the outer tape records.
     tensors: Vec<DispatchTensor>,
+}
+
+/// What a backward pass may keep of the inputs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tracked {
+    /// Of every float tensor in turn, whether the outer tape records it.
+    flags: Vec<bool>,
+    /// Of those that it records, whether something was computed to make it. A step of the tape then
+    /// waits for its cotangent.
+    computed: Vec<bool>,
     strategy: Option<GradientCheckpointingStrategy>,
+}
+
+impl Tracked {
+    /// Every float tensor of a cell and its context.
+    pub(crate) fn all<C: EquilibriumCell>(frozen: &FrozenCell<C>) -> Self {
+        let Flat { cell, context, .. } = frozen.flat();
+        let count = Inputs::of(cell, context).tracked.flags.len();
+        Self {
+            flags: vec![true; count],
+            computed: vec![true; count],
+            strategy: None,
+        }
+    }
+
+    /// Whether there is one.
+    pub(crate) fn any(&self) -> bool {
+        self.strategy.is_some()
+    }
 }
 
 impl Inputs {
@@ -34,17 +61,16 @@ impl Inputs {
         inputs
     }
 
-    /// Of every float tensor in turn, whether the outer tape records it: what a backward pass may
-    /// keep of the inputs.
-    pub(crate) fn tracked(&self) -> Vec<bool> {
+    pub(crate) fn tracked(&self) -> Tracked {
         self.tracked.clone()
     }
 
     fn push<const D: usize>(&mut self, tensor: Tensor<D>) {
         let tracked = tensor.is_tracked();
-        self.tracked.push(tracked);
+        self.tracked.flags.push(tracked);
         if tracked {
-            self.strategy = tensor.gradient_checkpointing_strategy();
+            self.tracked.computed.push(!tensor.is_require_grad());
+            self.tracked.strategy = tensor.gradient_checkpointing_strategy();
             self.tensors.push(tensor.into_dispatch());
         }
     }
@@ -68,21 +94,27 @@ pub(crate) struct TapedCell<C: EquilibriumCell> {
     cell: C,
     context: C::Context,
     cotangents: Cotangents,
+    strategy: Option<GradientCheckpointingStrategy>,
     products: usize,
 }
 
 impl<C: EquilibriumCell> TapedCell<C> {
-    pub(crate) fn new(frozen: &FrozenCell<C>, tracked: &[bool]) -> Self {
+    pub(crate) fn new(frozen: &FrozenCell<C>, tracked: &Tracked) -> Self {
         let Flat { cell, context, .. } = frozen.flat();
-        let mut lift = Lift(tracked.iter());
+        let mut lift = Lift {
+            flags: tracked.flags.iter(),
+            strategy: tracked.strategy,
+        };
         Self {
             cell: cell.clone().map(&mut lift),
             context: context.map_tensors(&mut lift),
             cotangents: Cotangents {
-                sums: tracked.iter().filter(|t| **t).map(|_| None).collect(),
+                sums: tracked.computed.iter().map(|_| None).collect(),
+                computed: tracked.computed.clone(),
                 next: 0,
                 grads: None,
             },
+            strategy: tracked.strategy,
             products: 0,
         }
     }
@@ -100,7 +132,7 @@ impl<C: EquilibriumCell> TapedCell<C> {
         u: Tensor<2>,
     ) -> Pull {
         self.products += 1;
-        let leaf = z.autodiff().require_grad();
+        let leaf = leaf(z, self.strategy);
         let (cell, context) = (&self.cell, &self.context);
         let recorded = Flat {
             cell,
@@ -114,7 +146,7 @@ impl<C: EquilibriumCell> TapedCell<C> {
             let product = zero();
             return Pull { fz, product };
         }
-        let mut grads = (recorded * u.autodiff()).sum().backward();
+        let mut grads = (recorded * u).sum().backward();
         let product = leaf.grad_remove(&mut grads).unwrap_or_else(zero);
         self.collect(Some(grads));
         Pull { fz, product }
@@ -125,12 +157,11 @@ impl<C: EquilibriumCell> TapedCell<C> {
         self.products
     }
 
-    /// The sums for every tracked input, in the order of [`Inputs`].
-    pub(crate) fn into_cotangents(mut self) -> Vec<DispatchTensor> {
-        // Inputs that no product has reached get zeros, because a step of the outer tape may wait
-        // for them.
+    /// The sums for every tracked input, in the order of [`Inputs`]; none for a leaf that no product
+    /// has reached.
+    pub(crate) fn into_cotangents(mut self) -> Vec<Option<DispatchTensor>> {
         self.collect(None);
-        self.cotangents.sums.into_iter().flatten().collect()
+        self.cotangents.sums
     }
 
     /// Adds the derivative of a number that `f` computes from the cell and its context.
@@ -139,6 +170,22 @@ impl<C: EquilibriumCell> TapedCell<C> {
         if number.is_tracked() {
             self.collect(Some(number.backward()));
         }
+    }
+
+    /// How far the sums are from those of a copy, relative to the size of the latter, over all
+    /// inputs.
+    pub(crate) fn distance(mut self, other: Self) -> f64 {
+        let (cell, context) = (self.cell.clone(), self.context.clone());
+        self.collect(None);
+        let mut squares = Squares {
+            own: self.cotangents.sums.into_iter(),
+            other: other.into_cotangents().into_iter(),
+            difference: 0.0,
+            size: 0.0,
+        };
+        cell.visit(&mut squares);
+        let _ = context.map_tensors(&mut squares);
+        (squares.difference / squares.size.max(f64::MIN_POSITIVE)).sqrt()
     }
 
     /// Adds the gradients, or ends the sums if there are none to come.
@@ -158,13 +205,29 @@ pub(crate) struct Pull {
     pub(crate) product: Tensor<2>,
 }
 
+/// A leaf of a nested graph that checkpoints as the outer one.
+fn leaf<const D: usize>(
+    tensor: Tensor<D>,
+    strategy: Option<GradientCheckpointingStrategy>,
+) -> Tensor<D> {
+    let tensor = tensor.autodiff();
+    let tensor = match strategy {
+        Some(strategy) => tensor.with_gradient_checkpointing_strategy(strategy),
+        None => tensor,
+    };
+    tensor.require_grad()
+}
+
 /// Makes leaves of the tensors that are tracked outside.
-struct Lift<'a>(std::slice::Iter<'a, bool>);
+struct Lift<'a> {
+    flags: std::slice::Iter<'a, bool>,
+    strategy: Option<GradientCheckpointingStrategy>,
+}
 
 impl Lift<'_> {
     fn lift<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
-        match self.0.next() {
-            Some(true) => tensor.autodiff().require_grad(),
+        match self.flags.next() {
+            Some(true) => leaf(tensor, self.strategy),
             _ => tensor,
         }
     }
@@ -191,6 +254,8 @@ impl TensorMap for Lift<'_> {
 /// end.
 struct Cotangents {
     sums: Vec<Option<DispatchTensor>>,
+    /// As in [`Tracked`].
+    computed: Vec<bool>,
     next: usize,
     grads: Option<Gradients>,
 }
@@ -200,14 +265,15 @@ impl Cotangents {
         if !leaf.is_tracked() {
             return;
         }
+        let computed = self.computed[self.next];
         let sum = &mut self.sums[self.next];
         self.next += 1;
         let Some(grads) = &mut self.grads else {
             let total = match sum.take() {
-                Some(sum) => Tensor::<D>::from_dispatch(sum).cast(leaf.dtype()),
-                None => leaf.clone().inner().zeros_like(),
+                Some(sum) => Some(Tensor::<D>::from_dispatch(sum).cast(leaf.dtype())),
+                None => computed.then(|| leaf.clone().inner().zeros_like()),
             };
-            *sum = Some(total.into_dispatch());
+            *sum = total.map(Tensor::into_dispatch);
             return;
         };
         let Some(grad) = leaf.grad_remove(grads) else {
@@ -238,12 +304,45 @@ impl TensorMap for Cotangents {
     }
 }
 
+/// Sums up over the sums of two copies of a cell, both of which have one for every input.
+struct Squares {
+    own: std::vec::IntoIter<Option<DispatchTensor>>,
+    other: std::vec::IntoIter<Option<DispatchTensor>>,
+    difference: f64,
+    size: f64,
+}
+
+impl Squares {
+    fn add<const D: usize>(&mut self) {
+        let (Some(Some(own)), Some(Some(other))) = (self.own.next(), self.other.next()) else {
+            return;
+        };
+        let [own, other] = [own, other].map(Tensor::<D>::from_dispatch);
+        let square = |x: Tensor<D>| x.square().sum().into_scalar::<f64>();
+        self.size += square(other.clone());
+        self.difference += square(own - other);
+    }
+}
+
+impl ModuleVisitor for Squares {
+    fn visit_float<const D: usize>(&mut self, _: &Param<Tensor<D>>) {
+        self.add::<D>();
+    }
+}
+
+impl TensorMap for Squares {
+    fn float<const D: usize>(&mut self, tensor: &Tensor<D>) -> Tensor<D> {
+        self.add::<D>();
+        tensor.clone()
+    }
+}
+
 /// Cotangents of the start, if it was named, and of the tracked inputs.
 pub(crate) struct Pulled {
     /// `[batch, dim]`
     pub(crate) start: Option<Tensor<2>>,
     /// In the order of [`Inputs`].
-    pub(crate) inputs: Vec<DispatchTensor>,
+    pub(crate) inputs: Vec<Option<DispatchTensor>>,
 }
 
 /// Returns `value`, computed without a tape, as a function of `start` and `inputs` whose derivative
@@ -262,7 +361,7 @@ pub(crate) fn attach<const D: usize>(
     let start = start.filter(|start| start.is_tracked());
     let start_tracked = start.is_some();
     let mut tensors = inputs.tensors;
-    let mut strategy = inputs.strategy;
+    let mut strategy = inputs.tracked.strategy;
     if let Some(start) = start {
         strategy = start.gradient_checkpointing_strategy();
         tensors.push(start.clone().into_dispatch());
@@ -277,9 +376,9 @@ pub(crate) fn attach<const D: usize>(
     let vjp = Arc::new(move |cotangent: DispatchTensor| {
         let Pulled { start, mut inputs } = vjp(Tensor::from_dispatch(cotangent));
         if start_tracked {
-            inputs.extend(start.map(Tensor::into_dispatch));
+            inputs.push(start.map(Tensor::into_dispatch));
         }
-        inputs.into_iter().map(Some).collect::<Vec<_>>()
+        inputs
     });
     let tied = tensors
         .into_iter()
@@ -292,7 +391,7 @@ pub(crate) fn attach<const D: usize>(
                 if index == last {
                     *pulled = vjp(cotangent);
                 }
-                pulled[index].take().expect("one cotangent for every input")
+                pulled[index].take()
             });
             hook::tie(carrier, tensor, link)
         });

@@ -18,8 +18,7 @@ pub enum Estimator {
     #[default]
     Cotangent,
     /// `|J v|^2`, whose value and gradient are consistent with each other even where `J v` is a
-    /// difference. Costs one recorded product with `J` per probe, whose tape stands beside that of
-    /// the layer.
+    /// difference. Costs one recorded product with `J` per probe, whose tape stands from then on.
     Tangent,
     /// `|f(z + sigma v) - z|^2 / sigma^2`: how far `f` carries a disturbed equilibrium from where
     /// it was.

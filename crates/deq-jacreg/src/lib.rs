@@ -78,8 +78,9 @@
 //!
 //! - [`JacobianPenaltyConfig`]: all settings, in code or in a file;
 //! - [`JacobianPenalty::at_equilibrium`]: the penalty at the end of a layer, by one of three
-//!   [estimates](Estimator), and [`at`](JacobianPenalty::at) any state; they use the [tangent](deq_core::EquilibriumCell::tangent) of a cell that has one (one with kinks
-//!   needs it);
+//!   [estimates](Estimator), and [`at`](JacobianPenalty::at) any state; they use the
+//!   [tangent](deq_core::EquilibriumCell::tangent) of a cell that has one (one with kinks needs
+//!   it);
 //! - [`PenaltyPolicy`]: which training steps are penalised, with a weight that stays, follows a
 //!   schedule or is moved by what the solves do;
 //! - [`spectral_radius`]: power iteration with a convergence test per sample; [`arnoldi`]: several

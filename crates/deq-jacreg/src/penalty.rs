@@ -73,9 +73,10 @@ pub struct Penalty {
 }
 
 impl Penalty {
-    /// Evaluations of `f`, or of the cell's tangent, on the whole batch that were recorded so far.
+    /// Evaluations of `f`, or products with `J` by the cell's tangent, on the whole batch that were
+    /// recorded so far. The evaluation that comes with a tangent is not counted.
     ///
-    /// The cotangent estimate makes its own in the backward pass of the loss: ask afterwards.
+    /// Those of the cotangent estimate come in the backward pass of the loss: ask afterwards.
     pub fn nfe(&self) -> usize {
         self.evaluations.0.load(Ordering::Relaxed)
     }
@@ -165,10 +166,10 @@ impl JacobianPenalty {
         context: &C::Context,
         z: &C::State,
     ) -> Result<Penalty, InvalidPenalty> {
-        self.check_dtype(cell, context, z)?;
         let layout = StateLayout::of(z);
-        let z = layout.flatten(z.without_autodiff());
-        let point = Point::new(z.clone(), self.draw(&z));
+        let rows = layout.flatten(z.without_autodiff());
+        self.check_dtype(cell, context, (z, &rows))?;
+        let point = Point::new(rows.clone(), self.draw(&rows));
         Ok(self.estimate(
             cell,
             context,
@@ -197,8 +198,8 @@ impl JacobianPenalty {
         let Some(evaluation) = self.shared(equilibrium) else {
             return self.at(cell, context, &equilibrium.z);
         };
-        self.check_dtype(cell, context, &equilibrium.z)?;
         let z = evaluation.z();
+        self.check_dtype(cell, context, (&equilibrium.z, &z))?;
         let point = Point::new(z.clone(), self.draw(&z));
         Ok(point.cotangent(evaluation, self.config.power_iterations))
     }
@@ -226,8 +227,9 @@ impl JacobianPenalty {
         if probes.is_empty() {
             return Err(InvalidPenalty::NoProbes);
         }
-        self.check_dtype(cell, context, &equilibrium.z)?;
-        let point = Point::new(evaluation.z(), rows(&equilibrium.z, probes));
+        let z = evaluation.z();
+        self.check_dtype(cell, context, (&equilibrium.z, &z))?;
+        let point = Point::new(z, rows(&equilibrium.z, probes));
         Ok(point.cotangent(evaluation, 0))
     }
 
@@ -263,9 +265,10 @@ impl JacobianPenalty {
         if probes.is_empty() {
             return Err(InvalidPenalty::NoProbes);
         }
-        self.check_dtype(cell, context, z)?;
         let layout = StateLayout::of(z);
-        let point = Point::new(layout.flatten(z.without_autodiff()), rows(z, probes));
+        let at = layout.flatten(z.without_autodiff());
+        self.check_dtype(cell, context, (z, &at))?;
+        let point = Point::new(at, rows(z, probes));
         Ok(self.estimate(cell, context, (&layout, point), 0))
     }
 
@@ -282,15 +285,14 @@ impl JacobianPenalty {
         &self,
         cell: &C,
         context: &C::Context,
-        z: &C::State,
+        (z, rows): (&C::State, &Tensor<2>),
     ) -> Result<(), InvalidPenalty> {
-        let z = z.without_autodiff();
-        let dtype = cell.evaluated_in(StateLayout::of(&z).flatten(z.clone()).dtype());
+        let dtype = cell.compute_dtype(rows.dtype());
         let denoising = matches!(self.config.estimator, Estimator::Denoising(_));
         if denoising || relative_step(dtype).is_some() {
             return Ok(());
         }
-        let context = context.without_autodiff();
+        let (z, context) = (z.without_autodiff(), context.without_autodiff());
         match cell.valid().tangent(z.clone(), z, &context) {
             Some(_) => Ok(()),
             None => Err(InvalidPenalty::UnsupportedDType { dtype }),
@@ -409,7 +411,7 @@ impl Point {
     }
 
     /// The cotangent estimate, whose value needs no tape. What its gradient needs is recorded only
-    /// in the backward pass, when the tape of the layer itself is gone.
+    /// in the backward pass, when the tape of what follows the layer is gone.
     fn cotangent(&self, evaluation: &Evaluation, rounds: usize) -> Penalty {
         let multiply = |v| evaluation.vjp(v);
         let turn = |probe| (0..rounds).fold(probe, |v, _| lengthened(multiply(v)));

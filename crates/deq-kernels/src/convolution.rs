@@ -110,8 +110,13 @@ impl Convolution {
     /// # Shapes
     ///
     /// - weight: that of the convolution, of the same values and type
+    ///
+    /// # Panics
+    ///
+    /// If the weight has another shape or type.
     pub fn with_same_weight(&self, weight: Tensor<4>) -> Self {
-        debug_assert_eq!(weight.dims(), self.weight.dims());
+        let kind = |weight: &Tensor<4>| (weight.dims(), weight.dtype());
+        assert_eq!(kind(&weight), kind(&self.weight), "it is another weight");
         Self {
             weight,
             kind: self.kind.clone(),

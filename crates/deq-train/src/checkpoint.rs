@@ -112,13 +112,18 @@ impl Verified {
 
     /// Whether training can go on from it.
     pub(crate) fn is_trainable(&self) -> bool {
-        self.folder.join(OPTIMIZER).is_file()
+        is_trainable(&self.folder)
     }
 
     /// That it is damaged, although its checksums are right.
     pub(crate) fn corrupt(&self, reason: String) -> TrainError {
         corrupt(&self.folder, reason)
     }
+}
+
+/// An imported model has no optimizer.
+fn is_trainable(folder: &Path) -> bool {
+    folder.join(OPTIMIZER).is_file()
 }
 
 /// The checkpoints of one run, of which the newest two stay.
@@ -247,13 +252,11 @@ impl CheckpointStore {
 
     /// Whether training can go on from a checkpoint; none of an imported model is such a one.
     pub(crate) fn holds_trainable(&self) -> Result<bool, TrainError> {
-        let is_trainable = |step| {
-            self.folder
-                .join(folder_name(step))
-                .join(OPTIMIZER)
-                .is_file()
-        };
-        Ok(self.steps()?.into_iter().any(is_trainable))
+        let folder = |step| self.folder.join(folder_name(step));
+        Ok(self
+            .steps()?
+            .into_iter()
+            .any(|step| is_trainable(&folder(step))))
     }
 
     fn names(&self) -> Result<Vec<String>, TrainError> {

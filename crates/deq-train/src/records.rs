@@ -67,7 +67,7 @@ pub struct PenaltyRecord {
     pub value: f64,
     /// Its weight in the loss.
     pub weight: f64,
-    /// Evaluations of `f` that it cost.
+    /// Evaluations of `f`, or products with its Jacobian, that were recorded for it.
     pub nfe: usize,
     /// Vector-Jacobian products that it cost.
     pub products: usize,
@@ -90,7 +90,7 @@ pub struct StepRecord {
     /// loss.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "any_float")]
     pub quality: Option<f64>,
-    /// Evaluations of `f` forward, the tracked one included, the penalty's not.
+    /// Evaluations of `f` forward, the recorded one included, the penalty's not.
     pub forward_nfe: usize,
     /// The forward solve; absent in the unrolled phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,7 @@ use super::config::{ImplicitConfig, NeumannGradientConfig, ShineConfig};
 use super::row_lengths;
 use crate::cell::EquilibriumCell;
 use crate::error::{DeqError, require, require_count};
-use crate::evaluation::Point;
+use crate::evaluation::FrozenAt;
 use crate::report::BackwardPass;
 use burn::tensor::{Bool, DType, Tensor};
 use deq_solvers::{
@@ -100,7 +100,7 @@ impl Adjoint {
     /// learnt on its way to the point.
     pub(crate) fn answer<C: EquilibriumCell>(
         &self,
-        at: &Point<C>,
+        at: &FrozenAt<C>,
         inverse: Option<&InverseJacobian>,
         g: Tensor<2>,
     ) -> (Tensor<2>, BackwardPass) {

@@ -1,12 +1,12 @@
 //! Terms of a loss that share the evaluation of a layer.
 
 use crate::support::*;
-use burn::module::{Module, ModuleDisplay};
+use burn::module::{Module, ModuleDisplay, Param};
 use burn::tensor::Tensor;
 use deq_core::solvers::{BroydenConfig, SolverConfig};
 use deq_core::{
     CellContext, DeqConfig, Equilibrium, EquilibriumCell, Evaluation, GradientConfig, MapAt,
-    NeumannGradientConfig, PhantomConfig, Pullback, ShineConfig,
+    NeumannGradientConfig, PhantomConfig, Pullback, ShineConfig, check,
 };
 use deq_testkit::values;
 use std::sync::Arc;
@@ -219,4 +219,104 @@ fn products_terms_and_layer_share_their_evaluations() {
     assert_eq!(run(false), [1, 1, 0]);
     // The tangent brings the layer's evaluation along.
     assert_eq!(run(true), [0, 1, 1]);
+}
+
+/// A cell whose tangent forgets to record its value.
+#[derive(Module, Debug)]
+struct Forgetful {
+    cell: Cell,
+}
+
+impl EquilibriumCell for Forgetful {
+    type State = Tensor<2>;
+    type Context = Inputs;
+
+    fn forward(&self, z: Tensor<2>, inputs: &Inputs) -> Tensor<2> {
+        self.cell.forward(z, inputs)
+    }
+
+    fn tangent(
+        &self,
+        z: Tensor<2>,
+        direction: Tensor<2>,
+        inputs: &Inputs,
+    ) -> Option<(Tensor<2>, Tensor<2>)> {
+        let (fz, along) = self.cell.tangent(z, direction, inputs)?;
+        Some((fz.inner(), along))
+    }
+}
+
+#[test]
+fn a_tangent_whose_value_is_not_recorded_is_found() {
+    let device = device();
+    let mut cell = Cell::new(true, &device);
+    cell.by_hand = true;
+    let inputs = inputs(&device);
+    let state = |seed| numbers([BATCH, DIM], seed, 1.0, &plain_device());
+    let right = check::tangent_error(&cell, &inputs, state(6), state(7), 2);
+    assert!(right.unwrap() < tolerance(1e-12));
+    let forgetful = Forgetful { cell };
+    let wrong = check::tangent_error(&forgetful, &inputs, state(6), state(7), 2);
+    assert!(wrong.unwrap() > 0.9);
+}
+
+/// A cell with a parameter that it does not read.
+#[derive(Module, Debug)]
+struct Wasteful {
+    cell: Cell,
+    spare: Param<Tensor<2>>,
+}
+
+impl EquilibriumCell for Wasteful {
+    type State = Tensor<2>;
+    type Context = Inputs;
+
+    fn forward(&self, z: Tensor<2>, inputs: &Inputs) -> Tensor<2> {
+        self.cell.forward(z, inputs)
+    }
+}
+
+#[test]
+fn a_parameter_that_is_not_read_has_no_gradient() {
+    let device = device();
+    let cell = Wasteful {
+        cell: Cell::new(true, &device),
+        spare: Param::from_tensor(numbers([2, 2], 1, 1.0, &device)),
+    };
+    let inputs = inputs(&device);
+    for config in strategies() {
+        let start = Tensor::<2>::zeros([BATCH, DIM], &device);
+        let out = config.build().unwrap().forward(&cell, &inputs, start);
+        let grads = loss(&out.output, &device).backward();
+        assert!(cell.cell.w.val().grad(&grads).is_some());
+        assert!(cell.spare.val().grad(&grads).is_none());
+    }
+}
+
+#[test]
+fn frozen_layers_and_trained_ones_serve_where_the_tape_is_checkpointed() {
+    let device = device().gradient_checkpointing();
+    let trained = Cell::new(true, &device);
+    let inputs = inputs(&device);
+    let readout = numbers([DIM, 2], 3, 1.0, &device).require_grad();
+    let frozen = trained.clone().no_grad();
+    let context = inputs.without_autodiff();
+    for config in strategies() {
+        let deq = config.build().unwrap();
+        let start = || Tensor::<2>::zeros([BATCH, DIM], &device);
+        let out = deq.forward(&frozen, &context, start());
+        let grads = out.output.matmul(readout.clone()).sum().backward();
+        assert!(readout.grad(&grads).is_some());
+        let out = deq.forward(&trained, &inputs, start());
+        let read = out.output.clone().matmul(readout.clone()).sum();
+        let term = out
+            .evaluation
+            .unwrap()
+            .recorded(Tensor::zeros([BATCH], &plain_device()), |at| {
+                at.call(at.z()).sum_dim(1).squeeze_dim(1)
+            });
+        let grads = (read + term.sum()).backward();
+        assert!(readout.grad(&grads).is_some());
+        assert!(trained.w.val().grad(&grads).is_some());
+    }
 }
