@@ -10,8 +10,8 @@ use deq_solvers::{SolveStats, Trace};
 #[derive(Clone, Debug)]
 pub struct Equilibrium<S> {
     /// What the loss uses, differentiable in training: `f(z)` at the point below, the end of the
-    /// phantom steps, or the end of an unroll or a reversible iteration. In training, NaN for samples
-    /// of which `f` is not finite at the start, so that the loss shows them.
+    /// phantom steps, or the end of an unroll or a reversible iteration. In training, NaN for
+    /// samples of which `f` is not finite at the start, so that the loss shows them.
     pub output: S,
     /// The point `z` that was found, without autodiff: for the Jacobian penalty, memories, warm
     /// starts.

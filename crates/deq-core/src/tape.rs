@@ -157,8 +157,8 @@ impl<C: EquilibriumCell> TapedCell<C> {
         self.products
     }
 
-    /// The sums for every tracked input, in the order of [`Inputs`]; none for a leaf that no product
-    /// has reached.
+    /// The sums for every tracked input, in the order of [`Inputs`]; none for a leaf that no
+    /// product has reached.
     pub(crate) fn into_cotangents(mut self) -> Vec<Option<DispatchTensor>> {
         self.collect(None);
         self.cotangents.sums

@@ -100,9 +100,11 @@ impl MemoryPlan {
             None => solved(&numbers, probes, &forward, &backward),
             Some(_) => Vec::new(),
         };
+        // Cotangents of normalised weights go while gradients come.
+        let arranged = numbers.shared / 2;
         phases.push(phase(
             "weights",
-            numbers.constants + numbers.kept + numbers.shared + numbers.weights,
+            numbers.constants + numbers.kept + arranged + numbers.weights,
         ));
         let [_, pretrained] = recipe.phases();
         let depth = tied.or((pretrained > 0).then_some(recipe.pretrain_depth));
@@ -225,8 +227,10 @@ fn recorded(numbers: &StepNumbers, probes: usize) -> usize {
 
 /// With the penalty of unrolled steps, if it has probes.
 fn unrolled(numbers: &StepNumbers, depth: usize, probes: usize) -> usize {
-    let before =
-        numbers.constants + numbers.shared + numbers.state + depth.saturating_sub(1) * numbers.tape;
+    // Transposed weights come while tapes go.
+    let shared = numbers.shared / 2;
+    let others = depth.saturating_sub(1) * numbers.tape;
+    let before = numbers.constants + shared + numbers.state + others;
     let behind = numbers.output + numbers.output_peak;
     let last = numbers.tape + behind.max(numbers.kept + numbers.head + numbers.backward);
     // Of the last application and of what is behind it nothing has been differentiated yet.
