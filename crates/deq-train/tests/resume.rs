@@ -263,6 +263,16 @@ fn an_evaluation_that_fails_takes_no_steps_with_it() {
     assert_eq!(checkpoints(&parts), ["step-0000002", "step-0000005"]);
 }
 
+/// The step at which a run has diverged, and that of its last checkpoint.
+fn diverged(error: &TrainError) -> (usize, usize) {
+    match error {
+        TrainError::Stopped(Stopped::Diverged {
+            step, checkpoint, ..
+        }) => (*step, *checkpoint),
+        _ => panic!("{error}"),
+    }
+}
+
 #[test]
 fn a_model_whose_evaluation_is_no_number_is_not_gone_on_from() {
     let _turn = turn();
@@ -274,13 +284,7 @@ fn a_model_whose_evaluation_is_no_number_is_not_gone_on_from() {
     Sine::POISONED_FROM.set(3);
     let error = train(recipe.clone(), &options(&run, Start::New, None)).unwrap_err();
     Sine::POISONED_FROM.set(usize::MAX);
-    let TrainError::Stopped(Stopped::Diverged {
-        step, checkpoint, ..
-    }) = &error
-    else {
-        panic!("{error}");
-    };
-    assert_eq!((*step, *checkpoint), (3, 1));
+    assert_eq!(diverged(&error), (3, 1));
     recipe.learning_rate /= 2.0;
     train(recipe, &options(&run, Start::Resume, None)).unwrap();
     let records = read_records(&run.join("metrics.jsonl")).unwrap();
@@ -392,13 +396,7 @@ fn a_diverged_run_is_logged_and_can_be_rescued() {
     Sine::POISONED_FROM.set(4);
     let error = train(recipe.clone(), &options(&run, Start::New, None)).unwrap_err();
     Sine::POISONED_FROM.set(usize::MAX);
-    let TrainError::Stopped(Stopped::Diverged {
-        step, checkpoint, ..
-    }) = &error
-    else {
-        panic!("{error}");
-    };
-    assert_eq!((*step, *checkpoint), (5, 2));
+    assert_eq!(diverged(&error), (5, 2));
     assert!(
         error
             .to_string()
