@@ -54,9 +54,9 @@ pub trait EquilibriumCell: Module + ModuleDisplay + Sync + 'static {
     /// the context, if the cell knows how: a Jacobian-vector product in forward mode.
     ///
     /// On penalised steps the penalty takes its gradient of the second and the layer its own of the
-    /// first, which must be recorded as `forward` records it. The default,
-    /// `None`, leaves it to differences, which are no good in f32 where `f` has kinks (ReLU, max
-    /// pooling). A cell has a tangent for every input or for none.
+    /// first, which must be recorded as `forward` records it. The default, `None`, leaves it to
+    /// differences, which are no good in f32 where `f` has kinks (ReLU, max pooling). A cell has a
+    /// tangent for every input or for none.
     /// [`check::tangent_error`](crate::check::tangent_error) compares it with `forward` and with
     /// automatic differentiation.
     ///

@@ -94,20 +94,18 @@ pub fn tangent_error<C: EquilibriumCell>(
         .tangent(z.clone(), direction.clone(), flat.context)?;
     let [fz, tangent, z, direction] = [fz, tangent, z, direction].map(|s| layout.flatten(s));
     let u = drawn(0, &z);
-    let gradient = |number: &dyn Fn(&CellAt<C>) -> Tensor<2>| {
+    let gradient = |by_tangent: bool| {
         let mut taped = TapedCell::new(&frozen, &Tracked::all(&frozen));
         taped.add(|cell, context| {
             let at = CellAt::new(cell, context, layout, z.clone());
-            (number(&at) * u.clone()).sum()
+            if by_tangent {
+                let _ = at.tangent(direction.clone());
+            }
+            (at.value() * u.clone()).sum()
         });
         taped
     };
-    let along = direction.clone();
-    let recorded = gradient(&|at| {
-        let _ = at.tangent(along.clone());
-        at.value()
-    });
-    let recorded = recorded.distance(gradient(&|at| at.call(at.z())));
+    let recorded = gradient(true).distance(gradient(false));
     let mut worst = larger(difference(&fz, &frozen.call(z.clone())), recorded);
     let (tangent, along) = (rows_of(&tangent), rows_of(&direction));
     for seed in 0..probes {

@@ -59,6 +59,14 @@ impl<'a, C: EquilibriumCell> CellAt<'a, C> {
         }
     }
 
+    /// The same for terms whose gradients are recorded in the backward pass; it shares nothing.
+    pub fn evaluation(&self) -> Evaluation {
+        Evaluation(Arc::new(Alone {
+            point: FrozenAt::new(self.f.freeze(), self.z()),
+            inputs: Inputs::of(self.f.cell, self.f.context),
+        }))
+    }
+
     /// `f(z)`, by no further evaluation if there was a tangent.
     pub(crate) fn value(&self) -> Tensor<2> {
         let known = self.fz.take();
@@ -110,12 +118,9 @@ impl std::fmt::Debug for Evaluation {
 impl Evaluation {
     /// Of any state, which shares nothing.
     pub fn at<C: EquilibriumCell>(cell: &C, context: &C::Context, z: &C::State) -> Self {
-        let frozen = FrozenCell::new(cell, context, z);
-        let rows = frozen.layout().flatten(z.without_autodiff());
-        Self(Arc::new(Alone {
-            point: FrozenAt::new(frozen, rows),
-            inputs: Inputs::of(cell, context),
-        }))
+        let layout = StateLayout::of(z);
+        let rows = layout.flatten(z.without_autodiff());
+        CellAt::new(cell, context, &layout, rows).evaluation()
     }
 
     /// The point, `[batch, dim]`, on the plain device.

@@ -375,9 +375,7 @@ fn measure(
     let rows: Vec<usize> = (0..TEST).collect();
     let (x, y) = test.columns(&rows, device);
     let out = layer(BUDGET - 1)?.forward(&network.layer, &x, start(&network.layer, &x));
-    let error = (network.readout.forward(out.output.clone()) - y)
-        .square()
-        .mean();
+    let error = (network.readout.forward(out.output) - y).square().mean();
     let x = x.narrow(0, 0, PROBED);
     let far = layer(100)?.forward(&network.layer, &x, start(&network.layer, &x));
     let spectra = spectrum(&network.layer, &x, &far.z);

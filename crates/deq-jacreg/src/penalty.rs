@@ -170,12 +170,8 @@ impl JacobianPenalty {
         let rows = layout.flatten(z.without_autodiff());
         self.check_dtype(cell, context, (z, &rows))?;
         let point = Point::new(rows.clone(), self.draw(&rows));
-        Ok(self.estimate(
-            cell,
-            context,
-            (&layout, point),
-            self.config.power_iterations,
-        ))
+        let at = CellAt::new(cell, context, &layout, point.z.clone());
+        Ok(self.estimate(&at, &point, self.config.power_iterations))
     }
 
     /// [`at`](Self::at) the equilibrium that a layer has found with this cell and this context,
@@ -269,7 +265,8 @@ impl JacobianPenalty {
         let at = layout.flatten(z.without_autodiff());
         self.check_dtype(cell, context, (z, &at))?;
         let point = Point::new(at, rows(z, probes));
-        Ok(self.estimate(cell, context, (&layout, point), 0))
+        let at = CellAt::new(cell, context, &layout, point.z.clone());
+        Ok(self.estimate(&at, &point, 0))
     }
 
     /// Probes for states as rows.
@@ -302,18 +299,13 @@ impl JacobianPenalty {
     /// After `rounds` of power iteration, for the estimator that has them.
     fn estimate<C: EquilibriumCell>(
         &self,
-        cell: &C,
-        context: &C::Context,
-        (layout, point): (&StateLayout<C::State>, Point),
+        at: &CellAt<C>,
+        point: &Point,
         rounds: usize,
     ) -> Penalty {
-        let at = CellAt::new(cell, context, layout, point.z.clone());
         match self.config.estimator {
-            Estimator::Cotangent => {
-                let z = layout.unflatten(point.z.clone());
-                point.cotangent(&Evaluation::at(cell, context, &z), rounds)
-            }
-            Estimator::Tangent => point.mean_square(|probe, count| derivative(&at, probe, count)),
+            Estimator::Cotangent => point.cotangent(&at.evaluation(), rounds),
+            Estimator::Tangent => point.mean_square(|probe, count| derivative(at, probe, count)),
             Estimator::Denoising(DenoisingConfig { sigma }) => {
                 point.mean_square(|probe, evaluations| {
                     evaluations.add(1);

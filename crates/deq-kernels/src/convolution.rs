@@ -282,11 +282,8 @@ impl Kind {
         shape: &conv::ConvShape,
         weight: impl FnOnce() -> flex::Host,
     ) -> Arc<conv::ForwardWeight> {
-        let make = || Arc::new(conv::ForwardWeight::new(weight().values(), shape));
-        match &self.arranged {
-            Some(arranged) => kept(&arranged.forward, make).clone(),
-            None => make(),
-        }
+        let make = || conv::ForwardWeight::new(weight().values(), shape);
+        self.kept(|arranged| &arranged.forward, make)
     }
 
     /// The same for the transpose.
@@ -295,10 +292,18 @@ impl Kind {
         shape: &conv::ConvShape,
         weight: impl FnOnce() -> flex::Host,
     ) -> Arc<conv::TransposedWeight> {
-        let make = || Arc::new(conv::TransposedWeight::new(weight().values(), shape));
+        let make = || conv::TransposedWeight::new(weight().values(), shape);
+        self.kept(|arranged| &arranged.transposed, make)
+    }
+
+    fn kept<T>(
+        &self,
+        place: impl Fn(&Arranged) -> &OnceLock<Arc<T>>,
+        make: impl FnOnce() -> T,
+    ) -> Arc<T> {
         match &self.arranged {
-            Some(arranged) => kept(&arranged.transposed, make).clone(),
-            None => make(),
+            Some(arranged) => kept(place(arranged), || Arc::new(make())).clone(),
+            None => Arc::new(make()),
         }
     }
 }

@@ -187,6 +187,11 @@ fn weights_and_masks_go_with_tensors_of_another_type_than_the_device_has() {
     let x = Tensor::<2>::ones([3, 5], &device).cast(DType::F64);
     let dropped = DropoutMask::draw([3, 5], 0.5, &device).apply(x.clone());
     assert_eq!(dropped.dtype(), DType::F64);
+    let dropped = values(&dropped);
+    assert!(
+        dropped.iter().all(|entry| [0.0, 2.0].contains(entry)),
+        "{dropped:?}"
+    );
     let bounded = SpectralNorm::new(x, 0.5).weight();
     // Ones have the singular value sqrt(15).
     let expected = [0.5 / 15.0_f64.sqrt(); 15];

@@ -243,16 +243,6 @@ impl<'p, 'a> Walk<'p, 'a> {
                     return self.tensor(name, inner);
                 }
             }
-            (("collections", "OrderedDict"), [pairs]) => {
-                for &pair in self.pickle.sequence(*pairs).unwrap_or_default() {
-                    if let Some([key, value]) = self.pickle.sequence(pair) {
-                        let Some(key) = self.pickle.key(*key) else {
-                            continue;
-                        };
-                        self.named(key, *value)?;
-                    }
-                }
-            }
             ((_, "set" | "frozenset"), [elements]) => {
                 self.elements(self.pickle.sequence(*elements).unwrap_or_default())?;
             }
@@ -261,7 +251,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             }
             _ => {}
         }
-        self.items(&object.items)?;
+        self.items(&self.entries_of(object))?;
         self.elements(&object.elements)?;
         match object.state {
             Some(state) => self.state(state),
@@ -303,26 +293,30 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.items(&self.entries(modules))
     }
 
-    /// The entries of a dictionary, ordered or not. Python 2 makes the ordered ones from a list of
-    /// pairs.
+    /// The entries of a dictionary, ordered or not.
     fn entries(&self, id: Id) -> Cow<'p, [(Id, Id)]> {
         match self.pickle.get(id) {
             Value::Dict(items) => items.into(),
-            Value::Object(object) if object.items.is_empty() => {
-                let arguments = self.pickle.sequence(object.arguments).unwrap_or_default();
-                let pairs = arguments
-                    .first()
-                    .and_then(|list| self.pickle.sequence(*list));
-                let pairs = pairs.unwrap_or_default().iter();
-                let pairs = pairs.filter_map(|&pair| match self.pickle.sequence(pair) {
-                    Some([key, value]) => Some((*key, *value)),
-                    _ => None,
-                });
-                pairs.collect::<Vec<_>>().into()
-            }
-            Value::Object(object) => (&object.items).into(),
+            Value::Object(object) => self.entries_of(object),
             _ => Cow::default(),
         }
+    }
+
+    /// The entries that an object was given; Python 2 makes an ordered dictionary from a list of
+    /// them.
+    fn entries_of(&self, object: &'p Object) -> Cow<'p, [(Id, Id)]> {
+        let arguments = self.pickle.sequence(object.arguments).unwrap_or_default();
+        let (Value::Global("collections", "OrderedDict"), [pairs]) =
+            (self.pickle.get(object.callable), arguments)
+        else {
+            return (&object.items).into();
+        };
+        let pairs = self.pickle.sequence(*pairs).unwrap_or_default().iter();
+        let pairs = pairs.filter_map(|&pair| match self.pickle.sequence(pair) {
+            Some([key, value]) => Some((*key, *value)),
+            _ => None,
+        });
+        pairs.chain(object.items.iter().copied()).collect()
     }
 
     /// The texts of a set, in whichever way the pickle makes one.
